@@ -1,0 +1,74 @@
+"""Checkpoints: weights, optimizer state and progress in one safetensors file, replaced in one step."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pargolf.errors import UserError
+from pargolf.files import write_atomic
+from pargolf.model.gpt import GPT
+from pargolf.optim.groups import Optimizers
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training run is."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    seconds: float = 0.0
+    """Training time so far, without compilation, scoring and saving."""
+    finished: bool = False
+
+
+def save_checkpoint(path: Path, model: GPT, optimizers: Optimizers, progress: Progress) -> None:
+    """Write everything a continued run needs; OSError leaves the previous checkpoint in place."""
+    tensors = {f"weight/{name}": value for name, value in model.state_dict().items()} | optimizers.state()
+    # Cloned, since momentum buffers are views of one batch and safetensors stores no shared memory.
+    tensors = {name: value.detach().cpu().clone() for name, value in tensors.items()}
+    data = safetensors.torch.save(tensors, metadata={"progress": json.dumps(asdict(progress))})
+    write_atomic(path, data)
+
+
+def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers) -> Progress:
+    """Put a checkpoint into the model and its optimizers; UserError if it is damaged or does not fit."""
+    tensors, progress = _read(path)
+    weights = {
+        name.removeprefix("weight/"): value for name, value in tensors.items() if name.startswith("weight/")
+    }
+    _load_weights(path, model, weights)
+    optimizers.load_state({name: value for name, value in tensors.items() if not name.startswith("weight/")})
+    return progress
+
+
+def load_weights(path: Path, model: GPT) -> Progress:
+    """Put the weights of a checkpoint into `model`; UserError as `load_checkpoint`."""
+    tensors, progress = _read(path)
+    weights = {
+        name.removeprefix("weight/"): value for name, value in tensors.items() if name.startswith("weight/")
+    }
+    _load_weights(path, model, weights)
+    return progress
+
+
+def _load_weights(path: Path, model: GPT, weights: dict[str, Tensor]) -> None:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"checkpoint {path} does not fit the model: {' '.join(str(error).split())}") from None
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Progress]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+            return tensors, Progress(**json.loads(file.metadata()["progress"]))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; train the run first") from None
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"checkpoint {path} is damaged ({error}); remove it to train anew") from None

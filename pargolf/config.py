@@ -1,0 +1,334 @@
+"""Every setting of a run, typed and validated.
+
+The dataclass defaults are the published seed system (challenge pull request #215), so
+`presets/lowrank-q192.toml` and `RunConfig()` say the same thing; a preset file still lists
+every field, so that a reader of the TOML sees all of them.
+"""
+
+import dataclasses
+import json
+import tomllib
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pargolf.errors import UserError
+
+CHALLENGE_BUDGET = 16_000_000  # bytes of code + compressed model, decimal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the GPT. `d_head` is d_model / n_heads."""
+
+    vocab_size: int = 1024
+    """Token ids 0 .. vocab_size - 1; must match the tokenizer."""
+    seq_len: int = 1024
+    """Context length in tokens, of training rows and of scoring windows."""
+    n_layers: int = 11
+    """Transformer layers; the first half encodes (pushes skips), the rest decodes (pops them)."""
+    d_model: int = 512
+    """Width of the residual stream."""
+    n_heads: int = 8
+    """Query heads."""
+    kv_heads: int = 4
+    """Key/value heads, shared by groups of query heads (GQA)."""
+    q_rank: int = 192
+    """Rank of the factored query projection; 0 keeps it a full matrix."""
+    mlp_ratio: int = 3
+    """MLP hidden width as a multiple of d_model."""
+    rope_base: float = 10000.0
+    """Base of the rotary position frequencies."""
+    softcap: float = 30.0
+    """Logits are softcap * tanh(logits / softcap)."""
+    q_gain: float = 1.5
+    """Initial gain of the normalized queries, one learned value a head."""
+    embed_std: float = 0.005
+    """Standard deviation of the embedding at init."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the tokens come from."""
+
+    dataset: str = "data/datasets/fineweb10B_sp1024"
+    """Folder with fineweb_train_*.bin and fineweb_val_*.bin."""
+    tokenizer: str = "data/tokenizers/fineweb_1024_bpe.model"
+    """SentencePiece model that made the shards."""
+    corpus: Literal["none", "embedded"] = "none"
+    """"embedded": `pargolf run` and `train` prepare the embedded articles if the folder is missing."""
+    order: Literal["stream", "shuffle"] = "stream"
+    """"stream": shards in name order, as the challenge reads them; "shuffle": rows in an order
+    seeded anew for each epoch (for small corpora of long documents)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop: how long, in what pieces, on what."""
+
+    seed: int = 1337
+    """Seed of the init and of the row order; one seed on one CPU gives one result, bit by bit."""
+    batch_tokens: int = 524_288
+    """Tokens an optimizer step, over all ranks."""
+    micro_batches: int = 8
+    """Pieces a step is cut into, over all ranks; the world size must divide it (the challenge's 8)."""
+    iterations: int = 20_000
+    """Steps to train, unless max_seconds ends it first."""
+    max_seconds: float = 600.0
+    """Wall-clock cap of the training in seconds, compile warm-up not counted; 0 means none."""
+    compile_warmup_steps: int = 20
+    """Steps run before the clock starts, to compile; weights and optimizer are restored after."""
+    warmdown_steps: int = 3000
+    """Steps of the linear learning-rate decay to 0 at the end."""
+    warmdown_fraction: float = 0.0
+    """If above 0, the decay takes this share of the run (of its steps or seconds) instead."""
+    val_every: int = 1000
+    """Score the validation rows every so many steps; 0 means only at the end."""
+    log_every: int = 100
+    """Steps between two log lines."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints; 0 means only at the end or when stopped."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "bfloat16"
+    """Compute dtype; auto takes bfloat16 on GPUs and, on CPUs with bfloat16 instructions, where
+    a timed multiply shows it to be faster; float32 elsewhere."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+    compile: bool = True
+    """Compile the model with torch.compile (on a CPU this needs a C++ compiler)."""
+    compile_cache: Literal["clean", "shared"] = "clean"
+    """clean: a fresh compile cache inside the run folder; shared: PyTorch's usual one, faster to start."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Muon for the matrices inside the layers, Adam for the rest."""
+
+    muon_lr: float = 0.02
+    muon_momentum: float = 0.99
+    muon_momentum_start: float = 0.92
+    """Momentum at step 0, raised linearly to muon_momentum."""
+    muon_momentum_warmup: int = 1500
+    """Steps of that raise."""
+    muon_weight_decay: float = 0.038
+    """Decoupled: w *= 1 - lr * weight_decay."""
+    ns_steps: int = 5
+    """Newton-Schulz iterations."""
+    ns_dtype: Literal["auto", "bfloat16", "float32"] = "bfloat16"
+    """Dtype of the Newton-Schulz iterations; auto is the compute dtype."""
+    embed_lr: float = 0.03
+    vector_lr: float = 0.02
+    """Adam's learning rate for gains, scales, mixes and skip weights."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """How weights become bytes."""
+
+    attn_bits: Literal[4, 5, 6, 7, 8, 16, 32] = 6
+    """Bits a value of the attention matrices: 4-8 integers scaled per row, 16 or 32 floats."""
+    mlp_bits: Literal[4, 5, 6, 7, 8, 16, 32] = 6
+    embed_bits: Literal[4, 5, 6, 7, 8, 16, 32] = 16
+    vector_bits: Literal[16, 32] = 32
+    """Floats of gains, scales, mixes and skip weights."""
+    clip_quantile: float = 0.9999984
+    """Each row is clipped at this quantile of its absolute values before it is quantized."""
+    layout: Literal["bytes", "packed"] = "bytes"
+    """One byte a quantized value, or its bits packed without gaps."""
+    codec: Literal["zstd", "zlib"] = "zstd"
+    level: int = 22
+    """Compression level: 1-22 for zstd, 1-9 for zlib."""
+    budget: int = CHALLENGE_BUDGET
+    """Largest allowed code + model bytes."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How the artifact is scored."""
+
+    stride: int = 64
+    """Tokens each window after the first scores; seq_len means plain rows."""
+    batch_rows: int = 32
+    """Windows scored at once on each rank."""
+    compressors: bool = False
+    """Also measure xz and zstd on the validation text, to give the score a scale."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything about one run, as written to its config.json."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def validate_model(m: ModelConfig) -> None:
+    """Raise UserError, naming the first fault, if no model of this shape can be built."""
+    for name in ("vocab_size", "seq_len", "n_layers", "d_model", "n_heads", "kv_heads", "mlp_ratio"):
+        _require(getattr(m, name) >= 1, f"model.{name} must be at least 1, is {getattr(m, name)}")
+    _require(m.n_layers >= 2, "model.n_layers must be at least 2: half of the layers encode, half decode")
+    _require(m.vocab_size <= 65_536, f"model.vocab_size {m.vocab_size}: shards hold 16-bit token ids")
+    _require(
+        m.d_model % m.n_heads == 0,
+        f"model.d_model {m.d_model} is not a multiple of model.n_heads {m.n_heads}",
+    )
+    _require(
+        m.d_model // m.n_heads % 2 == 0,
+        f"head size {m.d_model // m.n_heads} is odd; RoPE rotates pairs, so d_model / n_heads must be even",
+    )
+    _require(
+        m.n_heads % m.kv_heads == 0,
+        f"model.n_heads {m.n_heads} is not a multiple of model.kv_heads {m.kv_heads}",
+    )
+    _require(
+        0 <= m.q_rank <= m.d_model,
+        f"model.q_rank {m.q_rank} is outside 0 (full) .. model.d_model {m.d_model}",
+    )
+    for name in ("rope_base", "softcap", "embed_std"):
+        _require(getattr(m, name) > 0, f"model.{name} must be above 0, is {getattr(m, name)}")
+
+
+def validate(c: RunConfig) -> RunConfig:
+    """Return `c` if its settings fit together; raise UserError naming the first that do not."""
+    validate_model(c.model)
+    t, o, x, e = c.train, c.optim, c.export, c.eval
+    for section, name in (
+        ("train", "batch_tokens"), ("train", "micro_batches"), ("train", "iterations"),
+        ("train", "log_every"), ("optim", "ns_steps"), ("eval", "stride"), ("eval", "batch_rows"),
+        ("export", "budget"),
+    ):  # fmt: skip
+        value = getattr(getattr(c, section), name)
+        _require(value >= 1, f"{section}.{name} must be at least 1, is {value}")
+    for section, name in (
+        ("train", "max_seconds"), ("train", "compile_warmup_steps"), ("train", "warmdown_steps"),
+        ("train", "val_every"), ("train", "checkpoint_every"), ("optim", "muon_lr"),
+        ("optim", "embed_lr"), ("optim", "vector_lr"), ("optim", "muon_weight_decay"),
+        ("optim", "muon_momentum_warmup"),
+    ):  # fmt: skip
+        value = getattr(getattr(c, section), name)
+        _require(value >= 0, f"{section}.{name} must not be negative, is {value}")
+    for name in ("muon_momentum", "muon_momentum_start", "adam_beta1", "adam_beta2"):
+        _require(0 <= getattr(o, name) < 1, f"optim.{name} must be in [0, 1), is {getattr(o, name)}")
+    _require(
+        t.batch_tokens % (t.micro_batches * c.model.seq_len) == 0,
+        f"train.batch_tokens {t.batch_tokens} is not a multiple of train.micro_batches"
+        f" {t.micro_batches} x model.seq_len {c.model.seq_len}",
+    )
+    _require(
+        e.stride <= c.model.seq_len,
+        f"eval.stride {e.stride} is larger than the window, model.seq_len {c.model.seq_len}",
+    )
+    _require(
+        0 <= t.warmdown_fraction <= 1, f"train.warmdown_fraction must be in [0, 1], is {t.warmdown_fraction}"
+    )
+    _require(0.5 <= x.clip_quantile <= 1, f"export.clip_quantile must be in [0.5, 1], is {x.clip_quantile}")
+    top = {"zstd": 22, "zlib": 9}[x.codec]
+    _require(1 <= x.level <= top, f"export.level of {x.codec} must be in 1..{top}, is {x.level}")
+    return c
+
+
+def validate_world(c: RunConfig, world_size: int) -> None:
+    """Raise UserError if `world_size` ranks cannot share a step's micro-batches evenly."""
+    _require(
+        c.train.micro_batches % world_size == 0,
+        f"world size {world_size} does not divide train.micro_batches {c.train.micro_batches}"
+        " (8 under the challenge's rule); launch with --nproc_per_node of a divisor",
+    )
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message)
+
+
+def preset_names() -> list[str]:
+    """Names of the presets shipped with the package, in alphabetical order."""
+    folder = resources.files("pargolf") / "presets"
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def load_preset(name: str) -> RunConfig:
+    """The preset `name`, or the one in the TOML file at that path; UserError if there is none."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"no preset file {name}")
+        text = path.read_text()
+    elif name in preset_names():
+        text = (resources.files("pargolf") / "presets" / f"{name}.toml").read_text()
+    else:
+        raise UserError(
+            f"no preset '{name}'; there are: {', '.join(preset_names())}, or a path ending in .toml"
+        )
+    try:
+        return from_dict(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"preset {name} is not valid TOML: {error}") from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config section or a whole RunConfig as plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: Any) -> RunConfig:
+    """RunConfig from nested plain values (JSON, TOML); missing fields keep their defaults.
+
+    Raises UserError on an unknown field or a value of the wrong type.
+    """
+    return _build(RunConfig, values, "")
+
+
+def model_from_dict(values: Any) -> ModelConfig:
+    """ModelConfig from plain values, as an artifact's header holds them; UserError as `from_dict`."""
+    model: ModelConfig = _build(ModelConfig, values, "model")
+    validate_model(model)
+    return model
+
+
+def read_config(path: Path) -> RunConfig:
+    """The config.json of a run; UserError if it is missing or malformed."""
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; is this a run folder?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def _build(section: Any, values: Any, path: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"setting {path or 'root'} must be a table of settings, is {values!r}")
+    hints = get_type_hints(section)
+    for name in values:
+        if name not in hints:
+            raise UserError(f"unknown setting {path + '.' if path else ''}{name}; known: {', '.join(hints)}")
+    return section(
+        **{
+            name: _typed(hints[name], value, f"{path}.{name}" if path else name)
+            for name, value in values.items()
+        }
+    )
+
+
+def _typed(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path)
+    if get_origin(hint) is Literal:
+        if value in get_args(hint) and type(value) in {type(choice) for choice in get_args(hint)}:
+            return value
+        raise UserError(f"{path} must be one of {', '.join(map(str, get_args(hint)))}; is {value!r}")
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{path} must be of type {hint.__name__}, is {value!r}")
+    return value

@@ -1,0 +1,122 @@
+"""Ranks and what they exchange. Nothing else imports torch.distributed.
+
+A run under torchrun has several ranks, one a GPU (NCCL) or one a group of CPU threads (gloo);
+without torchrun there is one, and every exchange below returns its input.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """Which of how many ranks this process is, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files and prints."""
+        return self.rank == 0
+
+
+def launched_rank() -> int:
+    """The rank torchrun gave this process; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def launched_size() -> int:
+    """The number of ranks torchrun started; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def world(device_type: str) -> Iterator[World]:
+    """Join the other ranks for the length of the block; `device_type` is "cpu" or "cuda"."""
+    rank, size = launched_rank(), launched_size()
+    device = torch.device(device_type)
+    if device_type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if size > 1:
+        # CPU tensors go through gloo even beside NCCL: agreeing on the clock must not wait for the GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, device)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+def _size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def agree(*values: float) -> list[float]:
+    """The largest of each value over all ranks, so that all act on the same numbers."""
+    if _size() == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
+def total(values: Tensor) -> Tensor:
+    """Element-wise sum over all ranks; pass float64 where the sum must not depend on their number."""
+    if _size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if _size() > 1:
+        dist.barrier()
+
+
+def shared_map(function: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
+    """function(items) for items (n, ...), each rank computing its share of the n; all get all of it.
+
+    `function` must treat the items independently and keep their shape.
+    """
+    size = _size()
+    if size == 1:
+        return function(items)
+    count = len(items)
+    share = -(-count // size)
+    rank = dist.get_rank()
+    padded = torch.zeros(share, *items.shape[1:], dtype=items.dtype, device=items.device)
+    mine = items[rank * share : (rank + 1) * share]
+    padded[: len(mine)] = mine
+    result = function(padded)
+    gathered = torch.empty(size * share, *result.shape[1:], dtype=result.dtype, device=result.device)
+    dist.all_gather_into_tensor(gathered, result.contiguous())
+    return gathered[:count]
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model`, averaging its gradients over the ranks in backward (DDP) where there are several."""
+    if _size() == 1:
+        return model
+    return DistributedDataParallel(
+        model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+    )
+
+
+@contextmanager
+def gradients_stay_local(model: nn.Module, local: bool) -> Iterator[None]:
+    """Within the block, backward does not exchange gradients if `local` (all but the last micro-batch)."""
+    if local and isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+    else:
+        yield

@@ -1,0 +1,62 @@
+"""What this machine offers, and the choices a run makes from it."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from pargolf.errors import UserError
+
+
+def resolve_device(setting: str) -> str:
+    """ "cpu" or "cuda" for train.device; UserError if "cuda" is asked for and there is none."""
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device is cuda but PyTorch sees no GPU; use --train.device cpu or auto")
+    if setting == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return setting
+
+
+def resolve_dtype(setting: str, device: str) -> str:
+    """ "bfloat16" or "float32" for train.dtype (see its description)."""
+    if setting != "auto":
+        return setting
+    if device == "cuda":
+        return "bfloat16"
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "float32"
+    # Having the instructions is not enough: with AMX bfloat16 is several times faster than
+    # float32, with AVX512-BF16 alone it was measured to be half as fast.
+    return min(("bfloat16", "float32"), key=lambda name: _matmul_seconds(getattr(torch, name)))
+
+
+def _matmul_seconds(dtype: torch.dtype) -> float:
+    x, weight = torch.randn(2048, 512).to(dtype), torch.randn(512, 512).to(dtype)
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        F.linear(x, weight)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def use_compile_cache(setting: str, folder: Path) -> str:
+    """Point torch.compile at `folder` ("clean") or at PyTorch's shared cache; return a line for the log.
+
+    Stale inductor caches have changed step times and results of published runs, so a clean
+    one is the default. Must be called before the first compilation.
+    """
+    if setting == "shared":
+        return "compile cache: shared with other runs"
+    # Inductor and Triton read these when they first compile.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
+    return f"compile cache: clean, in {folder}"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queue, so that a clock read next is honest."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

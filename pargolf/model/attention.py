@@ -1,0 +1,75 @@
+"""Causal self-attention: low-rank queries, grouped key/value heads, RoPE, a key-value cache."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pargolf.config import ModelConfig
+from pargolf.model.layers import Linear, norm, projection, rotate
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, one pair of tensors a layer.
+
+    Each tensor is (batch, kv_heads, seq_len, d_head); the first `length` positions are filled.
+    """
+
+    def __init__(self, c: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
+        shape = (c.n_layers, 2, batch, c.kv_heads, c.seq_len, c.d_model // c.n_heads)
+        self.store = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k, v (batch, kv_heads, T, d_head) of one layer; return all keys and values so far.
+
+        `length` is advanced by the model once all layers have appended.
+        """
+        end = self.length + k.size(2)
+        keys, values = self.store[layer]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+
+class Attention(nn.Module):
+    """out(softmax(q k^T / sqrt(d_head)) v), causal, with q and k normalized per head.
+
+    q is multiplied by a learned gain per head (`q_gain`), since normalized queries could not
+    sharpen the softmax otherwise. k and v have `kv_heads` heads, each shared by
+    n_heads / kv_heads query heads (GQA, arXiv 2305.13245).
+    """
+
+    def __init__(self, c: ModelConfig):
+        super().__init__()
+        self.n_heads, self.kv_heads, self.d_head = c.n_heads, c.kv_heads, c.d_model // c.n_heads
+        d_kv = self.kv_heads * self.d_head
+        self.q = projection(c.d_model, c.d_model, c.q_rank)
+        self.k = Linear(c.d_model, d_kv)
+        self.v = Linear(c.d_model, d_kv)
+        self.out = Linear(c.d_model, c.d_model)
+        self.q_gain = nn.Parameter(torch.full((c.n_heads,), c.q_gain))
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """x (B, T, d_model) -> (B, T, d_model); cos, sin (T, d_head / 2) of the positions of x."""
+        batch, length, _ = x.shape
+        q = self._heads(self.q(x), self.n_heads)
+        k = self._heads(self.k(x), self.kv_heads)
+        v = self._heads(self.v(x), self.kv_heads)
+        q = rotate(norm(q), cos, sin) * self.q_gain.to(x.dtype)[:, None, None]
+        k = rotate(norm(k), cos, sin)
+        mask = None
+        if cache is not None:
+            past = cache.length
+            k, v = cache.extend(layer, k, v)
+            if past and length > 1:
+                mask = torch.ones(length, k.size(2), dtype=torch.bool, device=x.device).tril(past)
+        y = F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=mask is None and length > 1, enable_gqa=self.kv_heads != self.n_heads
+        )
+        return self.out(y.transpose(1, 2).reshape(batch, length, -1))
+
+    def _heads(self, x: Tensor, heads: int) -> Tensor:
+        """(B, T, heads * d_head) -> (B, heads, T, d_head)"""
+        return x.unflatten(-1, (heads, self.d_head)).transpose(1, 2)

@@ -1,0 +1,148 @@
+"""The whole model, in reading order.
+
+What is notable about it:
+- the first half of the layers encodes, the second half decodes: a decoder layer first adds,
+  scaled per channel, the output of the encoder layer that mirrors it;
+- every layer first mixes the residual stream with the normalized embedding (`resid_mix`);
+- queries may be low-rank, keys and values are shared between heads, both are normalized;
+- the MLP squares its ReLU; norms have no weights; there are no biases;
+- the embedding is tied to the head, whose logits are softly capped;
+- output projections start at zero, so that every layer starts as the identity.
+
+Source: the challenge's baseline and its pull request #215.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pargolf.config import ModelConfig
+from pargolf.model.attention import Attention, KVCache
+from pargolf.model.init import init_weights
+from pargolf.model.layers import Linear, norm, rope_tables
+from pargolf.tensors import Slot
+
+
+class MLP(nn.Module):
+    """proj(relu(fc(x))^2), hidden width mlp_ratio * d_model (squared ReLU: arXiv 2109.08668)."""
+
+    def __init__(self, c: ModelConfig):
+        super().__init__()
+        self.fc = Linear(c.d_model, c.mlp_ratio * c.d_model)
+        self.proj = Linear(c.mlp_ratio * c.d_model, c.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(F.relu(self.fc(x)).square())
+
+
+class Block(nn.Module):
+    """One layer: mix with the embedding, add attention, add the MLP."""
+
+    def __init__(self, c: ModelConfig):
+        super().__init__()
+        self.attn = Attention(c)
+        self.mlp = MLP(c)
+        self.attn_scale = nn.Parameter(torch.ones(c.d_model))
+        self.mlp_scale = nn.Parameter(torch.ones(c.d_model))
+        # Row 0 weighs the residual stream, row 1 the embedding.
+        self.resid_mix = nn.Parameter(torch.stack((torch.ones(c.d_model), torch.zeros(c.d_model))))
+
+    def forward(
+        self, x: Tensor, x0: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """x, x0 (B, T, d_model): residual stream and normalized embedding -> new residual stream."""
+        mix = self.resid_mix.to(x.dtype)
+        x = mix[0] * x + mix[1] * x0
+        x = x + self.attn_scale.to(x.dtype) * self.attn(norm(x), cos, sin, cache, layer)
+        return x + self.mlp_scale.to(x.dtype) * self.mlp(norm(x))
+
+
+class GPT(nn.Module):
+    """The language model. Parameters are float32; activations have `dtype`.
+
+    `seed` fixes the initial weights (see `init_weights`); None leaves them unset, for a model
+    whose weights are loaded next.
+    """
+
+    def __init__(self, c: ModelConfig, dtype: torch.dtype = torch.float32, seed: int | None = None):
+        super().__init__()
+        self.config = c
+        self.dtype = dtype
+        self.n_encoder = c.n_layers // 2
+        self.embed = nn.Embedding(c.vocab_size, c.d_model)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layers))
+        self.skip_weights = nn.Parameter(torch.ones(self.n_encoder, c.d_model))
+        cos, sin = rope_tables(c.seq_len, c.d_model // c.n_heads, c.rope_base)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        if seed is not None:
+            init_weights(self, seed)
+
+    def trunk(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """tokens (B, T) int64 -> normalized final states (B, T, d_model).
+
+        With a cache, the tokens continue those already in it; together they must fit seq_len.
+        """
+        start = cache.length if cache is not None else 0
+        end = start + tokens.size(1)
+        cos, sin = self.cos[start:end], self.sin[start:end]
+        x = x0 = norm(self.embed(tokens).to(self.dtype))
+        skips: list[Tensor] = []
+        for layer, block in enumerate(self.blocks):
+            decoder_layer = layer - self.n_encoder
+            if 0 <= decoder_layer < self.n_encoder:
+                x = x + self.skip_weights[decoder_layer].to(x.dtype) * skips.pop()
+            x = block(x, x0, cos, sin, cache, layer)
+            if layer < self.n_encoder:
+                skips.append(x)
+        if cache is not None:
+            cache.length = end
+        return norm(x)
+
+    def head(self, states: Tensor) -> Tensor:
+        """states (..., d_model) -> softly capped logits (..., vocab_size), float32."""
+        logits = F.linear(states, self.embed.weight.to(states.dtype)).float()
+        return self.config.softcap * torch.tanh(logits / self.config.softcap)
+
+    def loss(self, states: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+        """Cross-entropy in nats, float32, of targets (B, T) given states (B, T, d_model).
+
+        A scalar mean, or (B, T) values with reduction "none".
+        """
+        logits = self.head(states)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+        return loss if reduction == "mean" else loss.view(targets.shape)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of targets (B, T) after tokens (B, T): the training loss."""
+        return self.loss(self.trunk(tokens), targets)
+
+    def compile_regions(self) -> None:
+        """Compile one layer and the loss with torch.compile, in place.
+
+        All layers share the code of one, so this starts several times faster than a compiled
+        whole, for nearly the same step time.
+        """
+        for block in self.blocks:
+            block.compile(dynamic=False)
+        self.loss = torch.compile(self.loss, dynamic=False)  # type: ignore[method-assign]
+
+
+def tensor_kinds(model: GPT) -> dict[str, Slot]:
+    """Name of every parameter -> its kind (see `tensors.TENSOR_KINDS`) and layer.
+
+    Raises ValueError if a parameter has no kind, so that none is left untrained or unpacked.
+    """
+    slots = {id(model.embed.weight): Slot("embed", None), id(model.skip_weights): Slot("vector", None)}
+    for layer, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        for kind, module in (("attn", block.attn), ("mlp", block.mlp)):
+            for part in module.modules():
+                if isinstance(part, Linear):
+                    slots[id(part.weight)] = Slot(kind, layer)
+        for vector in (block.attn_scale, block.mlp_scale, block.resid_mix, block.attn.q_gain):
+            slots[id(vector)] = Slot("vector", layer)
+    unknown = [name for name, p in model.named_parameters() if id(p) not in slots]
+    if unknown:
+        raise ValueError(f"parameters without a kind: {', '.join(unknown)}")
+    return {name: slots[id(p)] for name, p in model.named_parameters()}

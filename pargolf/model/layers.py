@@ -1,0 +1,62 @@
+"""The two building blocks that attention and MLP share: a matrix, and a norm without weights."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """x @ W^T without bias; W (n_out, n_in) is kept in float32 and cast to x's dtype at the multiply.
+
+    Casting the master weight, instead of autocast, leaves the optimizer in full precision
+    and every other dtype in the model as written.
+    """
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__(n_in, n_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class LowRank(nn.Module):
+    """x @ (up down)^T: a (n_out, n_in) matrix of at most `rank`, stored as its two factors.
+
+    Source: challenge pull request #215, where trained query matrices were found to use
+    about 100 of their 512 dimensions.
+    """
+
+    def __init__(self, n_in: int, n_out: int, rank: int):
+        super().__init__()
+        self.down = Linear(n_in, rank)
+        self.up = Linear(rank, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x))
+
+
+def projection(n_in: int, n_out: int, rank: int) -> Linear | LowRank:
+    """A full matrix, or its low-rank form where `rank` is above 0."""
+    return LowRank(n_in, n_out, rank) if rank else Linear(n_in, n_out)
+
+
+def norm(x: Tensor) -> Tensor:
+    """RMSNorm over the last dimension without weight, with the epsilon of x's dtype."""
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def rope_tables(seq_len: int, d_head: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (seq_len, d_head / 2), float32: position t turns pair i by t / base^(2i / d_head).
+
+    Source: RoFormer, arXiv 2104.09864.
+    """
+    frequencies = base ** (-torch.arange(0, d_head, 2, dtype=torch.float32) / d_head)
+    angles = torch.outer(torch.arange(seq_len, dtype=torch.float32), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x[i], x[i + d_head/2]) of x (..., T, d_head) by the angles of cos, sin (T, d_head/2)."""
+    x1, x2 = x.chunk(2, dim=-1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)

@@ -1,0 +1,75 @@
+"""Which tensor goes to which optimizer: the rows of `tensors.TENSOR_KINDS`, made real."""
+
+import torch
+from torch import Tensor
+
+from pargolf.config import OptimConfig
+from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.optim.muon import Muon
+from pargolf.tensors import TENSOR_KINDS
+
+
+class Optimizers:
+    """All optimizers of a model, stepped together under one schedule."""
+
+    def __init__(self, model: GPT, o: OptimConfig, ns_dtype: torch.dtype):
+        self.model = model
+        by_kind: dict[str, list[Tensor]] = {kind: [] for kind in TENSOR_KINDS}
+        parameters = dict(model.named_parameters())
+        for name, slot in tensor_kinds(model).items():
+            by_kind[slot.kind].append(parameters[name])
+        rows = [(TENSOR_KINDS[kind], members) for kind, members in by_kind.items() if members]
+        matrices = [p for row, members in rows if row.optimizer == "muon" for p in members]
+        self.muon = Muon(
+            matrices,
+            lr=o.muon_lr,
+            momentum=o.muon_momentum,
+            weight_decay=o.muon_weight_decay,
+            ns_steps=o.ns_steps,
+            ns_dtype=ns_dtype,
+        )
+        self.adam = torch.optim.Adam(
+            [
+                {"params": members, "lr": getattr(o, row.lr)}
+                for row, members in rows
+                if row.optimizer == "adam"
+            ],
+            betas=(o.adam_beta1, o.adam_beta2),
+            eps=o.adam_eps,
+            fused=True,
+        )
+        self.all: tuple[torch.optim.Optimizer, ...] = (self.muon, self.adam)
+        self.base_lr = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.all]
+
+    def step(self, lr_scale: float, momentum: float) -> None:
+        """Update every parameter from its gradient, then drop the gradients."""
+        self.muon.param_groups[0]["momentum"] = momentum
+        for optimizer, base in zip(self.all, self.base_lr, strict=True):
+            for group, lr in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = lr * lr_scale
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """All optimizer state as named tensors, `<state>/<parameter>`, for a checkpoint."""
+        return {
+            f"{key}/{name}": value
+            for name, parameter in self.model.named_parameters()
+            for optimizer in self.all
+            for key, value in optimizer.state.get(parameter, {}).items()
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` returned; an empty dict resets to the state before the first step."""
+        parameters = dict(self.model.named_parameters())
+        self.adam.state.clear()
+        for _, momenta in self.muon.batches:
+            momenta.zero_()
+        for label, value in state.items():
+            key, name = label.split("/", 1)
+            parameter = parameters[name]
+            if parameter in self.muon.state:
+                self.muon.state[parameter][key].copy_(value)
+            else:
+                # Adam's step counter lives on the CPU unless fused on a GPU; its moments beside the weights.
+                self.adam.state[parameter][key] = value.clone().to(parameter.device)

@@ -1,0 +1,32 @@
+"""Learning rate and momentum as plain functions of how far the run is."""
+
+from pargolf.config import OptimConfig, TrainConfig
+
+
+def lr_scale(step: int, elapsed: float, t: TrainConfig) -> float:
+    """Factor on every learning rate for the step numbered `step` (from 0) at `elapsed` seconds.
+
+    1, then linear to 0 over the warm-down, at whichever end comes first: the last of
+    `iterations`, or `max_seconds`. By the clock the warm-down starts when the time left equals
+    warmdown_steps times the mean step time so far, so that it takes about as many steps on any
+    machine; with `warmdown_fraction` it is that share of the whole run instead.
+    """
+    if t.warmdown_fraction:
+        by_steps = (t.iterations - step) / (t.warmdown_fraction * t.iterations)
+    else:
+        by_steps = (t.iterations - step) / t.warmdown_steps if t.warmdown_steps else 1.0
+    return max(0.0, min(1.0, by_steps, _by_clock(step, elapsed, t)))
+
+
+def _by_clock(step: int, elapsed: float, t: TrainConfig) -> float:
+    if not t.max_seconds:
+        return 1.0
+    mean_step = elapsed / step if step else 0.0
+    warmdown = t.warmdown_fraction * t.max_seconds or t.warmdown_steps * mean_step
+    return (t.max_seconds - elapsed) / warmdown if warmdown else 1.0
+
+
+def muon_momentum(step: int, o: OptimConfig) -> float:
+    """Momentum for the step numbered `step`: linear from muon_momentum_start to muon_momentum."""
+    share = min(1.0, step / o.muon_momentum_warmup) if o.muon_momentum_warmup else 1.0
+    return (1 - share) * o.muon_momentum_start + share * o.muon_momentum

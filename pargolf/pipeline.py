@@ -1,0 +1,180 @@
+"""What happens to a trained run, on its folder: packed, read back, scored, summed up."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pargolf import distributed, machine
+from pargolf.checkpoint import load_weights
+from pargolf.config import EvalConfig, RunConfig, read_config
+from pargolf.console import Bar
+from pargolf.data.shards import open_split
+from pargolf.data.tokenizer import ByteTable, Tokenizer
+from pargolf.errors import UserError
+from pargolf.export.artifact import Artifact, check_state, pack, read_artifact
+from pargolf.export.budget import Ledger, check_budget, code_bytes, ledger
+from pargolf.files import write_atomic, write_json
+from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.run import Run, open_run
+from pargolf.score import Score, score
+
+
+def pack_run(folder: Path) -> Ledger:
+    """Quantize and compress a run's checkpoint into its model.pgz; returns where every byte went.
+
+    Raises UserError if there is no checkpoint, or if code + model exceed the budget: the file
+    is then still written, so that it can be looked at.
+    """
+    run, config = open_run(folder)
+    model = GPT(config.model)
+    progress = load_weights(run.checkpoint, model)
+    if not progress.finished:
+        raise UserError(
+            f"{folder}: training stopped at step {progress.step} of {config.train.iterations};"
+            " finish it with `pargolf train` first"
+        )
+    data = pack(
+        dict(model.state_dict()),
+        tensor_kinds(model),
+        config.model,
+        config.export,
+        Tokenizer(run.tokenizer).sha256,
+    )
+    write_atomic(run.artifact, data)
+    return ledger(data, code_bytes())
+
+
+def load_model(artifact: Artifact, dtype: torch.dtype = torch.float32) -> GPT:
+    """The model of an artifact, ready to run; UserError if its tensors are not those of its config."""
+    with torch.device("meta"):
+        model = GPT(artifact.model, dtype)
+    check_state(artifact.state, {name: tuple(p.shape) for name, p in model.named_parameters()})
+    model = GPT(artifact.model, dtype)
+    model.load_state_dict(artifact.state)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Target:
+    """An artifact to score, alone or in its run's folder."""
+
+    artifact: Path
+    tokenizer: Path
+    dataset: Path
+    run: Run | None
+    config: RunConfig | None
+
+
+def find_target(path: Path, tokenizer: Path | None = None, dataset: Path | None = None) -> Target:
+    """The artifact at `path`, a run folder or a model.pgz, and what it is scored with.
+
+    Tokenizer and dataset default to those of the run folder that the artifact lies in;
+    UserError if there is no such folder and they are not given.
+    """
+    folder = path if path.is_dir() else path.parent
+    run = Run(folder) if (folder / "config.json").exists() else None
+    if path.is_dir() and run is None:
+        raise UserError(f"{path} is no run folder: it has no config.json")
+    artifact = run.artifact if run and path.is_dir() else path
+    if not artifact.exists():
+        raise UserError(f"{artifact} does not exist; make it with `pargolf pack`")
+    config = read_config(run.config) if run else None
+    if tokenizer is None:
+        if run is None or not run.tokenizer.exists():
+            raise UserError(f"{artifact} lies in no run folder; name its tokenizer with --tokenizer FILE")
+        tokenizer = run.tokenizer
+    if dataset is None:
+        dataset = Path(config.data.dataset) if config else Path()
+    return Target(artifact, tokenizer, dataset, run, config)
+
+
+def open_artifact(target: Target) -> tuple[Artifact, Tokenizer]:
+    """Read an artifact and the tokenizer it was trained with; UserError if they do not belong together."""
+    artifact, tokenizer = read_artifact(target.artifact), Tokenizer(target.tokenizer)
+    if tokenizer.sha256 != artifact.tokenizer_sha256:
+        raise UserError(
+            f"{target.tokenizer} is not the tokenizer {target.artifact} was trained with"
+            f" (SHA-256 {tokenizer.sha256[:12]}, wanted {artifact.tokenizer_sha256[:12]})"
+        )
+    return artifact, tokenizer
+
+
+def eval_run(target: Target, settings: EvalConfig) -> dict[str, Any]:
+    """Score an artifact as read back from disk, by plain rows and by the sliding window.
+
+    In a run folder the checkpoint is scored too, for what quantization costs, and everything
+    goes to result.json. Under torchrun every rank calls this and scores its share.
+    """
+    device_type = machine.resolve_device(target.config.train.device if target.config else "auto")
+    with distributed.world(device_type) as world:
+        artifact, tokenizer = open_artifact(target)
+        if settings.stride > artifact.model.seq_len:
+            raise UserError(
+                f"eval.stride {settings.stride} is larger than the window, {artifact.model.seq_len}"
+            )
+        dtype = getattr(torch, target.config.train.dtype if target.config else "float32")
+        stream = open_split(target.dataset, "val")
+        tokens, table = stream.read(0, len(stream)), tokenizer.byte_table()
+        model = load_model(artifact, dtype).to(world.device)
+        result: dict[str, Any] = {
+            "artifact": _scores(model, tokens, table, settings, "artifact", world.is_main)
+        }
+        if target.run and target.run.checkpoint.exists():
+            trained = GPT(artifact.model, dtype)
+            progress = load_weights(target.run.checkpoint, trained)
+            trained.to(world.device)
+            result["checkpoint"] = _scores(trained, tokens, table, settings, "checkpoint", world.is_main)
+            result["steps"], result["train_seconds"] = progress.step, round(progress.seconds, 1)
+        sizes = ledger(target.artifact.read_bytes(), code_bytes())
+        result |= {
+            "stride": settings.stride,
+            "seq_len": artifact.model.seq_len,
+            "bytes_model": sizes.model_bytes,
+            "bytes_code": sizes.code_bytes,
+            "bytes_total": sizes.total,
+            "budget": artifact.export.budget,
+        }
+        if settings.compressors:
+            from pargolf.analysis.compressors import compressor_table
+            from pargolf.data.prepare import read_text
+
+            texts = [read_text(open_split(target.dataset, split), tokenizer) for split in ("val", "train")]
+            if world.is_main:
+                result["compressors"] = [dataclasses.asdict(row) for row in compressor_table(*texts)]
+        if target.run and world.is_main:
+            write_json(target.run.result, result)
+        return result
+
+
+def _scores(
+    model: GPT, tokens: np.ndarray, table: ByteTable, settings: EvalConfig, what: str, is_main: bool
+) -> dict[str, dict[str, float]]:
+    scores: dict[str, dict[str, float]] = {}
+    for name, stride in (("standard", model.config.seq_len), ("sliding", settings.stride)):
+        start = time.perf_counter()
+        with Bar(f"scoring {what}, {name}", shown=is_main) as bar:
+            result: Score = score(model, tokens, table, stride, settings.batch_rows, bar)
+        scores[name] = dataclasses.asdict(result) | {"seconds": round(time.perf_counter() - start, 2)}
+    return scores
+
+
+def train_run(config: RunConfig, folder: Path) -> None:
+    """Make the embedded data if the preset asks for it and it is missing, then train."""
+    from pargolf.train import train
+
+    if config.data.corpus == "embedded" and distributed.launched_rank() == 0:
+        from pargolf.data.prepare import prepare_embedded
+
+        root = Path(config.data.dataset).parent.parent
+        print(prepare_embedded(config.model.vocab_size, root=root).summary())
+    train(config, folder)
+
+
+def check_run_budget(folder: Path, sizes: Ledger) -> None:
+    """UserError if a run's code + model exceed its budget."""
+    check_budget(sizes, open_run(folder)[1].export.budget)

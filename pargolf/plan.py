@@ -1,0 +1,79 @@
+"""What a configuration costs, before any training: parameters, arithmetic, bytes, memory."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from pargolf.config import RunConfig, validate
+from pargolf.export.budget import Prediction, code_bytes, predict_bytes
+from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.tensors import TENSOR_KINDS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cost of one configuration on one rank."""
+
+    parameters: dict[str, int]
+    """Parameters by kind of tensor."""
+    forward_flops: int
+    """Floating-point operations of the forward pass, a token, at full context (causal half of attention)."""
+    train_flops: int
+    """The same for forward and backward: three times as many."""
+    model_bytes: Prediction
+    code_bytes: int
+    budget: int
+    weight_memory: int
+    """Bytes of weights, gradients and optimizer state, float32."""
+    activation_memory: int
+    """Bytes kept for backward by one micro-batch, roughly."""
+
+    @property
+    def fits(self) -> str:
+        """ "yes" even uncompressed, "expected" to when compressed, or "no"."""
+        if self.model_bytes.at_most + self.code_bytes <= self.budget:
+            return "yes, even if nothing compressed"
+        if self.model_bytes.expected + self.code_bytes <= self.budget:
+            return "expected to, once compressed"
+        return "no"
+
+
+def plan(config: RunConfig) -> Plan:
+    """Cost of `config`, computed from shapes alone; UserError if its settings do not fit together."""
+    validate(config)
+    c = config.model
+    with torch.device("meta"):
+        model = GPT(c)
+    slots = tensor_kinds(model)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    parameters = Counter({kind: 0 for kind in TENSOR_KINDS})
+    for name, slot in slots.items():
+        parameters[slot.kind] += sizes[name]
+    matrices = parameters["attn"] + parameters["mlp"] + parameters["embed"]  # the embedding once, as the head
+    scores = c.n_layers * 2 * c.d_model * (c.seq_len + 1) / 2  # q k^T and its product with v
+    forward = int(2 * matrices + 2 * scores)
+
+    # Adam keeps two moments, Muon one.
+    states = {"adam": 2, "muon": 1}
+    weight_memory = sum(
+        4 * size * (2 + states[TENSOR_KINDS[slots[name].kind].optimizer]) for name, size in sizes.items()
+    )
+    # Tensors of width d_model (about 12 a layer), kv (6) and MLP (3) that backward reads again.
+    d_kv = c.kv_heads * c.d_model // c.n_heads
+    width = c.n_layers * (12 * c.d_model + 6 * d_kv + c.q_rank + 3 * c.mlp_ratio * c.d_model)
+    element = 2 if config.train.dtype == "bfloat16" else 4
+    activation_memory = (
+        config.train.batch_tokens // config.train.micro_batches * (width * element + 8 * c.vocab_size)
+    )
+    return Plan(
+        dict(parameters),
+        forward,
+        3 * forward,
+        predict_bytes(shapes, slots, config.export),
+        code_bytes(),
+        config.export.budget,
+        weight_memory,
+        activation_memory,
+    )

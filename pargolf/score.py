@@ -1,0 +1,104 @@
+"""Bits per byte on held-out tokens, by plain rows or by a sliding window.
+
+The score is defined in the challenge's rules: val_bpb = total cross-entropy in bits of the
+tokens scored / UTF-8 bytes those tokens stand for.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pargolf import distributed
+from pargolf.data.tokenizer import ByteTable
+from pargolf.model.gpt import GPT
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens [start, start + length) go in; the targets from position `first` of it on are scored."""
+
+    start: int
+    length: int
+    first: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """val_loss in nats a token, val_bpb in bits a byte, and what they were taken over."""
+
+    val_loss: float
+    val_bpb: float
+    tokens: int
+    bytes: int
+
+
+def windows(targets: int, seq_len: int, stride: int) -> list[Window]:
+    """Windows at 0, stride, 2 stride, ... over `targets` target tokens, each scored exactly once.
+
+    The first window scores all its positions, each later one its last `stride`; the tail that
+    fills no whole stride is scored by a last, shorter window. stride = seq_len gives plain rows.
+    """
+    plan = []
+    scored = start = 0
+    while scored < targets:
+        length = min(seq_len, targets - start)
+        plan.append(Window(start, length, scored - start))
+        scored = start + length
+        start += stride
+    return plan
+
+
+@torch.inference_mode()
+def score(
+    model: GPT,
+    tokens: np.ndarray,
+    table: ByteTable,
+    stride: int,
+    batch_rows: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Score:
+    """Score the stream `tokens` (N,): its tokens from the second on, each once.
+
+    The windows are shared over the ranks and summed in float64, so that their number does not
+    matter. `progress` is called with windows done and windows in all (of this rank).
+    """
+    plan = windows(len(tokens) - 1, model.config.seq_len, stride)
+    rank, size = distributed.launched_rank(), distributed.launched_size()
+    mine = plan[rank::size]
+    device = model.embed.weight.device
+    sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
+    done = 0
+    for batch in _batches(mine, batch_rows):
+        rows = np.stack([tokens[w.start : w.start + w.length + 1] for w in batch]).astype(np.int64)
+        first = batch[0].first
+        losses = token_losses(model, torch.from_numpy(rows).to(device), first)
+        sums[0] += losses.double().sum().cpu()
+        sums[1] += losses.numel()
+        sums[2] += int(table.count(rows[:, first:-1], rows[:, first + 1 :]).sum())
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(mine))
+    nats, count, size_bytes = distributed.total(sums).tolist()
+    return Score(nats / count, nats / math.log(2) / size_bytes, int(count), int(size_bytes))
+
+
+def token_losses(model: GPT, rows: Tensor, first: int) -> Tensor:
+    """Cross-entropy (B, T - first) in nats of rows[:, first + 1:] given all before, rows (B, T + 1) int64."""
+    return model.loss(model.trunk(rows[:, :-1])[:, first:], rows[:, first + 1 :], reduction="none")
+
+
+def _batches(plan: list[Window], rows: int) -> list[list[Window]]:
+    """Consecutive windows of one shape, at most `rows` together."""
+    batches: list[list[Window]] = []
+    for window in plan:
+        last = batches[-1] if batches else []
+        fits = last and len(last) < rows and (last[0].length, last[0].first) == (window.length, window.first)
+        if fits:
+            last.append(window)
+        else:
+            batches.append([window])
+    return batches

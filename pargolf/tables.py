@@ -1,0 +1,77 @@
+"""The tables a person reads in the terminal."""
+
+from typing import Any
+
+from rich.table import Table
+
+from pargolf.config import RunConfig
+from pargolf.console import console
+from pargolf.export.budget import Ledger
+from pargolf.plan import Plan
+
+
+def show_plan(name: str, config: RunConfig, plan: Plan) -> None:
+    """Print the cost of a configuration."""
+    table = Table(title=f"plan of {name}", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for kind, count in plan.parameters.items():
+        table.add_row(f"parameters, {kind}", f"{count:,}")
+    table.add_row("parameters", f"{sum(plan.parameters.values()):,}", end_section=True)
+    table.add_row("forward FLOPs a token", f"{plan.forward_flops:,}")
+    table.add_row("training FLOPs a token", f"{plan.train_flops:,}")
+    table.add_row(
+        "training FLOPs a step", f"{plan.train_flops * config.train.batch_tokens:.3e}", end_section=True
+    )
+    table.add_row("model bytes, expected", f"{plan.model_bytes.expected:,}")
+    table.add_row("model bytes, at most", f"{plan.model_bytes.at_most:,}")
+    table.add_row("code bytes", f"{plan.code_bytes:,}")
+    table.add_row("budget", f"{plan.budget:,}")
+    table.add_row("fits", plan.fits, end_section=True)
+    table.add_row("memory, weights + optimizer", _megabytes(plan.weight_memory))
+    table.add_row("memory, activations (about)", _megabytes(plan.activation_memory))
+    console.print(table)
+
+
+def show_ledger(ledger: Ledger) -> None:
+    """Print where every byte of the artifact and its code went, by kind."""
+    table = Table(title="byte ledger", title_justify="left")
+    for column in ("kind", "values", "bytes", "bits a value", "share"):
+        table.add_column(column, justify="left" if column == "kind" else "right")
+    for kind, (values, size) in ledger.by_kind().items():
+        bits = f"{8 * size / values:.2f}" if values else ""
+        table.add_row(kind, f"{values:,}" if values else "", f"{size:,}", bits, f"{size / ledger.total:.1%}")
+    table.add_section()
+    table.add_row("total", "", f"{ledger.total:,}", "", "100.0%")
+    console.print(table)
+
+
+def show_result(result: dict[str, Any], seconds: dict[str, float] | None = None) -> None:
+    """Print the scores before and after quantization, the bytes, and the time of each stage."""
+    table = Table(title="val_bpb", title_justify="left")
+    table.add_column("")
+    table.add_column(f"standard ({result['seq_len']})", justify="right")
+    table.add_column(f"sliding ({result['stride']})", justify="right")
+    for label, key in (("before quantization", "checkpoint"), ("artifact, from disk", "artifact")):
+        if key in result:
+            table.add_row(label, *(f"{result[key][how]['val_bpb']:.4f}" for how in ("standard", "sliding")))
+    for row in result.get("compressors", []):
+        table.add_row(row["name"], f"{row['bpb']:.4f}", "")
+    console.print(table)
+    scored = result["artifact"]["sliding"]
+    console.print(
+        f"scored {scored['tokens']:,} tokens, {scored['bytes']:,} bytes;"
+        f" artifact {result['bytes_model']:,} + code {result['bytes_code']:,}"
+        f" = {result['bytes_total']:,} of {result['budget']:,} bytes"
+        f" ({result['bytes_total'] / result['budget']:.1%})",
+        highlight=False,
+    )
+    if seconds:
+        console.print(
+            "seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()),
+            highlight=False,
+        )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"

@@ -1,0 +1,282 @@
+"""The training run, top to bottom."""
+
+import dataclasses
+import math
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+
+from pargolf import distributed, machine
+from pargolf.checkpoint import Progress, load_checkpoint, save_checkpoint
+from pargolf.config import RunConfig, read_config, validate, validate_world
+from pargolf.data.batches import Batches
+from pargolf.data.shards import TokenStream, open_split
+from pargolf.data.tokenizer import Tokenizer
+from pargolf.errors import UserError
+from pargolf.model.gpt import GPT
+from pargolf.optim.groups import Optimizers
+from pargolf.optim.schedule import lr_scale, muon_momentum
+from pargolf.run import Log, Run, append_line, start_run
+from pargolf.score import score
+
+
+class Stopped(Exception):
+    """Training was asked to stop by a signal; a checkpoint is written."""
+
+    def __init__(self, signal_number: int, step: int):
+        super().__init__(f"stopped at step {step}, checkpoint saved; the same command continues from there")
+        self.signal_number = signal_number
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run reads: two token streams and their tokenizer."""
+
+    train: TokenStream
+    val: TokenStream
+    tokenizer: Tokenizer
+
+
+def load_data(config: RunConfig) -> Data:
+    """Open the shards and the tokenizer; UserError if they are missing or do not fit the model."""
+    tokenizer = Tokenizer(Path(config.data.tokenizer))
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size is {config.model.vocab_size} but tokenizer {config.data.tokenizer}"
+            f" has {tokenizer.vocab_size} pieces; make them equal"
+        )
+    dataset = Path(config.data.dataset)
+    return Data(open_split(dataset, "train"), open_split(dataset, "val"), tokenizer)
+
+
+def train(config: RunConfig, folder: Path) -> Progress:
+    """Train a run in `folder` to its end, or continue the one that was interrupted there.
+
+    Raises UserError on bad settings or data and when the loss is no longer a number, and
+    Stopped after SIGINT or SIGTERM. Under torchrun every rank calls this.
+    """
+    validate(config)
+    validate_world(config, distributed.launched_size())
+    device_type = machine.resolve_device(config.train.device)
+    with distributed.world(device_type) as world, _stop_signals() as stop:
+        config = _resolve(config, device_type, folder)
+        data = load_data(config)
+        run = Run(folder)
+        if world.is_main:
+            run = start_run(folder, config)
+            shutil.copyfile(config.data.tokenizer, run.tokenizer)
+        distributed.barrier()
+        log = Log(run.log if world.is_main else None)
+        return _train(config, run, data, world, log, stop)
+
+
+def _train(
+    config: RunConfig, run: Run, data: Data, world: distributed.World, log: Log, stop: list[int]
+) -> Progress:
+    t = config.train
+    # On a CPU: forbid the few operations that add in whatever order their threads finish.
+    torch.use_deterministic_algorithms(world.device.type == "cpu")
+    model = GPT(config.model, getattr(torch, t.dtype), seed=t.seed).to(world.device)
+    optimizers = Optimizers(model, config.optim, getattr(torch, config.optim.ns_dtype))
+    batches = Batches(
+        data.train, config.model.seq_len, t.batch_tokens, t.micro_batches, config.data.order, t.seed
+    )
+    val_tokens, table = data.val.read(0, len(data.val)), data.tokenizer.byte_table()
+
+    progress = Progress()
+    if run.checkpoint.exists():
+        progress = load_checkpoint(run.checkpoint, model, optimizers)
+        if progress.finished:
+            log(f"{run.folder}: training is already finished, at step {progress.step}")
+            return progress
+    parameters = sum(p.numel() for p in model.parameters())
+    log(
+        f"{run.folder}: {parameters:,} parameters, {t.dtype} on {world.size} x {world.device.type}"
+        f" with {torch.get_num_threads()} threads, seed {t.seed}"
+    )
+
+    # Scoring runs the layers as written, on the same weights: its shapes need no compilation.
+    scorer = GPT(config.model, model.dtype).to(world.device)
+    scorer.load_state_dict(model.state_dict(), assign=True)
+    if t.compile:
+        log(machine.use_compile_cache(t.compile_cache, run.compile_cache))
+        model.compile_regions()
+    replica = distributed.data_parallel(model, world.device)
+    if t.compile and t.compile_warmup_steps:
+        seconds = _warm_up(replica, model, optimizers, batches, world, t.compile_warmup_steps)
+        log(f"compiled in {seconds:.1f} s, {t.compile_warmup_steps} warm-up steps undone")
+    if progress.step:
+        log(f"continuing from step {progress.step}, {progress.seconds:.1f} s of training")
+
+    step, clock = progress.step, _Clock(progress.seconds)
+    while True:
+        (elapsed, stop_signal) = distributed.agree(clock.seconds, float(stop[0] if stop else 0))
+        scale = lr_scale(step, elapsed, t)
+        last = step >= t.iterations or bool(t.max_seconds and elapsed >= t.max_seconds)
+
+        if last or (t.val_every and step and step % t.val_every == 0):
+            clock.pause(world.device)
+            result = score(scorer, val_tokens, table, config.model.seq_len, config.eval.batch_rows)
+            log(
+                f"step:{step}/{t.iterations} val_loss:{result.val_loss:.4f} val_bpb:{result.val_bpb:.4f}"
+                f" train_time:{elapsed * 1000:.0f}ms"
+            )
+            if world.is_main:
+                append_line(
+                    run.metrics, {"step": step, "val_loss": result.val_loss, "val_bpb": result.val_bpb}
+                )
+        due = bool(t.checkpoint_every) and step > progress.step and step % t.checkpoint_every == 0
+        if last or stop_signal or due:
+            clock.pause(world.device)
+            progress = Progress(step, elapsed, finished=last)
+            if world.is_main:
+                save_checkpoint(run.checkpoint, model, optimizers, progress)
+            distributed.barrier()
+        if last:
+            log(f"trained {step} steps in {elapsed:.1f} s; weights in {run.checkpoint}")
+            return progress
+        if stop_signal:
+            raise Stopped(int(stop_signal), step)
+
+        clock.resume()
+        loss = _step(replica, optimizers, batches, world, step, scale, muon_momentum(step, config.optim))
+        step += 1
+        reading = step % t.log_every == 0 or step <= 3 or step == t.iterations
+        # Reading the loss makes a GPU's host wait, so there it is checked only where it is needed.
+        saves_next = bool(t.checkpoint_every) and step % t.checkpoint_every == 0
+        if reading or saves_next or world.device.type == "cpu":
+            train_loss = float(distributed.total(loss))
+            if not math.isfinite(train_loss):
+                raise UserError(
+                    f"the loss is {train_loss} at step {step}; lower optim.muon_lr or optim.embed_lr"
+                    f" (last checkpoint: step {progress.step})"
+                )
+        if reading:
+            _report(run, log, world, step, t.iterations, train_loss, scale, clock.seconds, t.batch_tokens)
+
+
+def _step(
+    replica: nn.Module,
+    optimizers: Optimizers,
+    batches: Batches,
+    world: distributed.World,
+    step: int,
+    scale: float,
+    momentum: float,
+) -> Tensor:
+    """One optimizer step; returns this rank's share of the mean loss, a float32 scalar on the device."""
+    pieces = range(world.rank, batches.micro_batches, world.size)
+    loss_sum = torch.zeros((), device=world.device)
+    for piece in pieces:
+        x, y = (
+            torch.from_numpy(part).to(world.device, non_blocking=True)
+            for part in batches.micro_batch(step, piece)
+        )
+        with distributed.gradients_stay_local(replica, piece != pieces[-1]):
+            loss = replica(x, y)
+            (loss / len(pieces)).backward()
+        loss_sum += loss.detach() / batches.micro_batches
+    optimizers.step(scale, momentum)
+    return loss_sum
+
+
+def _warm_up(
+    replica: nn.Module,
+    model: GPT,
+    optimizers: Optimizers,
+    batches: Batches,
+    world: distributed.World,
+    steps: int,
+) -> float:
+    """Run steps on training data so that everything is compiled, then undo them; returns seconds."""
+    start = time.perf_counter()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    state = {name: value.clone() for name, value in optimizers.state().items()}
+    for step in range(steps):
+        _step(replica, optimizers, batches, world, step, scale=1.0, momentum=0.9)
+    model.load_state_dict(weights)
+    optimizers.load_state(state)
+    machine.synchronize(world.device)
+    return time.perf_counter() - start
+
+
+def _report(
+    run: Run,
+    log: Log,
+    world: distributed.World,
+    step: int,
+    iterations: int,
+    train_loss: float,
+    scale: float,
+    seconds: float,
+    batch_tokens: int,
+) -> None:
+    log(
+        f"step:{step}/{iterations} train_loss:{train_loss:.4f} lr_scale:{scale:.3f}"
+        f" train_time:{seconds * 1000:.0f}ms step_avg:{seconds * 1000 / step:.2f}ms"
+        f" tok/s:{batch_tokens * step / seconds:,.0f}"
+    )
+    if world.is_main:
+        append_line(run.metrics, {"step": step, "train_loss": train_loss, "lr_scale": scale})
+        append_line(run.timing, {"step": step, "seconds": round(seconds, 4)})
+
+
+def _resolve(config: RunConfig, device: str, folder: Path) -> RunConfig:
+    """`config` with every "auto" replaced: as an interrupted run recorded it, else by this machine."""
+    dtype = config.train.dtype
+    if dtype == "auto" and (folder / "config.json").exists():
+        dtype = read_config(folder / "config.json").train.dtype
+    (bfloat16,) = distributed.agree(float(machine.resolve_dtype(dtype, device) == "bfloat16"))
+    dtype = "bfloat16" if bfloat16 else "float32"
+    ns_dtype = dtype if config.optim.ns_dtype == "auto" else config.optim.ns_dtype
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, dtype=dtype, device=device),
+        optim=dataclasses.replace(config.optim, ns_dtype=ns_dtype),
+    )
+
+
+class _Clock:
+    """Seconds of training: runs during steps, stands still while scoring and saving."""
+
+    def __init__(self, seconds: float):
+        self._before = seconds
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (time.perf_counter() - self._since if self._since is not None else 0.0)
+
+    def pause(self, device: torch.device) -> None:
+        machine.synchronize(device)
+        self._before, self._since = self.seconds, None
+
+    def resume(self) -> None:
+        if self._since is None:
+            self._since = time.perf_counter()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Within the block SIGINT and SIGTERM are noted in the list, for the loop to act on between steps."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:  # asked twice: do not wait for the step
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
