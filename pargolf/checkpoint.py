@@ -66,7 +66,7 @@ def _load_weights(path: Path, model: GPT, weights: dict[str, Tensor]) -> None:
 def _read(path: Path) -> tuple[dict[str, Tensor], Progress]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, Progress(**json.loads(file.metadata()["progress"]))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; train the run first") from None

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from pargolf import launch
 from pargolf.config import (
     DataConfig,
     EvalConfig,
@@ -25,7 +25,7 @@ from pargolf.config import (
     to_dict,
     validate,
 )
-from pargolf.errors import UserError
+from pargolf.errors import Stopped, UserError
 
 # PyTorch is imported inside the commands that need it, so that help and mistakes answer at once.
 
@@ -149,13 +149,13 @@ def data(argv: list[str]) -> None:
         return
     from pargolf.data.prepare import prepare_embedded, prepare_files
 
-    args = _parse(
-        DataArgs, argv[1:] if argv[:1] == ["tokenize"] else argv, "pargolf data [tokenize | fineweb]"
-    )
+    # "tokenize" names the step that the plain command does as well.
+    argv = argv[1:] if argv[:1] == ["tokenize"] else argv
+    args = _parse(DataArgs, argv, "pargolf data [tokenize | fineweb]")
     if args.text:
         name = args.name or args.text[0].stem
         done = prepare_files(
-            list(args.text), name, args.vocab_size, args.val_fraction, args.separator or None, args.root
+            name, args.text, args.vocab_size, args.val_fraction, args.separator or None, args.root
         )
     else:
         done = prepare_embedded(args.vocab_size, args.val_fraction, args.root)
@@ -207,24 +207,15 @@ def evaluate(argv: list[str]) -> None:
 def run(argv: list[str]) -> None:
     """All of it: train, pack, eval, and the table of results."""
     from pargolf import tables
-    from pargolf.pipeline import check_run_budget, eval_run, find_target, pack_run, train_run
+    from pargolf.console import console
+    from pargolf.pipeline import check_run_budget, run_all
 
     args = _run_args(argv, "run")
-    seconds: dict[str, float] = {}
-
-    def timed(stage: str, function: Callable[..., T], *arguments: Any) -> T:
-        start = time.perf_counter()
-        value = function(*arguments)
-        seconds[stage] = time.perf_counter() - start
-        return value
-
-    timed("train", train_run, args.config, args.folder)
-    sizes = timed("pack", pack_run, args.folder)
+    sizes, result, seconds = run_all(args.config, args.folder)
     tables.show_ledger(sizes)
-    result = timed("eval", eval_run, find_target(args.folder), args.eval)
     tables.show_result(result, seconds)
     check_run_budget(args.folder, sizes)
-    print(f'Next: pargolf sample {args.folder}/model.pgz "The city"')
+    console.print(f'next: pargolf sample {args.folder}/model.pgz "The city"', highlight=False)
 
 
 def sample(argv: list[str]) -> None:
@@ -270,17 +261,18 @@ def dispatch(argv: list[str]) -> int:
         return 0
     except UserError as error:
         return _fail(str(error))
+    except Stopped as stop:
+        _fail(str(stop), "stopped")
+        return 128 + stop.signal_number
     except KeyboardInterrupt:
         return 130
     except OSError as error:  # a full disk, a folder without permission
         return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
 
 
-def _fail(message: str) -> int:
-    from pargolf.distributed import launched_rank
-
-    if launched_rank() == 0:  # the other ranks failed the same way
-        print(f"pargolf: error: {' '.join(message.split())}", file=sys.stderr)
+def _fail(message: str, kind: str = "error") -> int:
+    if launch.is_main():  # the other ranks failed the same way
+        print(f"pargolf: {kind}: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
@@ -328,12 +320,17 @@ def _parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) 
 
 
 def _one_line(box: str, prog: str) -> str:
-    """What is wrong, and the nearest option, out of the box that tyro draws."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    rules = [i for i, line in enumerate(lines) if line.startswith("──")]
-    message = " ".join(lines[: rules[0]] if rules else lines)
-    near = next(
-        (line.split()[0] for line in lines[len(message.split()) and 1 :] if line.startswith("--")), ""
-    )
-    hint = f"; perhaps {near}" if near and near not in message else ""
+    """What is wrong, and the nearest option, out of the box that tyro draws (title, message, hints)."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    parts: list[list[str]] = [[]]
+    for line in lines:
+        if line and not line.strip("─-"):  # a rule between two parts
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    if "╭" not in box:  # without Unicode the title is a part of its own
+        parts = parts[1:]
+    message = " ".join(" ".join(parts[0]).split())
+    hints = [line.split()[0] for part in parts[1:] for line in part if line.startswith("--")]
+    hint = f"; perhaps {hints[0]}" if hints and hints[0] not in message else ""
     return f"{message}{hint} (see {prog} --help)"

@@ -6,16 +6,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-console = Console()
+from pargolf import launch
+
+# Under torchrun the other ranks have the same to say: one speaks.
+console = Console(quiet=not launch.is_main())
 
 
 class Bar:
     """A progress bar for the length of a `with` block; call it with how much is done, and of how much.
 
-    Piped, or with `shown` false, it draws nothing: the log's plain lines tell the progress.
+    Piped, it draws nothing: the log's plain lines tell the progress.
     """
 
-    def __init__(self, title: str, shown: bool = True):
+    def __init__(self, title: str):
         self._progress = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -23,7 +26,7 @@ class Bar:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not (shown and console.is_terminal),
+            disable=not console.is_terminal or console.quiet,
         )
         self._task = self._progress.add_task(title, total=None)
 

@@ -7,53 +7,33 @@ without torchrun there is one, and every exchange below returns its input.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-
-@dataclass(frozen=True)
-class World:
-    """Which of how many ranks this process is, and its device."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    @property
-    def is_main(self) -> bool:
-        """True on the one rank that writes files and prints."""
-        return self.rank == 0
-
-
-def launched_rank() -> int:
-    """The rank torchrun gave this process; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def launched_size() -> int:
-    """The number of ranks torchrun started; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+from pargolf import launch
 
 
 @contextmanager
-def world(device_type: str) -> Iterator[World]:
-    """Join the other ranks for the length of the block; `device_type` is "cpu" or "cuda"."""
-    rank, size = launched_rank(), launched_size()
+def world(device_type: str) -> Iterator[torch.device]:
+    """Join the other ranks for the length of the block; yields this rank's device.
+
+    `device_type` is "cpu" or "cuda". Inside another such block it joins nothing anew.
+    """
     device = torch.device(device_type)
     if device_type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    if size > 1:
+    joins = launch.world_size() > 1 and not dist.is_initialized()
+    if joins:
         # CPU tensors go through gloo even beside NCCL: agreeing on the clock must not wait for the GPU.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
     try:
-        yield World(rank, size, device)
+        yield device
     finally:
-        if size > 1:
+        if joins:
             dist.destroy_process_group()
 
 
@@ -93,7 +73,7 @@ def shared_map(function: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
         return function(items)
     count = len(items)
     share = -(-count // size)
-    rank = dist.get_rank()
+    rank = launch.rank()
     padded = torch.zeros(share, *items.shape[1:], dtype=items.dtype, device=items.device)
     mine = items[rank * share : (rank + 1) * share]
     padded[: len(mine)] = mine

@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong", as opposed to "pargolf is wrong"."""
+"""The exceptions that are part of normal use, as opposed to "pargolf is wrong"."""
 
 
 class UserError(Exception):
@@ -7,3 +7,11 @@ class UserError(Exception):
     The message is one line: what is wrong and what to do. The command line prints it
     without a traceback and exits with code 2.
     """
+
+
+class Stopped(Exception):
+    """Training was asked to stop by SIGINT or SIGTERM; a checkpoint is written."""
+
+    def __init__(self, signal_number: int, step: int):
+        super().__init__(f"at step {step}, checkpoint saved; the same command continues from there")
+        self.signal_number = signal_number

@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,13 @@ import torch.nn.functional as F
 from pargolf.errors import UserError
 
 
-def resolve_device(setting: str) -> str:
+def resolve_device(setting: str) -> Literal["cpu", "cuda"]:
     """ "cpu" or "cuda" for train.device; UserError if "cuda" is asked for and there is none."""
     if setting == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device is cuda but PyTorch sees no GPU; use --train.device cpu or auto")
     if setting == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    return setting
+    return "cuda" if setting == "cuda" else "cpu"
 
 
 def resolve_dtype(setting: str, device: str) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pargolf import distributed, machine
+from pargolf import distributed, launch, machine
+from pargolf.analysis.compressors import compressor_table
 from pargolf.checkpoint import load_weights
-from pargolf.config import EvalConfig, RunConfig, read_config
-from pargolf.console import Bar
+from pargolf.config import EvalConfig, RunConfig, read_config, validate
+from pargolf.console import Bar, console
+from pargolf.data.prepare import prepare_embedded, read_text
 from pargolf.data.shards import open_split
 from pargolf.data.tokenizer import ByteTable, Tokenizer
 from pargolf.errors import UserError
@@ -21,7 +23,19 @@ from pargolf.export.budget import Ledger, check_budget, code_bytes, ledger
 from pargolf.files import write_atomic, write_json
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.run import Run, open_run
-from pargolf.score import Score, score
+from pargolf.score import score
+from pargolf.train import train
+
+
+def train_run(config: RunConfig, folder: Path) -> None:
+    """Train a run, making the embedded data first if its preset asks for it; errors as `train.train`."""
+    validate(config)
+    with distributed.world(machine.resolve_device(config.train.device)):
+        if config.data.corpus == "embedded" and launch.is_main():
+            root = Path(config.data.dataset).parent.parent
+            console.print(prepare_embedded(config.model.vocab_size, root=root).summary(), highlight=False)
+        distributed.barrier()
+        train(config, folder)
 
 
 def pack_run(folder: Path) -> Ledger:
@@ -111,7 +125,7 @@ def eval_run(target: Target, settings: EvalConfig) -> dict[str, Any]:
     goes to result.json. Under torchrun every rank calls this and scores its share.
     """
     device_type = machine.resolve_device(target.config.train.device if target.config else "auto")
-    with distributed.world(device_type) as world:
+    with distributed.world(device_type) as device:
         artifact, tokenizer = open_artifact(target)
         if settings.stride > artifact.model.seq_len:
             raise UserError(
@@ -120,15 +134,13 @@ def eval_run(target: Target, settings: EvalConfig) -> dict[str, Any]:
         dtype = getattr(torch, target.config.train.dtype if target.config else "float32")
         stream = open_split(target.dataset, "val")
         tokens, table = stream.read(0, len(stream)), tokenizer.byte_table()
-        model = load_model(artifact, dtype).to(world.device)
-        result: dict[str, Any] = {
-            "artifact": _scores(model, tokens, table, settings, "artifact", world.is_main)
-        }
+        model = load_model(artifact, dtype).to(device)
+        result: dict[str, Any] = {"artifact": _scores(model, tokens, table, settings, "artifact")}
         if target.run and target.run.checkpoint.exists():
             trained = GPT(artifact.model, dtype)
             progress = load_weights(target.run.checkpoint, trained)
-            trained.to(world.device)
-            result["checkpoint"] = _scores(trained, tokens, table, settings, "checkpoint", world.is_main)
+            trained.to(device)
+            result["checkpoint"] = _scores(trained, tokens, table, settings, "checkpoint")
             result["steps"], result["train_seconds"] = progress.step, round(progress.seconds, 1)
         sizes = ledger(target.artifact.read_bytes(), code_bytes())
         result |= {
@@ -140,39 +152,45 @@ def eval_run(target: Target, settings: EvalConfig) -> dict[str, Any]:
             "budget": artifact.export.budget,
         }
         if settings.compressors:
-            from pargolf.analysis.compressors import compressor_table
-            from pargolf.data.prepare import read_text
-
             texts = [read_text(open_split(target.dataset, split), tokenizer) for split in ("val", "train")]
-            if world.is_main:
+            if launch.is_main():
                 result["compressors"] = [dataclasses.asdict(row) for row in compressor_table(*texts)]
-        if target.run and world.is_main:
+        if target.run and launch.is_main():
             write_json(target.run.result, result)
         return result
 
 
 def _scores(
-    model: GPT, tokens: np.ndarray, table: ByteTable, settings: EvalConfig, what: str, is_main: bool
+    model: GPT, tokens: np.ndarray, table: ByteTable, settings: EvalConfig, what: str
 ) -> dict[str, dict[str, float]]:
     scores: dict[str, dict[str, float]] = {}
     for name, stride in (("standard", model.config.seq_len), ("sliding", settings.stride)):
         start = time.perf_counter()
-        with Bar(f"scoring {what}, {name}", shown=is_main) as bar:
-            result: Score = score(model, tokens, table, stride, settings.batch_rows, bar)
+        with Bar(f"scoring {what}, {name}") as bar:
+            result = score(model, tokens, table, stride, settings.batch_rows, bar)
         scores[name] = dataclasses.asdict(result) | {"seconds": round(time.perf_counter() - start, 2)}
     return scores
 
 
-def train_run(config: RunConfig, folder: Path) -> None:
-    """Make the embedded data if the preset asks for it and it is missing, then train."""
-    from pargolf.train import train
+def run_all(config: RunConfig, folder: Path) -> tuple[Ledger, dict[str, Any], dict[str, float]]:
+    """Train, pack and score a run; returns its ledger, its result and the seconds of each stage.
 
-    if config.data.corpus == "embedded" and distributed.launched_rank() == 0:
-        from pargolf.data.prepare import prepare_embedded
-
-        root = Path(config.data.dataset).parent.parent
-        print(prepare_embedded(config.model.vocab_size, root=root).summary())
-    train(config, folder)
+    Under torchrun every rank calls this; one packs while the others wait.
+    """
+    marks = [time.perf_counter()]
+    with distributed.world(machine.resolve_device(config.train.device)):
+        train_run(config, folder)
+        marks.append(time.perf_counter())
+        if launch.is_main():
+            pack_run(folder)
+        distributed.barrier()
+        marks.append(time.perf_counter())
+        target = find_target(folder)
+        result = eval_run(target, config.eval)
+        marks.append(time.perf_counter())
+    stages = ("data + training", "packing", "scoring")
+    seconds = {stage: b - a for stage, a, b in zip(stages, marks, marks[1:], strict=False)}
+    return ledger(target.artifact.read_bytes(), code_bytes()), result, seconds
 
 
 def check_run_budget(folder: Path, sizes: Ledger) -> None:

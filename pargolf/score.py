@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pargolf import distributed
+from pargolf import distributed, launch
 from pargolf.data.tokenizer import ByteTable
 from pargolf.model.gpt import GPT
 
@@ -67,8 +67,7 @@ def score(
     matter. `progress` is called with windows done and windows in all (of this rank).
     """
     plan = windows(len(tokens) - 1, model.config.seq_len, stride)
-    rank, size = distributed.launched_rank(), distributed.launched_size()
-    mine = plan[rank::size]
+    mine = plan[launch.rank() :: launch.world_size()]
     device = model.embed.weight.device
     sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
     done = 0

@@ -10,30 +10,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from pargolf import distributed, machine
+from pargolf import distributed, launch, machine
 from pargolf.checkpoint import Progress, load_checkpoint, save_checkpoint
 from pargolf.config import RunConfig, read_config, validate, validate_world
 from pargolf.data.batches import Batches
 from pargolf.data.shards import TokenStream, open_split
 from pargolf.data.tokenizer import Tokenizer
-from pargolf.errors import UserError
+from pargolf.errors import Stopped, UserError
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
 from pargolf.optim.schedule import lr_scale, muon_momentum
 from pargolf.run import Log, Run, append_line, start_run
 from pargolf.score import score
-
-
-class Stopped(Exception):
-    """Training was asked to stop by a signal; a checkpoint is written."""
-
-    def __init__(self, signal_number: int, step: int):
-        super().__init__(f"stopped at step {step}, checkpoint saved; the same command continues from there")
-        self.signal_number = signal_number
 
 
 @dataclass(frozen=True)
@@ -64,27 +57,28 @@ def train(config: RunConfig, folder: Path) -> Progress:
     Stopped after SIGINT or SIGTERM. Under torchrun every rank calls this.
     """
     validate(config)
-    validate_world(config, distributed.launched_size())
+    validate_world(config, launch.world_size())
     device_type = machine.resolve_device(config.train.device)
-    with distributed.world(device_type) as world, _stop_signals() as stop:
+    with distributed.world(device_type) as device, _stop_signals() as stop:
         config = _resolve(config, device_type, folder)
         data = load_data(config)
         run = Run(folder)
-        if world.is_main:
+        if launch.is_main():
             run = start_run(folder, config)
             shutil.copyfile(config.data.tokenizer, run.tokenizer)
         distributed.barrier()
-        log = Log(run.log if world.is_main else None)
-        return _train(config, run, data, world, log, stop)
+        log = Log(run.log if launch.is_main() else None)
+        return _train(config, run, data, device, log, stop)
 
 
 def _train(
-    config: RunConfig, run: Run, data: Data, world: distributed.World, log: Log, stop: list[int]
+    config: RunConfig, run: Run, data: Data, device: torch.device, log: Log, stop: list[int]
 ) -> Progress:
     t = config.train
     # On a CPU: forbid the few operations that add in whatever order their threads finish.
-    torch.use_deterministic_algorithms(world.device.type == "cpu")
-    model = GPT(config.model, getattr(torch, t.dtype), seed=t.seed).to(world.device)
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a debugging aid that costs time
+    model = GPT(config.model, getattr(torch, t.dtype), seed=t.seed).to(device)
     optimizers = Optimizers(model, config.optim, getattr(torch, config.optim.ns_dtype))
     batches = Batches(
         data.train, config.model.seq_len, t.batch_tokens, t.micro_batches, config.data.order, t.seed
@@ -99,19 +93,19 @@ def _train(
             return progress
     parameters = sum(p.numel() for p in model.parameters())
     log(
-        f"{run.folder}: {parameters:,} parameters, {t.dtype} on {world.size} x {world.device.type}"
+        f"{run.folder}: {parameters:,} parameters, {t.dtype} on {launch.world_size()} x {device.type}"
         f" with {torch.get_num_threads()} threads, seed {t.seed}"
     )
 
     # Scoring runs the layers as written, on the same weights: its shapes need no compilation.
-    scorer = GPT(config.model, model.dtype).to(world.device)
+    scorer = GPT(config.model, model.dtype).to(device)
     scorer.load_state_dict(model.state_dict(), assign=True)
     if t.compile:
         log(machine.use_compile_cache(t.compile_cache, run.compile_cache))
         model.compile_regions()
-    replica = distributed.data_parallel(model, world.device)
+    replica = distributed.data_parallel(model, device)
     if t.compile and t.compile_warmup_steps:
-        seconds = _warm_up(replica, model, optimizers, batches, world, t.compile_warmup_steps)
+        seconds = _warm_up(replica, model, optimizers, batches, device, t.compile_warmup_steps)
         log(f"compiled in {seconds:.1f} s, {t.compile_warmup_steps} warm-up steps undone")
     if progress.step:
         log(f"continuing from step {progress.step}, {progress.seconds:.1f} s of training")
@@ -123,21 +117,21 @@ def _train(
         last = step >= t.iterations or bool(t.max_seconds and elapsed >= t.max_seconds)
 
         if last or (t.val_every and step and step % t.val_every == 0):
-            clock.pause(world.device)
+            clock.pause(device)
             result = score(scorer, val_tokens, table, config.model.seq_len, config.eval.batch_rows)
             log(
                 f"step:{step}/{t.iterations} val_loss:{result.val_loss:.4f} val_bpb:{result.val_bpb:.4f}"
                 f" train_time:{elapsed * 1000:.0f}ms"
             )
-            if world.is_main:
+            if launch.is_main():
                 append_line(
                     run.metrics, {"step": step, "val_loss": result.val_loss, "val_bpb": result.val_bpb}
                 )
         due = bool(t.checkpoint_every) and step > progress.step and step % t.checkpoint_every == 0
         if last or stop_signal or due:
-            clock.pause(world.device)
+            clock.pause(device)
             progress = Progress(step, elapsed, finished=last)
-            if world.is_main:
+            if launch.is_main():
                 save_checkpoint(run.checkpoint, model, optimizers, progress)
             distributed.barrier()
         if last:
@@ -147,12 +141,12 @@ def _train(
             raise Stopped(int(stop_signal), step)
 
         clock.resume()
-        loss = _step(replica, optimizers, batches, world, step, scale, muon_momentum(step, config.optim))
+        loss = _step(replica, optimizers, batches, device, step, scale, muon_momentum(step, config.optim))
         step += 1
         reading = step % t.log_every == 0 or step <= 3 or step == t.iterations
         # Reading the loss makes a GPU's host wait, so there it is checked only where it is needed.
         saves_next = bool(t.checkpoint_every) and step % t.checkpoint_every == 0
-        if reading or saves_next or world.device.type == "cpu":
+        if reading or saves_next or device.type == "cpu":
             train_loss = float(distributed.total(loss))
             if not math.isfinite(train_loss):
                 raise UserError(
@@ -160,25 +154,24 @@ def _train(
                     f" (last checkpoint: step {progress.step})"
                 )
         if reading:
-            _report(run, log, world, step, t.iterations, train_loss, scale, clock.seconds, t.batch_tokens)
+            _report(run, log, step, t.iterations, train_loss, scale, clock.seconds, t.batch_tokens)
 
 
 def _step(
     replica: nn.Module,
     optimizers: Optimizers,
     batches: Batches,
-    world: distributed.World,
+    device: torch.device,
     step: int,
     scale: float,
     momentum: float,
 ) -> Tensor:
     """One optimizer step; returns this rank's share of the mean loss, a float32 scalar on the device."""
-    pieces = range(world.rank, batches.micro_batches, world.size)
-    loss_sum = torch.zeros((), device=world.device)
+    pieces = range(launch.rank(), batches.micro_batches, launch.world_size())
+    loss_sum = torch.zeros((), device=device)
     for piece in pieces:
         x, y = (
-            torch.from_numpy(part).to(world.device, non_blocking=True)
-            for part in batches.micro_batch(step, piece)
+            torch.from_numpy(part).to(device, non_blocking=True) for part in batches.micro_batch(step, piece)
         )
         with distributed.gradients_stay_local(replica, piece != pieces[-1]):
             loss = replica(x, y)
@@ -193,7 +186,7 @@ def _warm_up(
     model: GPT,
     optimizers: Optimizers,
     batches: Batches,
-    world: distributed.World,
+    device: torch.device,
     steps: int,
 ) -> float:
     """Run steps on training data so that everything is compiled, then undo them; returns seconds."""
@@ -201,17 +194,16 @@ def _warm_up(
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     state = {name: value.clone() for name, value in optimizers.state().items()}
     for step in range(steps):
-        _step(replica, optimizers, batches, world, step, scale=1.0, momentum=0.9)
+        _step(replica, optimizers, batches, device, step, scale=1.0, momentum=0.9)
     model.load_state_dict(weights)
     optimizers.load_state(state)
-    machine.synchronize(world.device)
+    machine.synchronize(device)
     return time.perf_counter() - start
 
 
 def _report(
     run: Run,
     log: Log,
-    world: distributed.World,
     step: int,
     iterations: int,
     train_loss: float,
@@ -224,12 +216,12 @@ def _report(
         f" train_time:{seconds * 1000:.0f}ms step_avg:{seconds * 1000 / step:.2f}ms"
         f" tok/s:{batch_tokens * step / seconds:,.0f}"
     )
-    if world.is_main:
+    if launch.is_main():
         append_line(run.metrics, {"step": step, "train_loss": train_loss, "lr_scale": scale})
         append_line(run.timing, {"step": step, "seconds": round(seconds, 4)})
 
 
-def _resolve(config: RunConfig, device: str, folder: Path) -> RunConfig:
+def _resolve(config: RunConfig, device: Literal["cpu", "cuda"], folder: Path) -> RunConfig:
     """`config` with every "auto" replaced: as an interrupted run recorded it, else by this machine."""
     dtype = config.train.dtype
     if dtype == "auto" and (folder / "config.json").exists():

@@ -12,6 +12,8 @@ What is notable about it:
 Source: the challenge's baseline and its pull request #215.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,13 +66,17 @@ class GPT(nn.Module):
     whose weights are loaded next.
     """
 
+    blocks: Sequence[Block]
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, c: ModelConfig, dtype: torch.dtype = torch.float32, seed: int | None = None):
         super().__init__()
         self.config = c
         self.dtype = dtype
         self.n_encoder = c.n_layers // 2
         self.embed = nn.Embedding(c.vocab_size, c.d_model)
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layers))
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layers))  # type: ignore[assignment]
         self.skip_weights = nn.Parameter(torch.ones(self.n_encoder, c.d_model))
         cos, sin = rope_tables(c.seq_len, c.d_model // c.n_heads, c.rope_base)
         self.register_buffer("cos", cos, persistent=False)
@@ -135,7 +141,6 @@ def tensor_kinds(model: GPT) -> dict[str, Slot]:
     """
     slots = {id(model.embed.weight): Slot("embed", None), id(model.skip_weights): Slot("vector", None)}
     for layer, block in enumerate(model.blocks):
-        assert isinstance(block, Block)
         for kind, module in (("attn", block.attn), ("mlp", block.mlp)):
             for part in module.modules():
                 if isinstance(part, Linear):

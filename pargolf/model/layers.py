@@ -56,7 +56,7 @@ def rope_tables(seq_len: int, d_head: int, base: float) -> tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x[i], x[i + d_head/2]) of x (..., T, d_head) by the angles of cos, sin (T, d_head/2)."""
+    """Turn the pairs (x[i], x[i + d_head/2]) of x (..., T, d_head) by the angles of cos, sin."""
     x1, x2 = x.chunk(2, dim=-1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)

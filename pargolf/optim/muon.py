@@ -65,7 +65,7 @@ class Muon(torch.optim.Optimizer):
         group = self.param_groups[0]
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
         for members, momenta in self.batches:
-            gradients = torch.stack([p.grad for p in members])  # (n, rows, cols)
+            gradients = torch.stack([p.grad for p in members if p.grad is not None])  # (n, rows, cols)
             momenta.mul_(momentum).add_(gradients)
             nesterov = gradients.add_(momenta, alpha=momentum)
             update = distributed.shared_map(

@@ -1,0 +1,98 @@
+"""Token shards in the challenge's file format, and the endless stream that several of them form."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from pargolf.errors import UserError
+from pargolf.files import write_atomic
+
+MAGIC = 20240520
+VERSION = 1
+HEADER_BYTES = 1024  # 256 little-endian int32: magic, version, number of tokens, zeros
+SHARD_TOKENS = 100_000_000  # most tokens a shard, as published
+_REMAKE = "download or make it again with `pargolf data`"
+
+
+def shard_name(split: str, index: int) -> str:
+    """File name of a shard; always fineweb_*, so that published scripts read our folders too."""
+    return f"fineweb_{split}_{index:06d}.bin"
+
+
+def write_shard(path: Path, tokens: np.ndarray) -> None:
+    """Write token ids, shape (n,) and values in 0 .. 65535, as one shard, atomically."""
+    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < 65_536:
+        raise ValueError("token ids of a shard must fit in 16 bits")
+    header = np.zeros(HEADER_BYTES // 4, "<i4")
+    header[:3] = MAGIC, VERSION, len(tokens)
+    write_atomic(path, header.tobytes() + tokens.astype("<u2").tobytes())
+
+
+def read_header(path: Path) -> int:
+    """Number of tokens in the shard, of which magic, version and file size have been checked.
+
+    Raises UserError if the file cannot be read, is no shard, or is cut short or too long.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(HEADER_BYTES)
+            size = file.seek(0, 2)
+    except OSError as error:
+        raise UserError(f"cannot read shard {path}: {error.strerror}") from None
+    if len(raw) < HEADER_BYTES:
+        raise UserError(f"{path} is truncated within its {HEADER_BYTES}-byte header; {_REMAKE}")
+    magic, version, count = (int(value) for value in np.frombuffer(raw, "<i4", 3))
+    if magic != MAGIC:
+        raise UserError(f"{path} is not a token shard: magic number {magic}, not {MAGIC}; {_REMAKE}")
+    if version != VERSION:
+        raise UserError(f"{path} is a shard of version {version}; only version {VERSION} is known; {_REMAKE}")
+    if count < 1:
+        raise UserError(f"{path} holds {count} tokens; {_REMAKE}")
+    missing = HEADER_BYTES + 2 * count - size
+    if missing > 0:
+        raise UserError(f"{path} is truncated: {missing} bytes are missing; {_REMAKE}")
+    if missing < 0:
+        raise UserError(f"{path} has {-missing} bytes more than its header says; {_REMAKE}")
+    return count
+
+
+def open_shard(path: Path) -> np.memmap:
+    """The tokens of a shard, shape (n,) uint16, mapped and not loaded; UserError as `read_header`."""
+    return np.memmap(path, "<u2", mode="r", offset=HEADER_BYTES, shape=(read_header(path),))
+
+
+class TokenStream:
+    """Shards in name order as one stream of tokens that starts again after its end."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Check and map the shards at `paths`; UserError as `read_header`."""
+        self.paths = sorted(paths, key=lambda path: path.name)
+        self._shards = [open_shard(path) for path in self.paths]
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+
+    def __len__(self) -> int:
+        """Tokens before the stream repeats."""
+        return int(self._ends[-1])
+
+    def read(self, offset: int, count: int) -> np.ndarray:
+        """`count` tokens from `offset` on, shape (count,) uint16; both may be larger than the stream."""
+        tokens = np.empty(count, np.uint16)
+        done = 0
+        while done < count:
+            at = (offset + done) % len(self)
+            index = int(np.searchsorted(self._ends, at, side="right"))
+            shard = self._shards[index]
+            part = shard[at - int(self._ends[index]) + len(shard) :][: count - done]
+            tokens[done : done + len(part)] = part
+            done += len(part)
+        return tokens
+
+
+def open_split(dataset: Path, split: Literal["train", "val"]) -> TokenStream:
+    """The stream of all `split` shards in the folder `dataset`; UserError if it has none."""
+    paths = list(Path(dataset).glob(f"fineweb_{split}_*.bin"))
+    if not paths:
+        raise UserError(f"no fineweb_{split}_*.bin in {dataset}; get them with `pargolf data`")
+    return TokenStream(paths)

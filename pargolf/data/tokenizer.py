@@ -1,0 +1,160 @@
+"""SentencePiece tokenizers: training one, encoding and decoding, and how many bytes each token stands for."""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from pargolf.errors import UserError
+from pargolf.files import write_atomic
+
+MIN_VOCAB_SIZE = 300  # 256 bytes, 3 control pieces, and some room for letters
+SPACE = "\u2581"  # how SentencePiece writes a space inside its pieces
+
+
+def train_tokenizer(documents: Sequence[str], vocab_size: int, path: Path) -> None:
+    """Train a BPE tokenizer of exactly `vocab_size` pieces on `documents` and write its model to `path`.
+
+    It reproduces every text byte for byte: unknown characters fall back to bytes, nothing is
+    normalized, no space is added or removed. The same documents give the same file. Raises
+    UserError if `vocab_size` is too small for the alphabet or larger than the text supports.
+    """
+    if not MIN_VOCAB_SIZE <= vocab_size <= 65_536:
+        raise UserError(f"vocabulary size {vocab_size} is outside {MIN_VOCAB_SIZE} .. 65536")
+    # One sentence a line: newlines become byte pieces, so no piece ever spans two lines.
+    lines = [line for document in documents for line in document.split("\n") if line]
+    if not any(line.strip() for line in lines):
+        raise UserError("no text to train a tokenizer on")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            split_digits=True,  # numbers of any length are then spelled alike
+            character_coverage=0.9995,  # rare letters cost fewer bytes as bytes than as pieces
+            required_chars=SPACE,  # a text without spaces must not lose those of later texts
+            max_sentence_length=max(len(line.encode()) for line in lines) + 1,  # longer ones are skipped
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        raise UserError(_training_fault(str(error), vocab_size)) from None
+    write_atomic(path, model.getvalue())
+
+
+def _training_fault(message: str, vocab_size: int) -> str:
+    if limit := re.search(r"too high.*<= (\d+)", message):
+        return f"vocabulary size {vocab_size} is too large for this text; it supports at most {limit[1]}"
+    if limit := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return f"vocabulary size {vocab_size} is too small for this text's letters: over {limit[1]} needed"
+    return f"no tokenizer of {vocab_size} pieces can be trained on this text: {' '.join(message.split())}"
+
+
+@dataclass(frozen=True)
+class ByteTable:
+    """UTF-8 bytes that each token stands for, given the token before it; arrays of shape (vocab,).
+
+    The bytes of a whole document after its BOS sum to the length of the text it decodes to.
+    """
+
+    bytes_of: np.ndarray
+    """int32: bytes of the piece without its leading space; 0 for control, unknown and unused pieces."""
+    leading_space: np.ndarray
+    """bool: the piece begins with a space."""
+    boundary: np.ndarray
+    """bool: after this token a leading space vanishes. These are the control, unknown and unused
+    pieces where the tokenizer adds a space before every document and strips it again (the
+    challenge's does); none where the first space of a document is really in its text."""
+
+    def count(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """int64 bytes of each of `targets`; `previous` has the token before each, in the same shape."""
+        space = self.leading_space[targets] & ~self.boundary[previous]
+        return self.bytes_of[targets].astype(np.int64) + space
+
+
+class Tokenizer:
+    """A SentencePiece model read from a file; UserError if it is missing, no such model, or without BOS."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            model = Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"cannot read tokenizer {path}: {error.strerror}; make one with `pargolf data`"
+            ) from None
+        if not model:
+            raise UserError(f"tokenizer {path} is empty; make it again with `pargolf data`")
+        self.path = Path(path)
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self.vocab_size: int = self._processor.vocab_size()
+            self.bos_id: int = self._processor.bos_id()
+        except (RuntimeError, ValueError):
+            raise UserError(f"{path} is not a SentencePiece model") from None
+        if self.bos_id < 0:
+            raise UserError(f"tokenizer {path} has no BOS token to put before documents")
+        self._strips_first_space = self._strips()
+
+    def _strips(self) -> bool:
+        for token in range(self.vocab_size):
+            if self._processor.id_to_piece(token).startswith(SPACE) and not self._is_boundary(token):
+                return not self.decode([token]).startswith(" ")
+        return False
+
+    def _is_boundary(self, token: int) -> bool:
+        p = self._processor
+        return bool(p.is_control(token) or p.is_unknown(token) or p.is_unused(token))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, no BOS; `decode` gives back the same text for tokenizers of `train_tokenizer`.
+
+        Raises UserError if `text` has lone surrogates, which no UTF-8 text can hold.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"text has a lone surrogate at character {error.start}; it is not Unicode text"
+            ) from None
+        if SPACE not in text or self._strips_first_space:
+            return list(self._processor.encode(text))
+        # SentencePiece would take a literal U+2581 for a space; its three bytes are unambiguous.
+        mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        first, *rest = self._processor.encode(text.split(SPACE))
+        return list(first) + [token for part in rest for token in mark + part]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`; control tokens give none. Raises UserError on an id outside the vocabulary."""
+        tokens = [int(token) for token in ids]
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self.vocab_size:
+            raise UserError(
+                f"token ids outside 0 .. {self.vocab_size - 1}: tokens of another tokenizer than {self.path}"
+            )
+        return str(self._processor.decode(tokens))
+
+    def byte_table(self) -> ByteTable:
+        """Bytes of each token, by the challenge's rule for SentencePiece tokens."""
+        bytes_of = np.zeros(self.vocab_size, np.int32)
+        leading_space = np.zeros(self.vocab_size, bool)
+        boundary = np.zeros(self.vocab_size, bool)
+        for token in range(self.vocab_size):
+            if self._is_boundary(token):
+                boundary[token] = self._strips_first_space
+            elif self._processor.is_byte(token):
+                bytes_of[token] = 1
+            else:
+                piece = self._processor.id_to_piece(token)
+                leading_space[token] = piece.startswith(SPACE)
+                bytes_of[token] = len(piece.removeprefix(SPACE).replace(SPACE, " ").encode())
+        return ByteTable(bytes_of, leading_space, boundary)

@@ -1,0 +1,160 @@
+"""Where every byte of a submission goes, and how many there will be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from math import ceil, prod
+
+from pargolf.config import ExportConfig
+from pargolf.errors import UserError
+from pargolf.export.artifact import read_header
+from pargolf.export.quantize import kind_bits
+from pargolf.tensors import Slot
+
+NOT_SUBMITTED = {"cli.py", "analysis", "submission"}
+
+# Bits a quantized value saved by the codec, measured on published records of trained models with
+# scales and floats counted whole (REFERENCE: OpenAI parameter-golf, its records and PR #215):
+# zstd 22, int6: three runs of the seed, mean 14,787,646 bytes, less ~55,000 of code, 1,048,576 of
+#   float16 embedding, 100,704 of float32 vectors and 83,072 of scales, over 25,231,360 values:
+#   4.28 bits, 1.72 below 6.
+# zlib 9, int8: the baseline, 15.86 MB, less ~48,000 of code, 82,208 of vectors and 57,344 of scales,
+#   over 17,039,360 values: 7.36 bits, 0.64 below 8.
+# A rough prior: Gaussian rows, such as barely trained ones, save only about 0.7 bits under zstd.
+SAVED_BITS = {"zstd": 1.72, "zlib": 0.64}
+
+# Bits a value that the codecs may lose, at their worst level, on uniformly random values: their
+# match search finds chance repeats among few different values, which cost more than they save.
+LOST_BITS = {"zstd": {4: 0.25, 5: 0.05}, "zlib": {4: 0.65, 5: 0.5, 6: 0.2, 7: 0.05}}
+
+CONTAINER_BYTES = 1024  # prefix, header and checksum
+TENSOR_BYTES = 200  # names and shapes in the safetensors header, uncompressed
+CODEC_SLACK = 1.01
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """Bytes of one section; `values` counts the parameters in it (0 for overhead and code)."""
+
+    kind: str
+    layer: int | None
+    bytes: int
+    values: int
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Every byte of artifact and code, each in exactly one row."""
+
+    rows: tuple[LedgerRow, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes of the artifact file and the code: the size that the challenge limits."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of the code."""
+        return sum(row.bytes for row in self.rows if row.kind == "code")
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of the artifact file."""
+        return self.total - self.code_bytes
+
+    def by_kind(self) -> dict[str, tuple[int, int]]:
+        """(values, bytes) a kind, including "overhead" and "code", most bytes first."""
+        totals: dict[str, tuple[int, int]] = {}
+        for row in self.rows:
+            values, size = totals.get(row.kind, (0, 0))
+            totals[row.kind] = (values + row.values, size + row.bytes)
+        return dict(sorted(totals.items(), key=lambda item: -item[1][1]))
+
+    def by_layer(self) -> dict[int | None, int]:
+        """Bytes a layer in order; None, last, is everything outside the layers and all vectors."""
+        totals: dict[int | None, int] = {}
+        for row in sorted(self.rows, key=lambda row: (row.layer is None, row.layer or 0)):
+            totals[row.layer] = totals.get(row.layer, 0) + row.bytes
+        return totals
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Bytes of an artifact file before its training; code is not in it."""
+
+    expected: int
+    at_most: int
+
+
+def ledger(data: bytes, code_bytes: int) -> Ledger:
+    """Account for `data` (a whole artifact file) and the code; sums to len(data) + code_bytes.
+
+    Raises UserError if the file is malformed.
+    """
+    sections = read_header(data).sections
+    overhead = len(data) - sum(section.bytes for section in sections)
+    return Ledger(
+        (
+            *(LedgerRow(s.kind, s.layer, s.bytes, s.values) for s in sections),
+            LedgerRow("overhead", None, overhead, 0),
+            LedgerRow("code", None, code_bytes, 0),
+        )
+    )
+
+
+def check_budget(ledger: Ledger, budget: int) -> None:
+    """Raise UserError, with the excess and the largest kinds, if the total is above `budget` bytes."""
+    over = ledger.total - budget
+    if over > 0:
+        largest = ", ".join(f"{kind} {size:,}" for kind, (_, size) in list(ledger.by_kind().items())[:3])
+        raise UserError(
+            f"{ledger.total:,} bytes of code and model are {over:,} over the budget of {budget:,};"
+            f" largest: {largest}; make the model smaller or lower its export bits"
+        )
+
+
+def code_bytes() -> int:
+    """UTF-8 bytes of the package's modules that a submission needs: all but cli, analysis, submission.
+
+    An upper bound until the modules are bundled into one file.
+    """
+    return sum(
+        _python_bytes(entry)
+        for entry in resources.files("pargolf").iterdir()
+        if entry.name not in NOT_SUBMITTED
+    )
+
+
+def _python_bytes(entry: Traversable) -> int:
+    if entry.is_dir():
+        return sum(map(_python_bytes, entry.iterdir()))
+    return len(entry.read_bytes()) if entry.name.endswith(".py") else 0
+
+
+def predict_bytes(
+    shapes: Mapping[str, tuple[int, ...]], slots: Mapping[str, Slot], export: ExportConfig
+) -> Prediction:
+    """Artifact bytes of a model with these tensor shapes, before any training.
+
+    `at_most` gives every value its full bits, and what the codec can lose (see LOST_BITS).
+    `expected` takes off what the codec saved on published trained models (see SAVED_BITS): a
+    rough prior, which barely trained weights exceed. Packed values are taken to save nothing.
+    Raises ValueError if names differ.
+    """
+    if shapes.keys() != slots.keys():
+        raise ValueError(f"shapes and slots differ: {sorted(shapes.keys() ^ slots.keys())}")
+    by_bytes = export.layout == "bytes"
+    saved = SAVED_BITS[export.codec] if by_bytes else 0.0
+    lost = LOST_BITS[export.codec] if by_bytes else {}
+    expected = at_most = 0.0
+    for name, shape in shapes.items():
+        bits = kind_bits(slots[name].kind, export)
+        quantized = bits <= 8
+        scales = 2 * shape[0] if quantized else 0
+        at_most += prod(shape) * (bits + lost.get(bits, 0.0)) / 8 + scales
+        expected += prod(shape) * (bits - saved if quantized else bits) / 8 + scales
+    overhead = CONTAINER_BYTES + TENSOR_BYTES * len(shapes)
+    # Names and shapes repeat, so in earnest they compress to about a third.
+    return Prediction(ceil(expected + overhead / 3), ceil(at_most * CODEC_SLACK + overhead))

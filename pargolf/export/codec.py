@@ -1,0 +1,104 @@
+"""Bytes to fewer bytes and back, and small integers to bits without gaps and back.
+
+Everything that decodes trusts nothing: the sizes are known beforehand, no more is ever
+allocated, and whatever does not fit is a UserError.
+"""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from pargolf.errors import UserError
+from pargolf.export.quantize import top_value
+
+
+@dataclass(frozen=True)
+class Codec:
+    """compress(data, level) and decompress(data, raw_size), which may return any bytes."""
+
+    compress: Callable[[bytes, int], bytes]
+    decompress: Callable[[bytes, int], bytes]
+
+
+def _zstd_compress(data: bytes, level: int) -> bytes:
+    return zstandard.ZstdCompressor(level=level).compress(data)
+
+
+def _zstd_decompress(data: bytes, raw_size: int) -> bytes:
+    # The decoder allocates what the frame itself claims, so the claim is checked first.
+    claimed = zstandard.get_frame_parameters(data).content_size
+    if claimed != raw_size:
+        raise ValueError(f"it claims to hold {claimed} bytes, not {raw_size}")
+    return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+
+
+def _zlib_decompress(data: bytes, raw_size: int) -> bytes:
+    # One byte more than expected lets the stream reach its end, or betray that it is too long.
+    stream = zlib.decompressobj()
+    raw = stream.decompress(data, raw_size + 1)
+    if not stream.eof or stream.unused_data:
+        raise ValueError("the stream is cut off, too long or followed by other bytes")
+    return raw
+
+
+CODECS = {
+    "zstd": Codec(_zstd_compress, _zstd_decompress),
+    "zlib": Codec(zlib.compress, _zlib_decompress),
+}
+
+
+def _codec(name: str) -> Codec:
+    if name not in CODECS:
+        raise UserError(f"unknown codec {name[:40]!r}; known: {', '.join(CODECS)}")
+    return CODECS[name]
+
+
+def compress(data: bytes, codec: str, level: int) -> bytes:
+    """`data` compressed by a codec of CODECS; the same input gives the same bytes. UserError if unknown."""
+    return _codec(codec).compress(data, level)
+
+
+def decompress(data: bytes, codec: str, raw_size: int) -> bytes:
+    """The `raw_size` bytes that `data` holds, allocating no more than those.
+
+    Raises UserError if the data are corrupt, hold more or fewer bytes, or the codec is unknown.
+    """
+    try:
+        raw = _codec(codec).decompress(data, raw_size)
+        if len(raw) != raw_size:
+            raise ValueError(f"it holds {len(raw)} bytes, not {raw_size}")
+    except (ValueError, zlib.error, zstandard.ZstdError) as error:
+        raise UserError(f"corrupt {codec} data: {error}") from None
+    return raw
+
+
+def pack_bits(values: NDArray[np.int8], bits: int) -> bytes:
+    """Integers in -top..top, any shape, as `bits` bits each, offset by top, low bit first, no gaps."""
+    top = top_value(bits)
+    if np.any(values < -top) or np.any(values > top):
+        raise ValueError(f"values outside -{top}..{top} do not fit in {bits} bits")
+    codes = (values.reshape(-1, 1).astype(np.int16) + top).astype(np.uint8)
+    return np.packbits(
+        np.unpackbits(codes, axis=1, count=bits, bitorder="little"), bitorder="little"
+    ).tobytes()
+
+
+def unpack_bits(data: bytes, bits: int, count: int) -> NDArray[np.int8]:
+    """The (count,) integers that `pack_bits` made `data` of.
+
+    Raises UserError if the length does not fit `count` or a code lies outside the range.
+    """
+    top = top_value(bits)
+    if count < 0 or len(data) != (count * bits + 7) // 8:
+        raise UserError(f"{len(data)} bytes cannot hold {count} values of {bits} bits")
+    loose = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+    if loose[count * bits :].any():
+        raise UserError("packed values are followed by stray bits")
+    codes = np.packbits(loose[: count * bits].reshape(count, bits), axis=1, bitorder="little").reshape(count)
+    if np.any(codes > 2 * top):
+        raise UserError(f"a packed value lies outside -{top}..{top}")
+    return (codes.astype(np.int16) - top).astype(np.int8)

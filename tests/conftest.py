@@ -1,0 +1,26 @@
+"""Real text as a small dataset, made once for all tests by the command line."""
+
+import json
+
+import pytest
+
+from pargolf.data.corpus import embedded_documents
+from support import Dataset, pargolf
+
+
+@pytest.fixture(scope="session")
+def articles() -> list[str]:
+    """Twelve real articles, the first 6,000 characters of each."""
+    return [document[:6000] for document in embedded_documents()[:12]]
+
+
+@pytest.fixture(scope="session")
+def dataset(articles: list[str], tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    root = tmp_path_factory.mktemp("dataset")
+    source = root / "articles.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in articles))
+    done = pargolf("data", "--text", source, "--vocab-size", 512, "--root", root / "data")
+    assert done.returncode == 0, done.stderr
+    return Dataset(
+        root / "data/datasets/articles_sp512", root / "data/tokenizers/articles_512_bpe.model", articles
+    )

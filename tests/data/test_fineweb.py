@@ -1,0 +1,133 @@
+import json
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+
+from pargolf.data.fineweb import REPO, download, hub_fetch
+from pargolf.data.shards import open_split, write_shard
+from pargolf.data.tokenizer import Tokenizer, train_tokenizer
+from pargolf.errors import UserError
+
+SHARDS = "datasets/datasets/fineweb10B_sp1024"
+
+
+class Hub:
+    """A fake hub in a folder; `damaged` files arrive cut short that many times."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.damaged: dict[str, int] = {}
+        self.fetched: list[tuple[str, bool]] = []
+
+    def fetch(self, repo: str, file: str, folder: Path, force: bool) -> Path:
+        assert repo == REPO
+        self.fetched.append((file, force))
+        source = self.folder / file
+        if not source.exists():
+            raise UserError(f"cannot download {file}")
+        data = source.read_bytes()
+        if self.damaged.get(file, 0) > 0:
+            self.damaged[file] -= 1
+            data = data[: len(data) // 2]
+        target = folder / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+        return target
+
+    def names(self) -> list[str]:
+        return [Path(file).name for file, _ in self.fetched]
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Hub:
+    folder = tmp_path / "hub"
+    for name in ("train_000000", "train_000001", "train_000002", "val_000000"):
+        write_shard(folder / SHARDS / f"fineweb_{name}.bin", np.arange(500))
+    text = ["the quick brown fox jumps over the lazy dog " * 20]
+    train_tokenizer(text, 300, folder / "datasets/tokenizers/fineweb_1024_bpe.model")
+    manifest = {
+        "datasets": [
+            {
+                "name": "fineweb10B_sp1024",
+                "tokenizer_name": "sp_bpe_1024",
+                "stats": {"files_train": 3, "files_val": 1},
+            }
+        ],
+        "tokenizers": [{"name": "sp_bpe_1024", "model_path": "tokenizers/fineweb_1024_bpe.model"}],
+    }
+    (folder / "datasets/manifest.json").write_text(json.dumps(manifest))
+    return Hub(folder)
+
+
+def test_download_and_go_on(hub: Hub, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    download(train_shards=2, root=root, fetch=hub.fetch)
+    dataset = root / "datasets" / "fineweb10B_sp1024"
+    assert len(open_split(dataset, "train")) == 1000 and len(open_split(dataset, "val")) == 500
+    assert Tokenizer(root / "tokenizers" / "fineweb_1024_bpe.model").vocab_size == 300
+    assert (root / "manifest.json").exists()
+
+    hub.fetched.clear()
+    download(train_shards=2, root=root, fetch=hub.fetch)
+    assert hub.fetched == []
+    broken = dataset / "fineweb_train_000001.bin"
+    broken.write_bytes(broken.read_bytes()[:-10])
+    download(train_shards=3, root=root, fetch=hub.fetch)
+    assert hub.names() == ["fineweb_train_000001.bin", "fineweb_train_000002.bin"]
+    assert len(open_split(dataset, "train")) == 1500
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        f"{SHARDS}/fineweb_val_000000.bin",
+        "datasets/manifest.json",
+        "datasets/tokenizers/fineweb_1024_bpe.model",
+    ],
+)
+def test_damaged_file_is_fetched_once_more(hub: Hub, tmp_path: Path, file: str) -> None:
+    hub.damaged[file] = 1
+    download(root=tmp_path / "data", fetch=hub.fetch)
+    assert [force for name, force in hub.fetched if name == file] == [False, True]
+
+
+def test_file_damaged_twice_is_an_error(hub: Hub, tmp_path: Path) -> None:
+    file = f"{SHARDS}/fineweb_val_000000.bin"
+    hub.damaged[file] = 9
+    with pytest.raises(UserError, match=r"arrived damaged twice: .*truncated"):
+        download(root=tmp_path / "data", fetch=hub.fetch)
+    assert hub.names().count("fineweb_val_000000.bin") == 2
+    assert not list(tmp_path.glob("data/**/fineweb_val*"))
+
+
+def test_missing_shard_and_bad_requests(hub: Hub, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    with pytest.raises(UserError, match="has 3 training shards of sp1024, not 4"):
+        download(train_shards=4, root=root, fetch=hub.fetch)
+    with pytest.raises(UserError, match="negative"):
+        download(train_shards=-1, root=root, fetch=hub.fetch)
+    with pytest.raises(UserError, match="lists no dataset fineweb10B_sp9"):
+        download(variant="sp9", root=root, fetch=hub.fetch)
+    with pytest.raises(UserError, match="unknown variant"):
+        download(variant="../sp1024", root=root, fetch=hub.fetch)
+    (hub.folder / SHARDS / "fineweb_train_000001.bin").unlink()
+    with pytest.raises(UserError, match=r"cannot download .*train_000001"):
+        download(train_shards=2, root=root, fetch=hub.fetch)
+    assert (root / "datasets" / "fineweb10B_sp1024" / "fineweb_train_000000.bin").exists()
+
+
+def test_hub_errors_become_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
+
+    def fail(*args: object, **options: object) -> str:
+        calls.append((args, options))
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(UserError) as raised:
+        hub_fetch(REPO, "datasets/manifest.json", tmp_path, True)
+    assert "no route to host" in str(raised.value) and "\n" not in str(raised.value)
+    expected = {"repo_type": "dataset", "local_dir": tmp_path, "force_download": True}
+    assert calls == [((REPO, "datasets/manifest.json"), expected)]

@@ -1,0 +1,237 @@
+"""The command line on real text, from data to sample, as a user types it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pargolf.cli import COMMANDS, dispatch
+from pargolf.run import read_lines
+from support import Dataset, pargolf
+
+
+@pytest.fixture(scope="module")
+def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run, trained, packed and scored by `pargolf run`."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = pargolf(
+        "run",
+        "demo",
+        "--runs",
+        runs,
+        "--name",
+        "tiny",
+        *dataset.options(eval__stride=16, train__val_every=10),
+    )
+    assert done.returncode == 0, done.stderr
+    (runs / "tiny" / "stdout").write_text(done.stdout)
+    return runs / "tiny"
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line that a command which must fail prints."""
+    assert dispatch([str(a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("pargolf: error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_run_leaves_a_whole_folder_and_a_table(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {
+        "config.json", "metrics.jsonl", "timing.jsonl", "train.log", "checkpoint.safetensors",
+        "tokenizer.model", "model.pgz", "result.json",
+    } <= names  # fmt: skip
+    result = json.loads((finished / "result.json").read_text())
+    out = (finished / "stdout").read_text()
+    for key in ("checkpoint", "artifact"):
+        for how in ("standard", "sliding"):
+            assert f"{result[key][how]['val_bpb']:.4f}" in out
+    assert result["artifact"]["sliding"]["val_bpb"] < result["artifact"]["standard"]["val_bpb"]
+    assert {c["name"] for c in result["compressors"]} == {
+        "xz -9e", "zstd -22", "xz -9e after the training text", "zstd -22 after the training text"
+    }  # fmt: skip
+    assert result["bytes_model"] == (finished / "model.pgz").stat().st_size
+    assert result["bytes_total"] == result["bytes_model"] + result["bytes_code"] <= 16_000_000
+    metrics = read_lines(finished / "metrics.jsonl")
+    losses = [r["train_loss"] for r in metrics if "train_loss" in r]
+    assert len(losses) == 20
+    assert losses[-1] < losses[0]
+    assert [r["step"] for r in metrics if "val_bpb" in r] == [10, 20]
+    rows = result["checkpoint"]["standard"]["val_bpb"]
+    assert metrics[-1]["val_bpb"] == pytest.approx(rows, rel=1e-9)
+
+
+def test_scored_bytes_equal_the_held_out_text(finished: Path, dataset: Dataset) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    record = json.loads((dataset.folder / "dataset.json").read_text())["splits"]["val"]
+    for how in ("standard", "sliding"):
+        assert result["artifact"][how]["bytes"] == record["bytes"]
+        assert result["artifact"][how]["tokens"] == record["tokens"] - 1
+
+
+def test_a_finished_run_is_not_trained_again(
+    finished: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "checkpoint.safetensors").stat().st_mtime_ns
+    options = dataset.options(eval__stride=16, train__val_every=10)
+    assert dispatch(["train", "demo", "--runs", str(finished.parent), "--name", "tiny", *options]) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert (finished / "checkpoint.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_artifact_alone_gives_the_score(
+    finished: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = tmp_path / "model.pgz"
+    shutil.copyfile(finished / "model.pgz", alone)
+    arguments = ["--tokenizer", str(dataset.tokenizer), "--dataset", str(dataset.folder), "--stride", "16"]
+    assert dispatch(["eval", str(alone), *arguments]) == 0
+    result = json.loads((finished / "result.json").read_text())
+    out = capsys.readouterr().out
+    assert f"{result['artifact']['sliding']['val_bpb']:.4f}" in out
+    assert "before quantization" not in out
+    assert "lies in no run folder" in failure(capsys, "eval", alone)
+
+
+def test_eval_of_a_run_needs_no_checkpoint(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    (copy / "checkpoint.safetensors").unlink()
+    assert dispatch(["eval", str(copy)]) == 0
+    old, new = (json.loads((folder / "result.json").read_text()) for folder in (finished, copy))
+    assert new["artifact"]["sliding"]["val_bpb"] == old["artifact"]["sliding"]["val_bpb"]
+    assert "checkpoint" not in new
+
+
+def test_pack_repeats_byte_for_byte(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    (copy / "model.pgz").unlink()
+    assert dispatch(["pack", str(copy)]) == 0
+    assert (copy / "model.pgz").read_bytes() == (finished / "model.pgz").read_bytes()
+    assert "byte ledger" in capsys.readouterr().out
+
+
+def test_over_budget_is_refused_with_the_reason(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["export"]["budget"] = 1000
+    (copy / "config.json").write_text(json.dumps(config))
+    error = failure(capsys, "pack", copy)
+    assert "1,000" in error
+    assert "code" in error
+
+
+def test_sample_repeats_with_its_seed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for seed in ("1", "1", "2"):
+        assert dispatch(["sample", str(finished), "The city", "--tokens", "24", "--seed", seed]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0].startswith("The city")
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_plan_counts_the_seed_system(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["plan", "lowrank-q192"]) == 0
+    out = capsys.readouterr().out
+    assert "25,780,824" in out
+    assert "16,000,000" in out
+
+
+def test_the_overview_lists_the_commands_in_the_order_of_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == list(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        dispatch([command, "--help"])
+    assert leaving.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bogus"], "no command 'bogus'"),
+        (["train"], "name a preset first"),
+        (["train", "nope"], "no preset 'nope'"),
+        (["train", "demo", "--model.qrank", "3"], "perhaps --model.q-rank"),
+        (["train", "demo", "--model.q-rank", "many"], "invalid literal"),
+        (["train", "demo", "--model.n-heads", "5"], "not a multiple of model.n_heads"),
+        (["plan", "demo", "--eval.stride", "300"], "larger than the window"),
+        (["train", "demo", "--data.corpus", "none", "--data.dataset", "nowhere"], "pargolf data"),
+        (["train", "demo", "--train.device", "cuda"], "no GPU"),
+        (["pack", "nowhere"], "is this a run folder"),
+        (["eval", "nowhere"], "does not exist"),
+        (["sample", "nowhere", "The"], "does not exist"),
+        (["data", "--text", "nowhere.txt"], "nowhere.txt"),
+        (["data", "--vocab-size", "5"], "vocabulary size 5"),
+    ],
+)
+def test_mistakes_are_one_clear_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert message in failure(capsys, *arguments)
+
+
+def test_a_wrong_vocabulary_is_refused(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = dataset.options(model__vocab_size=513)
+    assert "has 512 pieces" in failure(capsys, "train", "demo", "--runs", tmp_path, *options)
+
+
+@pytest.mark.parametrize("fault", ["truncated", "magic"])
+def test_a_damaged_shard_is_named(
+    fault: str, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(dataset.folder, folder)
+    shard = folder / "fineweb_train_000000.bin"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-100] if fault == "truncated" else b"\0" * 4 + data[4:])
+    error = failure(capsys, "train", "demo", "--runs", tmp_path, *dataset.options(data__dataset=folder))
+    assert str(shard) in error
+
+
+def test_a_diverged_loss_keeps_the_last_checkpoint(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = dataset.options(optim__vector_lr=1e30, optim__embed_lr=1e30)
+    error = failure(capsys, "train", "demo", "--runs", tmp_path, "--name", "nan", *options)
+    assert "the loss is nan" in error
+    assert "lower optim" in error
+
+
+def test_a_full_disk_keeps_the_run(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import os
+
+    run = ["train", "demo", "--runs", tmp_path, "--name", "full", *dataset.options()]
+    real, calls = os.fsync, []
+
+    def fills_up(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 3:  # after config.json and the first checkpoint
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fills_up)
+    assert "No space left on device" in failure(capsys, *run)
+    monkeypatch.undo()
+    assert dispatch([str(a) for a in run]) == 0
+    assert "continuing from step 5" in capsys.readouterr().out

@@ -1,0 +1,84 @@
+import zlib
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pargolf.errors import UserError
+from pargolf.export.codec import CODECS, compress, decompress, pack_bits, unpack_bits
+
+codecs = st.sampled_from(sorted(CODECS))
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.binary(max_size=2000), codec=codecs, level=st.integers(1, 9))
+def test_round_trip(data: bytes, codec: str, level: int) -> None:
+    small = compress(data, codec, level)
+    assert small == compress(data, codec, level)
+    assert decompress(small, codec, len(data)) == data
+
+
+def test_other_decoders_read_it() -> None:
+    data = b"some bytes " * 100
+    assert zstandard.decompress(compress(data, "zstd", 22)) == data
+    assert zlib.decompress(compress(data, "zlib", 9)) == data
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+@pytest.mark.parametrize("wrong", [0, 1, 999, 1001, 10**15])
+def test_wrong_sizes_are_refused(codec: str, wrong: int) -> None:
+    with pytest.raises(UserError, match=codec):
+        decompress(compress(bytes(1000), codec, 9), codec, wrong)
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+def test_cut_off_extended_or_foreign_data_are_refused(codec: str) -> None:
+    data = np.random.default_rng(0).bytes(300)
+    small = compress(data, codec, 9)
+    for bad in (*(small[:n] for n in range(len(small))), small + b"\0", small + small, b"", data):
+        with pytest.raises(UserError):
+            decompress(bad, codec, 300)
+
+
+def test_a_frame_without_its_size_is_refused() -> None:
+    unsized = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1000))
+    with pytest.raises(UserError):
+        decompress(unsized, "zstd", 1000)
+
+
+def test_unknown_codec_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown codec 'lzma'"):
+        compress(b"", "lzma", 1)
+    with pytest.raises(UserError, match="unknown codec 'lzma'"):
+        decompress(b"", "lzma", 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), bits=st.integers(4, 8))
+def test_bits_round_trip(data: st.DataObject, bits: int) -> None:
+    top = 2 ** (bits - 1) - 1
+    values = np.array(data.draw(st.lists(st.integers(-top, top), max_size=50)), dtype=np.int8)
+    packed = pack_bits(values, bits)
+    assert len(packed) == -(-len(values) * bits // 8)
+    # The same by Python's long integers: value i at bit i * bits, offset by top.
+    number = sum((int(v) + top) << (i * bits) for i, v in enumerate(values))
+    assert packed == number.to_bytes(len(packed), "little")
+    back = unpack_bits(packed, bits, len(values))
+    assert back.dtype == np.int8 and np.array_equal(back, values)
+
+
+def test_bits_that_fit_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        pack_bits(np.array([8], dtype=np.int8), 4)
+    with pytest.raises(ValueError, match="do not fit"):
+        pack_bits(np.array([-128], dtype=np.int8), 8)
+    with pytest.raises(UserError, match="cannot hold"):
+        unpack_bits(b"\0\0", 4, 2)
+    with pytest.raises(UserError, match="cannot hold"):
+        unpack_bits(b"", 4, -1)
+    with pytest.raises(UserError, match=r"outside -7\.\.7"):
+        unpack_bits(b"\xff", 4, 2)
+    with pytest.raises(UserError, match="stray bits"):
+        unpack_bits(b"\x10", 4, 1)

@@ -1,0 +1,112 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pargolf.config import ExportConfig
+from pargolf.errors import UserError
+from pargolf.export.quantize import (
+    Quantized,
+    dequantize,
+    dequantize_state,
+    quantize_rows,
+    quantize_state,
+    top_value,
+)
+from pargolf.tensors import Slot
+
+
+def random_rows(seed: int, rows: int, cols: int, magnitude: float) -> Tensor:
+    """Heavy-tailed rows of very different sizes, as trained weights have."""
+    g = torch.Generator().manual_seed(seed)
+    size = torch.rand(rows, 1, generator=g) * magnitude
+    return torch.randn(rows, cols, generator=g) ** 3 * size
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    rows=st.integers(1, 9),
+    cols=st.integers(1, 40),
+    bits=st.integers(4, 8),
+    quantile=st.sampled_from([0.5, 0.9, 0.9999984, 1.0]),
+    magnitude=st.sampled_from([1e-9, 1e-5, 1e-3, 1.0, 100.0]),
+)
+def test_error_is_at_most_half_a_step_within_the_clip(
+    seed: int, rows: int, cols: int, bits: int, quantile: float, magnitude: float
+) -> None:
+    w = random_rows(seed, rows, cols, magnitude)
+    q = quantize_rows(w, bits, quantile)
+    top = 2 ** (bits - 1) - 1
+    assert q.values.dtype == torch.int8 and q.values.shape == w.shape
+    assert q.scale.dtype == torch.float16 and q.scale.shape == (rows,)
+    assert q.values.abs().max() <= top
+    scale = q.scale.double()[:, None]
+    # Rounding the scale to float16 may put the row's largest value a little above top.
+    kept = w.double().abs() <= (top + 0.5) * scale
+    if quantile == 1.0:  # nothing is clipped, unless float16 has few digits left for the scale
+        assert (kept | (scale < 2.0**-14)).all()
+    error = (w.double() - dequantize(q).double()).abs()
+    assert (error <= scale * 0.50001)[kept].all()
+    # What is clipped is stored as the largest value of its sign.
+    assert (q.values.double() == w.sign() * top)[~kept].all()
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.77, 0.9999984, 1.0])
+@pytest.mark.parametrize("cols", [1, 2, 3, 50, 257])
+def test_clip_is_the_quantile_of_torch(cols: int, quantile: float) -> None:
+    w = random_rows(3, 6, cols, 1.0)
+    expected = (torch.quantile(w.abs(), quantile, dim=1) / 31).clamp_min(2.0**-24)
+    torch.testing.assert_close(quantize_rows(w, 6, quantile).scale.float(), expected, rtol=1e-3, atol=1e-7)
+
+
+def test_zero_and_tiny_rows_have_a_usable_scale() -> None:
+    w = torch.stack((torch.zeros(8), torch.full((8,), 1e-12), torch.arange(8.0)))
+    q = quantize_rows(w, 6, 1.0)
+    assert (q.scale > 0).all()
+    assert q.values[:2].eq(0).all() and q.values[2].max() == 31
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e8])
+def test_weights_that_cannot_be_stored_are_refused_by_name(bad: float) -> None:
+    w = torch.ones(4, 4)
+    w[2] = bad
+    with pytest.raises(UserError, match=r"^blocks\.3\.q "):
+        quantize_rows(w, 6, 0.99, "blocks.3.q")
+    with pytest.raises(UserError, match="vec"):
+        quantize_state({"vec": w}, {"vec": Slot("vector", 0)}, ExportConfig(vector_bits=16))
+
+
+@pytest.mark.parametrize("shape", [(4,), (0, 4), (4, 0), (2, 2, 2)])
+def test_only_matrices_are_quantized(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="cannot quantize"):
+        quantize_rows(torch.ones(shape), 6, 0.99)
+
+
+def test_more_than_16_million_elements() -> None:
+    w = torch.zeros(17_000, 1000)
+    w[-1, -1] = 1.0
+    assert quantize_rows(w, 6, 1.0).values[-1, -1] == 31
+
+
+def test_each_kind_is_stored_with_its_own_bits() -> None:
+    state = {name: torch.randn(4, 8) for name in ("e", "a", "m", "v")}
+    slots = {"e": Slot("embed", None), "a": Slot("attn", 0), "m": Slot("mlp", 0), "v": Slot("vector", 0)}
+    stored = quantize_state(
+        state, slots, ExportConfig(embed_bits=16, attn_bits=4, mlp_bits=8, vector_bits=32)
+    )
+    assert isinstance(stored["a"], Quantized) and stored["a"].bits == 4
+    assert isinstance(stored["m"], Quantized) and stored["m"].values.abs().max() == top_value(8)
+    assert isinstance(stored["e"], Tensor) and stored["e"].dtype == torch.float16
+    back = dequantize_state(stored)
+    assert all(x.dtype == torch.float32 for x in back.values())
+    assert torch.equal(back["v"], state["v"]) and torch.equal(back["e"], state["e"].half().float())
+    assert torch.equal(back["a"], dequantize(stored["a"]))
+
+
+def test_every_tensor_needs_a_slot_and_every_slot_a_tensor() -> None:
+    x = torch.ones(2, 2)
+    for state, slots in (({"a": x}, {}), ({}, {"a": Slot("attn", 0)})):
+        with pytest.raises(ValueError, match="'a'"):
+            quantize_state(state, slots, ExportConfig())

@@ -1,0 +1,137 @@
+"""The model's shape, init, equations and kinds of tensors."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pargolf.config import ModelConfig, load_preset
+from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.model.layers import LowRank
+from pargolf.tensors import TENSOR_KINDS
+
+TINY = ModelConfig(vocab_size=64, seq_len=16, n_layers=5, d_model=24, n_heads=4, kv_heads=2, q_rank=5)
+
+
+def shaken(c: ModelConfig = TINY) -> GPT:
+    """A model whose every parameter matters: nothing is left at zero or one."""
+    torch.manual_seed(1)
+    model = GPT(c, seed=0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("preset", "count"), [("baseline", 17_059_912), ("full-q", 26_501_720), ("lowrank-q192", 25_780_824)]
+)
+def test_parameter_counts_are_the_published_ones(preset: str, count: int) -> None:
+    with torch.device("meta"):
+        model = GPT(load_preset(preset).model)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_forward_is_the_reference_equations() -> None:
+    model, c = shaken(), TINY
+    tokens, targets = torch.randint(64, (2, 16)), torch.randint(64, (2, 16))
+
+    def rms(x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, (x.size(-1),))
+
+    x = x0 = rms(model.embed.weight[tokens])
+    skips: list[torch.Tensor] = []
+    encoders = c.n_layers // 2
+    for i, block in enumerate(model.blocks):
+        if i >= encoders and skips:
+            x = x + model.skip_weights[i - encoders] * skips.pop()
+        x = block.resid_mix[0] * x + block.resid_mix[1] * x0
+        x = x + block.attn_scale * block.attn(rms(x), model.cos, model.sin)
+        hidden = torch.relu(rms(x) @ block.mlp.fc.weight.T) ** 2
+        x = x + block.mlp_scale * (hidden @ block.mlp.proj.weight.T)
+        if i < encoders:
+            skips.append(x)
+    assert not skips
+    logits = 30 * torch.tanh(rms(x) @ model.embed.weight.T / 30)
+    expected = -logits.log_softmax(-1).gather(-1, targets[..., None]).mean()
+    torch.testing.assert_close(model(tokens, targets), expected)
+
+
+def test_init_has_its_documented_deviations() -> None:
+    c = ModelConfig(vocab_size=512, n_layers=2, d_model=256, n_heads=4, kv_heads=2, q_rank=64)
+    model = GPT(c, seed=5)
+    assert model.embed.weight.std().item() == pytest.approx(0.005, rel=0.02)
+    for block in model.blocks:
+        assert isinstance(block.attn.q, LowRank)
+        for matrix in (block.attn.q.down, block.attn.q.up, block.attn.k, block.attn.v, block.mlp.fc):
+            assert matrix.weight.std().item() == pytest.approx(
+                1 / math.sqrt(3 * matrix.in_features), rel=0.02
+            )
+        assert not block.attn.out.weight.any()
+        assert not block.mlp.proj.weight.any()
+        assert (block.attn.q_gain == 1.5).all()
+        assert (block.resid_mix[0] == 1).all()
+        assert (block.resid_mix[1] == 0).all()
+    assert (model.skip_weights == 1).all()
+
+
+def test_seed_decides_the_init() -> None:
+    first, again, other = (GPT(TINY, seed=s).state_dict() for s in (7, 7, 8))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["embed.weight"], other["embed.weight"])
+
+
+def test_untrained_layers_are_the_identity() -> None:
+    model = GPT(TINY, seed=0)
+    x = torch.randn(1, 16, 24)
+    torch.testing.assert_close(model.blocks[0](x, torch.zeros_like(x), model.cos, model.sin), x)
+
+
+def test_later_tokens_change_nothing_before_them() -> None:
+    model = shaken()
+    tokens = torch.randint(64, (1, 16))
+    changed = tokens.clone()
+    changed[0, 9] = (changed[0, 9] + 1) % 64
+    before, after = model.trunk(tokens), model.trunk(changed)
+    assert torch.equal(before[:, :9], after[:, :9])
+    assert not torch.allclose(before[:, 9:], after[:, 9:])
+
+
+def test_bfloat16_activations_keep_float32_parameters() -> None:
+    model = GPT(TINY, torch.bfloat16, seed=0)
+    assert model.trunk(torch.zeros(1, 4, dtype=torch.long)).dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert (
+        model(torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 4, dtype=torch.long)).dtype == torch.float32
+    )
+
+
+def test_every_tensor_has_one_kind_and_every_kind_is_used() -> None:
+    model = GPT(TINY)
+    slots = tensor_kinds(model)
+    assert set(slots) == {name for name, _ in model.named_parameters()}
+    assert {slot.kind for slot in slots.values()} == set(TENSOR_KINDS)
+    assert slots["blocks.3.attn.q.down.weight"].kind == "attn"
+    assert slots["blocks.3.attn.q.down.weight"].layer == 3
+    assert slots["blocks.4.resid_mix"].kind == "vector"
+
+
+def test_a_tensor_without_a_kind_is_an_error() -> None:
+    model = GPT(TINY)
+    model.blocks[0].register_parameter("stray", torch.nn.Parameter(torch.zeros(2)))
+    with pytest.raises(ValueError, match=r"blocks\.0\.stray"):
+        tensor_kinds(model)
+
+
+@pytest.mark.slow
+def test_compiled_regions_give_the_same_loss_and_gradients() -> None:
+    plain, compiled = shaken(), shaken()
+    compiled.compile_regions()
+    tokens, targets = torch.randint(64, (2, 16)), torch.randint(64, (2, 16))
+    losses = [model(tokens, targets) for model in (plain, compiled)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[0], losses[1])
+    for (name, a), b in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)

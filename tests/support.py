@@ -1,0 +1,60 @@
+"""What several tests need: the command line in a process of its own, and a tiny run's options."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+TINY = {
+    "model.vocab-size": "512",
+    "model.seq-len": "64",
+    "model.n-layers": "3",
+    "model.d-model": "32",
+    "model.n-heads": "4",
+    "model.kv-heads": "2",
+    "model.q-rank": "8",
+    "data.corpus": "none",
+    "data.order": "stream",
+    "train.batch-tokens": "512",
+    "train.micro-batches": "2",
+    "train.iterations": "20",
+    "train.max-seconds": "0",
+    "train.log-every": "1",
+    "train.checkpoint-every": "5",
+    "train.dtype": "float32",
+    "eval.batch-rows": "64",
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A tokenizer and shards made from a few real articles by the command line."""
+
+    folder: Path
+    tokenizer: Path
+    documents: list[str]
+
+    def options(self, **changes: object) -> list[str]:
+        """Command-line options of a tiny run on this data; `train__seed=3` means --train.seed 3."""
+        values: dict[str, object] = dict(TINY)
+        values |= {"data.dataset": self.folder, "data.tokenizer": self.tokenizer}
+        values |= {name.replace("__", ".").replace("_", "-"): value for name, value in changes.items()}
+        options = []
+        for name, value in values.items():
+            if isinstance(value, bool):
+                section, field = name.split(".")
+                options.append(f"--{section}.{field}" if value else f"--{section}.no-{field}")
+            else:
+                options += [f"--{name}", str(value)]
+        return options + ([] if "train.compile" in values else ["--train.no-compile"])
+
+
+def pargolf(*arguments: object, cwd: Path | None = None, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user would, in its own process, under torchrun if ranks > 1."""
+    command = [sys.executable, "-m", "pargolf"]
+    if ranks > 1:
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        command = [sys.executable, "-m", *launcher, "-m", "pargolf"]
+    return subprocess.run(
+        [*command, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300
+    )

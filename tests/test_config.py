@@ -1,0 +1,111 @@
+"""Settings: presets list everything, fields are typed, contradictions are refused in one line."""
+
+import dataclasses
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from pargolf.config import (
+    RunConfig,
+    from_dict,
+    load_preset,
+    model_from_dict,
+    preset_names,
+    to_dict,
+    validate,
+    validate_world,
+)
+from pargolf.errors import UserError
+
+
+def changed(**sections: dict[str, object]) -> RunConfig:
+    config = RunConfig()
+    return dataclasses.replace(
+        config,
+        **{name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()},
+    )
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_shows_every_field_and_is_valid(name: str) -> None:
+    text = (resources.files("pargolf") / "presets" / f"{name}.toml").read_text()
+    assert {s: list(f) for s, f in tomllib.loads(text).items()} == {
+        s: list(f) for s, f in to_dict(RunConfig()).items()
+    }
+    validate(load_preset(name))
+
+
+def test_the_defaults_are_the_seed_system() -> None:
+    assert load_preset("lowrank-q192") == RunConfig()
+    assert load_preset("full-q") == changed(model={"q_rank": 0})
+
+
+def test_a_config_survives_json_and_toml(tmp_path: Path) -> None:
+    config = changed(model={"q_rank": 7}, train={"max_seconds": 1.5, "compile": False})
+    assert from_dict(to_dict(config)) == config
+    file = tmp_path / "mine.toml"
+    file.write_text("[model]\nq_rank = 7\n[train]\nmax_seconds = 1.5\ncompile = false\n")
+    assert load_preset(str(file)) == config
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"n_heads": 7}}, "not a multiple of model.n_heads"),
+        ({"model": {"d_model": 24, "n_heads": 8, "q_rank": 0}}, "head size 3 is odd"),
+        ({"model": {"kv_heads": 3}}, "not a multiple of model.kv_heads"),
+        ({"model": {"q_rank": 513}}, "model.q_rank 513"),
+        ({"model": {"n_layers": 1}}, "n_layers must be at least 2"),
+        ({"model": {"vocab_size": 70_000}}, "16-bit"),
+        ({"eval": {"stride": 1025}}, "eval.stride 1025 is larger than the window"),
+        ({"train": {"batch_tokens": 1000}}, "train.batch_tokens 1000"),
+        ({"train": {"iterations": 0}}, "train.iterations must be at least 1"),
+        ({"train": {"max_seconds": -1.0}}, "must not be negative"),
+        ({"optim": {"muon_momentum": 1.0}}, "optim.muon_momentum"),
+        ({"export": {"codec": "zlib"}}, "export.level of zlib must be in 1..9, is 22"),
+        ({"export": {"clip_quantile": 0.1}}, "export.clip_quantile"),
+    ],
+)
+def test_contradictions_are_refused(sections: dict[str, dict[str, object]], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace(".", r"\.")) as caught:
+        validate(changed(**sections))
+    assert "\n" not in str(caught.value)
+
+
+def test_world_size_must_divide_the_micro_batches() -> None:
+    for size in (1, 2, 4, 8):
+        validate_world(RunConfig(), size)
+    with pytest.raises(UserError, match="world size 3 does not divide"):
+        validate_world(RunConfig(), 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": {"q_rnk": 3}}, "unknown setting model.q_rnk"),
+        ({"modle": {}}, "unknown setting modle"),
+        ({"model": {"q_rank": "3"}}, "model.q_rank must be of type int"),
+        ({"model": {"q_rank": True}}, "model.q_rank must be of type int"),
+        ({"export": {"codec": "gzip"}}, "export.codec must be one of zstd, zlib"),
+        ({"export": {"attn_bits": 3}}, "export.attn_bits must be one of"),
+        ({"model": 3}, "must be a table"),
+        ([], "must be a table"),
+    ],
+)
+def test_wrong_fields_are_refused(values: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        from_dict(values)
+
+
+def test_a_model_from_outside_is_validated() -> None:
+    with pytest.raises(UserError, match="n_heads"):
+        model_from_dict({"n_heads": 0})
+
+
+def test_unknown_presets_name_the_known_ones() -> None:
+    with pytest.raises(UserError, match="there are: baseline, demo"):
+        load_preset("nope")
+    with pytest.raises(UserError, match=r"no preset file nope\.toml"):
+        load_preset("nope.toml")
