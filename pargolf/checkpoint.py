@@ -27,7 +27,14 @@ class Progress:
 
 
 def save_checkpoint(path: Path, model: GPT, optimizers: Optimizers, progress: Progress) -> None:
-    """Write everything a continued run needs; OSError leaves the previous checkpoint in place."""
+    """Write everything a continued run needs.
+
+    Raises UserError if the weights are no longer numbers, OSError if they cannot be written; the
+    previous checkpoint then stays in place.
+    """
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise UserError(f"{name} holds NaN or infinity at step {progress.step}; lower the learning rates")
     tensors = {f"weight/{name}": value for name, value in model.state_dict().items()} | optimizers.state()
     # Cloned, since momentum buffers are views of one batch and safetensors stores no shared memory.
     tensors = {name: value.detach().cpu().clone() for name, value in tensors.items()}

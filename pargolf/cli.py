@@ -211,9 +211,9 @@ def run(argv: list[str]) -> None:
     from pargolf.pipeline import check_run_budget, run_all
 
     args = _run_args(argv, "run")
-    sizes, result, seconds = run_all(args.config, args.folder)
+    sizes, result = run_all(args.config, args.folder)
     tables.show_ledger(sizes)
-    tables.show_result(result, seconds)
+    tables.show_result(result)
     check_run_budget(args.folder, sizes)
     console.print(f'next: pargolf sample {args.folder}/model.pgz "The city"', highlight=False)
 

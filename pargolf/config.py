@@ -94,8 +94,8 @@ class TrainConfig:
     a timed multiply shows it to be faster; float32 elsewhere."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
-    compile: bool = True
-    """Compile the model with torch.compile (on a CPU this needs a C++ compiler)."""
+    compile: Literal["auto", "on", "off"] = "on"
+    """torch.compile for the layers and the loss; auto: on a GPU, and on a CPU that has a C++ compiler."""
     compile_cache: Literal["clean", "shared"] = "clean"
     """clean: a fresh compile cache inside the run folder; shared: PyTorch's usual one, faster to start."""
 

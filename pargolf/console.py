@@ -3,7 +3,7 @@
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from pargolf import launch
@@ -22,7 +22,7 @@ class Bar:
         self._progress = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -30,7 +30,7 @@ class Bar:
         )
         self._task = self._progress.add_task(title, total=None)
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: float, total: float) -> None:
         self._progress.update(self._task, completed=done, total=total)
 
     def __enter__(self) -> "Bar":

@@ -1,6 +1,8 @@
 """What this machine offers, and the choices a run makes from it."""
 
 import os
+import shutil
+import sysconfig
 import time
 from pathlib import Path
 from typing import Literal
@@ -41,6 +43,25 @@ def _matmul_seconds(dtype: torch.dtype) -> float:
         F.linear(x, weight)
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def resolve_compile(setting: str, device: str) -> Literal["on", "off"]:
+    """ "on" or "off" for train.compile; UserError if "on" is asked for and a CPU lacks a compiler."""
+    if setting == "off":
+        return "off"
+    missing = _missing_for_compilation() if device == "cpu" else ""
+    if missing and setting == "on":
+        raise UserError(f"train.compile on a CPU needs {missing}; install it or use --train.compile off")
+    return "off" if missing else "on"
+
+
+def _missing_for_compilation() -> str:
+    compilers = (os.environ.get("CXX", ""), "g++", "clang++")
+    if not any(shutil.which(name) for name in compilers if name):
+        return "a C++ compiler (g++ or clang++)"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "the headers of Python (Debian's python3-dev)"
+    return ""
 
 
 def use_compile_cache(setting: str, folder: Path) -> str:

@@ -172,8 +172,8 @@ def _scores(
     return scores
 
 
-def run_all(config: RunConfig, folder: Path) -> tuple[Ledger, dict[str, Any], dict[str, float]]:
-    """Train, pack and score a run; returns its ledger, its result and the seconds of each stage.
+def run_all(config: RunConfig, folder: Path) -> tuple[Ledger, dict[str, Any]]:
+    """Train, pack and score a run; returns its ledger and its result, with the seconds of each stage.
 
     Under torchrun every rank calls this; one packs while the others wait.
     """
@@ -188,9 +188,13 @@ def run_all(config: RunConfig, folder: Path) -> tuple[Ledger, dict[str, Any], di
         target = find_target(folder)
         result = eval_run(target, config.eval)
         marks.append(time.perf_counter())
-    stages = ("data + training", "packing", "scoring")
-    seconds = {stage: b - a for stage, a, b in zip(stages, marks, marks[1:], strict=False)}
-    return ledger(target.artifact.read_bytes(), code_bytes()), result, seconds
+    stages = ("train", "pack", "eval")
+    result["seconds"] = {
+        stage: round(b - a, 1) for stage, a, b in zip(stages, marks, marks[1:], strict=False)
+    }
+    if launch.is_main():
+        write_json(Run(folder).result, result)
+    return ledger(target.artifact.read_bytes(), code_bytes()), result
 
 
 def check_run_budget(folder: Path, sizes: Ledger) -> None:

@@ -2,13 +2,13 @@
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pargolf.config import RunConfig, read_config, to_dict
+from pargolf.console import console
 from pargolf.errors import UserError
 from pargolf.files import write_json
 
@@ -148,6 +148,7 @@ class Log:
     def __call__(self, line: str) -> None:
         if self.path is None:
             return
-        print(line, flush=True, file=sys.stdout)
+        # Through the console, so that a progress bar moves out of the way; unwrapped, for a log.
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")

@@ -59,7 +59,7 @@ def score(
     table: ByteTable,
     stride: int,
     batch_rows: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, float], None] | None = None,
 ) -> Score:
     """Score the stream `tokens` (N,): its tokens from the second on, each once.
 

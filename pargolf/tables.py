@@ -46,7 +46,7 @@ def show_ledger(ledger: Ledger) -> None:
     console.print(table)
 
 
-def show_result(result: dict[str, Any], seconds: dict[str, float] | None = None) -> None:
+def show_result(result: dict[str, Any]) -> None:
     """Print the scores before and after quantization, the bytes, and the time of each stage."""
     table = Table(title="val_bpb", title_justify="left")
     table.add_column("")
@@ -66,9 +66,9 @@ def show_result(result: dict[str, Any], seconds: dict[str, float] | None = None)
         f" ({result['bytes_total'] / result['budget']:.1%})",
         highlight=False,
     )
-    if seconds:
+    if "seconds" in result:
         console.print(
-            "seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()),
+            "seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in result["seconds"].items()),
             highlight=False,
         )
 

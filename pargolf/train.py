@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pargolf import distributed, launch, machine
 from pargolf.checkpoint import Progress, load_checkpoint, save_checkpoint
 from pargolf.config import RunConfig, read_config, validate, validate_world
+from pargolf.console import Bar
 from pargolf.data.batches import Batches
 from pargolf.data.shards import TokenStream, open_split
 from pargolf.data.tokenizer import Tokenizer
@@ -59,7 +60,7 @@ def train(config: RunConfig, folder: Path) -> Progress:
     validate(config)
     validate_world(config, launch.world_size())
     device_type = machine.resolve_device(config.train.device)
-    with distributed.world(device_type) as device, _stop_signals() as stop:
+    with distributed.world(device_type) as device, _stop_signals() as stop, Bar("training") as bar:
         config = _resolve(config, device_type, folder)
         data = load_data(config)
         run = Run(folder)
@@ -68,16 +69,17 @@ def train(config: RunConfig, folder: Path) -> Progress:
             shutil.copyfile(config.data.tokenizer, run.tokenizer)
         distributed.barrier()
         log = Log(run.log if launch.is_main() else None)
-        return _train(config, run, data, device, log, stop)
+        return _train(config, run, data, device, log, stop, bar)
 
 
 def _train(
-    config: RunConfig, run: Run, data: Data, device: torch.device, log: Log, stop: list[int]
+    config: RunConfig, run: Run, data: Data, device: torch.device, log: Log, stop: list[int], bar: Bar
 ) -> Progress:
     t = config.train
     # On a CPU: forbid the few operations that add in whatever order their threads finish.
     torch.use_deterministic_algorithms(device.type == "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a debugging aid that costs time
+    # That also fills fresh memory, a debugging aid that costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     model = GPT(config.model, getattr(torch, t.dtype), seed=t.seed).to(device)
     optimizers = Optimizers(model, config.optim, getattr(torch, config.optim.ns_dtype))
     batches = Batches(
@@ -100,12 +102,12 @@ def _train(
     # Scoring runs the layers as written, on the same weights: its shapes need no compilation.
     scorer = GPT(config.model, model.dtype).to(device)
     scorer.load_state_dict(model.state_dict(), assign=True)
-    if t.compile:
+    if t.compile == "on":
         log(machine.use_compile_cache(t.compile_cache, run.compile_cache))
         model.compile_regions()
-    replica = distributed.data_parallel(model, device)
-    if t.compile and t.compile_warmup_steps:
-        seconds = _warm_up(replica, model, optimizers, batches, device, t.compile_warmup_steps)
+    stepper = _Stepper(model, distributed.data_parallel(model, device), optimizers, batches, device)
+    if t.compile == "on" and t.compile_warmup_steps:
+        seconds = stepper.warm_up(t.compile_warmup_steps)
         log(f"compiled in {seconds:.1f} s, {t.compile_warmup_steps} warm-up steps undone")
     if progress.step:
         log(f"continuing from step {progress.step}, {progress.seconds:.1f} s of training")
@@ -141,12 +143,12 @@ def _train(
             raise Stopped(int(stop_signal), step)
 
         clock.resume()
-        loss = _step(replica, optimizers, batches, device, step, scale, muon_momentum(step, config.optim))
+        loss = stepper.step(step, scale, muon_momentum(step, config.optim))
         step += 1
+        bar(max(step / t.iterations, clock.seconds / t.max_seconds if t.max_seconds else 0.0), 1.0)
         reading = step % t.log_every == 0 or step <= 3 or step == t.iterations
-        # Reading the loss makes a GPU's host wait, so there it is checked only where it is needed.
-        saves_next = bool(t.checkpoint_every) and step % t.checkpoint_every == 0
-        if reading or saves_next or device.type == "cpu":
+        # Reading the loss makes a GPU's host wait, so there it is checked only where it is shown.
+        if reading or device.type == "cpu":
             train_loss = float(distributed.total(loss))
             if not math.isfinite(train_loss):
                 raise UserError(
@@ -157,48 +159,41 @@ def _train(
             _report(run, log, step, t.iterations, train_loss, scale, clock.seconds, t.batch_tokens)
 
 
-def _step(
-    replica: nn.Module,
-    optimizers: Optimizers,
-    batches: Batches,
-    device: torch.device,
-    step: int,
-    scale: float,
-    momentum: float,
-) -> Tensor:
-    """One optimizer step; returns this rank's share of the mean loss, a float32 scalar on the device."""
-    pieces = range(launch.rank(), batches.micro_batches, launch.world_size())
-    loss_sum = torch.zeros((), device=device)
-    for piece in pieces:
-        x, y = (
-            torch.from_numpy(part).to(device, non_blocking=True) for part in batches.micro_batch(step, piece)
-        )
-        with distributed.gradients_stay_local(replica, piece != pieces[-1]):
-            loss = replica(x, y)
-            (loss / len(pieces)).backward()
-        loss_sum += loss.detach() / batches.micro_batches
-    optimizers.step(scale, momentum)
-    return loss_sum
+@dataclass(frozen=True)
+class _Stepper:
+    """What one optimizer step needs; `replica` is the model, made to average gradients over the ranks."""
 
+    model: GPT
+    replica: nn.Module
+    optimizers: Optimizers
+    batches: Batches
+    device: torch.device
 
-def _warm_up(
-    replica: nn.Module,
-    model: GPT,
-    optimizers: Optimizers,
-    batches: Batches,
-    device: torch.device,
-    steps: int,
-) -> float:
-    """Run steps on training data so that everything is compiled, then undo them; returns seconds."""
-    start = time.perf_counter()
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    state = {name: value.clone() for name, value in optimizers.state().items()}
-    for step in range(steps):
-        _step(replica, optimizers, batches, device, step, scale=1.0, momentum=0.9)
-    model.load_state_dict(weights)
-    optimizers.load_state(state)
-    machine.synchronize(device)
-    return time.perf_counter() - start
+    def step(self, number: int, scale: float, momentum: float) -> Tensor:
+        """One optimizer step; returns this rank's share of the mean loss, a float32 scalar on the device."""
+        pieces = range(launch.rank(), self.batches.micro_batches, launch.world_size())
+        loss_sum = torch.zeros((), device=self.device)
+        for piece in pieces:
+            arrays = self.batches.micro_batch(number, piece)
+            x, y = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays)
+            with distributed.gradients_stay_local(self.replica, piece != pieces[-1]):
+                loss = self.replica(x, y)
+                (loss / len(pieces)).backward()
+            loss_sum += loss.detach() / self.batches.micro_batches
+        self.optimizers.step(scale, momentum)
+        return loss_sum
+
+    def warm_up(self, steps: int) -> float:
+        """Run steps on training data so that everything is compiled, then undo them; returns seconds."""
+        start = time.perf_counter()
+        weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        state = {name: value.clone() for name, value in self.optimizers.state().items()}
+        for number in range(steps):
+            self.step(number, scale=1.0, momentum=0.9)
+        self.model.load_state_dict(weights)
+        self.optimizers.load_state(state)
+        machine.synchronize(self.device)
+        return time.perf_counter() - start
 
 
 def _report(
@@ -223,15 +218,18 @@ def _report(
 
 def _resolve(config: RunConfig, device: Literal["cpu", "cuda"], folder: Path) -> RunConfig:
     """`config` with every "auto" replaced: as an interrupted run recorded it, else by this machine."""
-    dtype = config.train.dtype
-    if dtype == "auto" and (folder / "config.json").exists():
-        dtype = read_config(folder / "config.json").train.dtype
+    dtype, compiling = config.train.dtype, config.train.compile
+    if (folder / "config.json").exists():
+        recorded = read_config(folder / "config.json").train
+        dtype = recorded.dtype if dtype == "auto" else dtype
+        compiling = recorded.compile if compiling == "auto" else compiling
     (bfloat16,) = distributed.agree(float(machine.resolve_dtype(dtype, device) == "bfloat16"))
     dtype = "bfloat16" if bfloat16 else "float32"
+    compiling = machine.resolve_compile(compiling, device)
     ns_dtype = dtype if config.optim.ns_dtype == "auto" else config.optim.ns_dtype
     return dataclasses.replace(
         config,
-        train=dataclasses.replace(config.train, dtype=dtype, device=device),
+        train=dataclasses.replace(config.train, dtype=dtype, device=device, compile=compiling),
         optim=dataclasses.replace(config.optim, ns_dtype=ns_dtype),
     )
 

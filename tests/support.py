@@ -22,6 +22,7 @@ TINY = {
     "train.log-every": "1",
     "train.checkpoint-every": "5",
     "train.dtype": "float32",
+    "train.compile": "off",
     "eval.batch-rows": "64",
 }
 
@@ -39,14 +40,7 @@ class Dataset:
         values: dict[str, object] = dict(TINY)
         values |= {"data.dataset": self.folder, "data.tokenizer": self.tokenizer}
         values |= {name.replace("__", ".").replace("_", "-"): value for name, value in changes.items()}
-        options = []
-        for name, value in values.items():
-            if isinstance(value, bool):
-                section, field = name.split(".")
-                options.append(f"--{section}.{field}" if value else f"--{section}.no-{field}")
-            else:
-                options += [f"--{name}", str(value)]
-        return options + ([] if "train.compile" in values else ["--train.no-compile"])
+        return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 
 def pargolf(*arguments: object, cwd: Path | None = None, ranks: int = 1) -> subprocess.CompletedProcess[str]:

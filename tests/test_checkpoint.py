@@ -60,3 +60,14 @@ def test_another_model_does_not_fit(tmp_path: Path) -> None:
 def test_a_missing_checkpoint_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="train the run first"):
         load_weights(tmp_path / "none", GPT(TINY))
+
+
+def test_weights_that_are_no_numbers_do_not_replace_a_good_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    model, optimizers = trained(1)
+    save_checkpoint(path, model, optimizers, Progress(7))
+    with torch.no_grad():
+        model.skip_weights[0, 0] = float("nan")
+    with pytest.raises(UserError, match="skip_weights holds NaN"):
+        save_checkpoint(path, model, optimizers, Progress(8))
+    assert load_weights(path, model).step == 7

@@ -43,10 +43,10 @@ def test_the_defaults_are_the_seed_system() -> None:
 
 
 def test_a_config_survives_json_and_toml(tmp_path: Path) -> None:
-    config = changed(model={"q_rank": 7}, train={"max_seconds": 1.5, "compile": False})
+    config = changed(model={"q_rank": 7}, train={"max_seconds": 1.5, "compile": "off"})
     assert from_dict(to_dict(config)) == config
     file = tmp_path / "mine.toml"
-    file.write_text("[model]\nq_rank = 7\n[train]\nmax_seconds = 1.5\ncompile = false\n")
+    file.write_text('[model]\nq_rank = 7\n[train]\nmax_seconds = 1.5\ncompile = "off"\n')
     assert load_preset(str(file)) == config
 
 
