@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/pargolf run demo
 
-test: .venv/installed
+test: lint
 	$(BIN)/python -m pytest
 
 test-slow: .venv/installed

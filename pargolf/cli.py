@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import io
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +32,7 @@ from pargolf.errors import Stopped, UserError
 # PyTorch is imported inside the commands that need it, so that help and mistakes answer at once.
 
 T = TypeVar("T")
+LONGEST_NAME = 100  # characters of a run's default name, before a hash of its settings replaces the list
 
 
 @dataclass
@@ -94,7 +97,11 @@ class RunArgs:
             for name, value in fields.items()
             if value != base[section][name]
         ]
-        return "-".join([Path(self.preset).stem, *changes])
+        name = "-".join([Path(self.preset).stem, *changes])
+        if len(name) <= LONGEST_NAME:
+            return name
+        digest = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()
+        return f"{Path(self.preset).stem}-{digest[:10]}"
 
 
 @dataclass
@@ -146,6 +153,7 @@ def data(argv: list[str]) -> None:
 
         fineweb = _parse(FinewebArgs, argv[1:], "pargolf data fineweb")
         download(fineweb.variant, fineweb.train_shards, fineweb.root)
+        print(f"{fineweb.root}/datasets/fineweb10B_{fineweb.variant}: {fineweb.train_shards} training shards")
         return
     from pargolf.data.prepare import prepare_embedded, prepare_files
 
@@ -173,10 +181,12 @@ def plan(argv: list[str]) -> None:
 
 def train(argv: list[str]) -> None:
     """Train a preset into runs/<name>/; continues a run that was interrupted."""
-    from pargolf.pipeline import train_run
+    from pargolf import train as training
+    from pargolf.pipeline import prepare_data
 
     args = _run_args(argv, "train")
-    train_run(args.config, args.folder)
+    prepare_data(args.config)
+    training.train(args.config, args.folder)
 
 
 def pack(argv: list[str]) -> None:

@@ -174,6 +174,7 @@ def validate_model(m: ModelConfig) -> None:
     for name in ("vocab_size", "seq_len", "n_layers", "d_model", "n_heads", "kv_heads", "mlp_ratio"):
         _require(getattr(m, name) >= 1, f"model.{name} must be at least 1, is {getattr(m, name)}")
     _require(m.n_layers >= 2, "model.n_layers must be at least 2: half of the layers encode, half decode")
+    _require(m.n_layers <= 1000, f"model.n_layers {m.n_layers} is more than 1000")
     _require(m.vocab_size <= 65_536, f"model.vocab_size {m.vocab_size}: shards hold 16-bit token ids")
     _require(
         m.d_model % m.n_heads == 0,

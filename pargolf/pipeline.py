@@ -12,7 +12,7 @@ import torch
 from pargolf import distributed, launch, machine
 from pargolf.analysis.compressors import compressor_table
 from pargolf.checkpoint import load_weights
-from pargolf.config import EvalConfig, RunConfig, read_config, validate
+from pargolf.config import EvalConfig, RunConfig, read_config
 from pargolf.console import Bar, console
 from pargolf.data.prepare import prepare_embedded, read_text
 from pargolf.data.shards import open_split
@@ -27,15 +27,13 @@ from pargolf.score import score
 from pargolf.train import train
 
 
-def train_run(config: RunConfig, folder: Path) -> None:
-    """Train a run, making the embedded data first if its preset asks for it; errors as `train.train`."""
-    validate(config)
+def prepare_data(config: RunConfig) -> None:
+    """Make the embedded dataset if `config` asks for it and it is not there yet; one rank does."""
     with distributed.world(machine.resolve_device(config.train.device)):
         if config.data.corpus == "embedded" and launch.is_main():
             root = Path(config.data.dataset).parent.parent
             console.print(prepare_embedded(config.model.vocab_size, root=root).summary(), highlight=False)
         distributed.barrier()
-        train(config, folder)
 
 
 def pack_run(folder: Path) -> Ledger:
@@ -179,7 +177,9 @@ def run_all(config: RunConfig, folder: Path) -> tuple[Ledger, dict[str, Any]]:
     """
     marks = [time.perf_counter()]
     with distributed.world(machine.resolve_device(config.train.device)):
-        train_run(config, folder)
+        prepare_data(config)
+        marks.append(time.perf_counter())
+        train(config, folder)
         marks.append(time.perf_counter())
         if launch.is_main():
             pack_run(folder)
@@ -188,7 +188,7 @@ def run_all(config: RunConfig, folder: Path) -> tuple[Ledger, dict[str, Any]]:
         target = find_target(folder)
         result = eval_run(target, config.eval)
         marks.append(time.perf_counter())
-    stages = ("train", "pack", "eval")
+    stages = ("data", "train", "pack", "eval")
     result["seconds"] = {
         stage: round(b - a, 1) for stage, a, b in zip(stages, marks, marks[1:], strict=False)
     }

@@ -105,7 +105,7 @@ def _train(
     if t.compile == "on":
         log(machine.use_compile_cache(t.compile_cache, run.compile_cache))
         model.compile_regions()
-    stepper = _Stepper(model, distributed.data_parallel(model, device), optimizers, batches, device)
+    stepper = Stepper(model, distributed.data_parallel(model, device), optimizers, batches, device)
     if t.compile == "on" and t.compile_warmup_steps:
         seconds = stepper.warm_up(t.compile_warmup_steps)
         log(f"compiled in {seconds:.1f} s, {t.compile_warmup_steps} warm-up steps undone")
@@ -160,7 +160,7 @@ def _train(
 
 
 @dataclass(frozen=True)
-class _Stepper:
+class Stepper:
     """What one optimizer step needs; `replica` is the model, made to average gradients over the ranks."""
 
     model: GPT

@@ -1,5 +1,6 @@
 """What several tests need: the command line in a process of its own, and a tiny run's options."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ TINY = {
 }
 
 
+# Threads that wait for each other cost a tiny model more than they give, and more yet side by side.
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A tokenizer and shards made from a few real articles by the command line."""
@@ -50,5 +55,6 @@ def pargolf(*arguments: object, cwd: Path | None = None, ranks: int = 1) -> subp
         launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
         command = [sys.executable, "-m", *launcher, "-m", "pargolf"]
     return subprocess.run(
-        [*command, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+        [*command, *map(str, arguments)],
+        cwd=cwd, env=ONE_THREAD, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip

@@ -166,7 +166,7 @@ def read_artifact(path: Path) -> Artifact:
     """The artifact in a file; UserError if it is missing, too large or malformed."""
     try:
         if not path.is_file():
-            raise UserError(f"no artifact {path}; `pargolf export` makes one from a run folder")
+            raise UserError(f"no artifact {path}; make it with `pargolf pack`")
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path} is larger than any artifact, {MAX_BYTES:,} bytes")
         data = path.read_bytes()

@@ -1,12 +1,15 @@
 """The command line on real text, from data to sample, as a user types it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from pargolf.cli import COMMANDS, dispatch
+from pargolf.cli import COMMANDS, _run_args, dispatch
+from pargolf.config import load_preset, to_dict
+from pargolf.export.artifact import read_artifact
 from pargolf.run import read_lines
 from support import Dataset, pargolf
 
@@ -194,6 +197,16 @@ def test_a_wrong_vocabulary_is_refused(
     assert "has 512 pieces" in failure(capsys, "train", "demo", "--runs", tmp_path, *options)
 
 
+def test_the_default_name_tells_what_was_changed(dataset: Dataset, tmp_path: Path) -> None:
+    def folder(*arguments: str) -> str:
+        return _run_args(["demo", *arguments], "train").folder.name
+
+    assert folder() == "demo"
+    assert folder("--model.q-rank", "24", "--train.seed", "42") == "demo-q_rank=24-seed=42"
+    assert re.fullmatch(r"demo-[0-9a-f]{10}", folder(*dataset.options()))
+    assert folder(*dataset.options()) != folder(*dataset.options(train__seed=2))
+
+
 @pytest.mark.parametrize("fault", ["truncated", "magic"])
 def test_a_damaged_shard_is_named(
     fault: str, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -235,3 +248,46 @@ def test_a_full_disk_keeps_the_run(
     monkeypatch.undo()
     assert dispatch([str(a) for a in run]) == 0
     assert "continuing from step 5" in capsys.readouterr().out
+
+
+def test_the_baseline_s_format_is_only_settings(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["export"] = to_dict(load_preset("baseline").export)
+    (copy / "config.json").write_text(json.dumps(config))
+    assert dispatch(["pack", str(copy)]) == 0
+    assert dispatch(["eval", str(copy)]) == 0
+    old, new = (json.loads((folder / "result.json").read_text()) for folder in (finished, copy))
+    trained = old["checkpoint"]["sliding"]["val_bpb"]
+    assert new["artifact"]["sliding"]["val_bpb"] != old["artifact"]["sliding"]["val_bpb"]
+    assert new["artifact"]["sliding"]["val_bpb"] == pytest.approx(trained, abs=0.01)
+    assert read_artifact(copy / "model.pgz").export.codec == "zlib"
+
+
+def test_data_from_files_is_made_once(articles: list[str], tmp_path: Path) -> None:
+    source = tmp_path / "two.txt"
+    source.write_text("<|end|>".join(articles))
+    arguments = ["data", "tokenize", "--text", str(source), "--separator", "<|end|>", "--vocab-size", "400"]
+    first, second = (pargolf(*arguments, "--root", tmp_path / "data") for _ in range(2))
+    assert "made" in first.stdout
+    assert "already there" in second.stdout
+    assert "train 11 documents" in first.stdout
+
+
+@pytest.mark.slow
+def test_a_compiled_run_uses_its_own_cache_and_repeats(dataset: Dataset, tmp_path: Path) -> None:
+    options = dataset.options(train__compile="on", train__compile_warmup_steps=2)
+    for name in ("a", "b"):
+        done = pargolf("train", "demo", "--runs", tmp_path, "--name", name, *options)
+        assert done.returncode == 0, done.stderr
+        assert f"compile cache: clean, in {tmp_path}/{name}/compile-cache" in done.stdout
+        assert any((tmp_path / name / "compile-cache").iterdir())
+    assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
+    plain = pargolf("train", "demo", "--runs", tmp_path, "--name", "plain", *dataset.options())
+    assert plain.returncode == 0
+    losses = [
+        [r["train_loss"] for r in read_lines(tmp_path / name / "metrics.jsonl") if "train_loss" in r]
+        for name in ("a", "plain")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)

@@ -1,0 +1,83 @@
+"""Parts of the training loop that the command line cannot show."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pargolf import machine
+from pargolf.config import ModelConfig, OptimConfig
+from pargolf.data.batches import Batches
+from pargolf.data.shards import open_split
+from pargolf.errors import UserError
+from pargolf.model.gpt import GPT
+from pargolf.optim.groups import Optimizers
+from pargolf.train import Stepper
+from support import Dataset
+
+TINY = ModelConfig(vocab_size=512, seq_len=32, n_layers=2, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
+
+
+def stepper(dataset: Dataset, micro_batches: int) -> Stepper:
+    model = GPT(TINY, seed=0)
+    batches = Batches(open_split(dataset.folder, "train"), 32, 256, micro_batches, "shuffle", 1)
+    optimizers = Optimizers(model, OptimConfig(), torch.float32)
+    return Stepper(model, model, optimizers, batches, torch.device("cpu"))
+
+
+def test_warm_up_steps_leave_no_trace(dataset: Dataset) -> None:
+    warmed, cold = stepper(dataset, 1), stepper(dataset, 1)
+    assert warmed.warm_up(3) > 0
+    for number in range(3):
+        assert torch.equal(warmed.step(number, 1.0, 0.9), cold.step(number, 1.0, 0.9))
+    assert warmed.optimizers.state().keys() == cold.optimizers.state().keys()
+    for a, b in zip(warmed.model.parameters(), cold.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_warm_up_keeps_the_state_of_a_continued_run(dataset: Dataset) -> None:
+    warmed, cold = stepper(dataset, 1), stepper(dataset, 1)
+    for each in (warmed, cold):
+        each.step(0, 1.0, 0.9)
+    warmed.warm_up(2)
+    for number in (1, 2):
+        assert torch.equal(warmed.step(number, 1.0, 0.9), cold.step(number, 1.0, 0.9))
+
+
+def test_accumulated_pieces_are_one_batch(dataset: Dataset) -> None:
+    whole, pieces = stepper(dataset, 1), stepper(dataset, 4)
+    for number in range(3):
+        loss, summed = whole.step(number, 1.0, 0.9), pieces.step(number, 1.0, 0.9)
+        torch.testing.assert_close(loss, summed)
+
+
+def test_auto_settings_become_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.resolve_device("cpu") == "cpu"
+    assert machine.resolve_dtype("auto", "cuda") == "bfloat16"
+    assert machine.resolve_dtype("float32", "cuda") == "float32"
+    seconds = {torch.bfloat16: 1.0, torch.float32: 2.0}
+    monkeypatch.setattr(machine, "_matmul_seconds", seconds.__getitem__)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert machine.resolve_dtype("auto", "cpu") == "bfloat16"
+    seconds[torch.bfloat16] = 3.0
+    assert machine.resolve_dtype("auto", "cpu") == "float32"
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    seconds[torch.bfloat16] = 1.0
+    assert machine.resolve_dtype("auto", "cpu") == "float32"
+
+
+def test_compilation_needs_a_compiler_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    assert machine.resolve_compile("auto", "cpu") == "off"
+    assert machine.resolve_compile("auto", "cuda") == "on"
+    with pytest.raises(UserError, match="a C\\+\\+ compiler"):
+        machine.resolve_compile("on", "cpu")
+
+
+def test_the_compile_cache_is_the_runs_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "elsewhere")
+    assert "shared" in machine.use_compile_cache("shared", tmp_path)
+    assert machine.os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
+    assert str(tmp_path) in machine.use_compile_cache("clean", tmp_path)
+    assert machine.os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
