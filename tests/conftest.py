@@ -1,8 +1,13 @@
 """Real text as a small dataset, made once for all tests by the command line."""
 
 import json
+import os
 
 import pytest
+
+# Before PyTorch is imported, here and in the processes that tests start: threads that wait for
+# each other cost a tiny model more than they give.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from pargolf.data.corpus import embedded_documents
 from support import Dataset, pargolf

@@ -1,6 +1,5 @@
 """What several tests need: the command line in a process of its own, and a tiny run's options."""
 
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -28,10 +27,6 @@ TINY = {
 }
 
 
-# Threads that wait for each other cost a tiny model more than they give, and more yet side by side.
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
 @dataclass(frozen=True)
 class Dataset:
     """A tokenizer and shards made from a few real articles by the command line."""
@@ -56,5 +51,5 @@ def pargolf(*arguments: object, cwd: Path | None = None, ranks: int = 1) -> subp
         command = [sys.executable, "-m", *launcher, "-m", "pargolf"]
     return subprocess.run(
         [*command, *map(str, arguments)],
-        cwd=cwd, env=ONE_THREAD, capture_output=True, text=True, timeout=300,
+        cwd=cwd, capture_output=True, text=True, timeout=300,
     )  # fmt: skip

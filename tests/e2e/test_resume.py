@@ -13,14 +13,14 @@ import pytest
 from safetensors.torch import load_file
 
 from pargolf.run import read_lines
-from support import ONE_THREAD, Dataset, pargolf
+from support import Dataset, pargolf
 
 
 def start(dataset: Dataset, runs: Path, name: str, **changes: object) -> subprocess.Popen[str]:
     options = dataset.options(train__iterations=60, train__val_every=30, **changes)
     return subprocess.Popen(
         [sys.executable, "-m", "pargolf", "train", "demo", "--runs", str(runs), "--name", name, *options],
-        env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
