@@ -39,8 +39,8 @@ def prepare_data(config: RunConfig) -> None:
 def pack_run(folder: Path) -> Ledger:
     """Quantize and compress a run's checkpoint into its model.pgz; returns where every byte went.
 
-    Raises UserError if there is no checkpoint, or if code + model exceed the budget: the file
-    is then still written, so that it can be looked at.
+    Raises UserError if there is no finished checkpoint. A file over the budget is written all the
+    same, to be looked at: `check_run_budget` refuses it.
     """
     run, config = open_run(folder)
     model = GPT(config.model)
@@ -77,7 +77,7 @@ class Target:
 
     artifact: Path
     tokenizer: Path
-    dataset: Path
+    dataset: Path | None
     run: Run | None
     config: RunConfig | None
 
@@ -85,8 +85,8 @@ class Target:
 def find_target(path: Path, tokenizer: Path | None = None, dataset: Path | None = None) -> Target:
     """The artifact at `path`, a run folder or a model.pgz, and what it is scored with.
 
-    Tokenizer and dataset default to those of the run folder that the artifact lies in;
-    UserError if there is no such folder and they are not given.
+    Tokenizer and dataset default to those of the run folder that the artifact lies in; UserError
+    if there is neither such a folder nor a tokenizer.
     """
     folder = path if path.is_dir() else path.parent
     run = Run(folder) if (folder / "config.json").exists() else None
@@ -100,8 +100,8 @@ def find_target(path: Path, tokenizer: Path | None = None, dataset: Path | None 
         if run is None or not run.tokenizer.exists():
             raise UserError(f"{artifact} lies in no run folder; name its tokenizer with --tokenizer FILE")
         tokenizer = run.tokenizer
-    if dataset is None:
-        dataset = Path(config.data.dataset) if config else Path()
+    if dataset is None and config is not None:
+        dataset = Path(config.data.dataset)
     return Target(artifact, tokenizer, dataset, run, config)
 
 
@@ -122,7 +122,11 @@ def eval_run(target: Target, settings: EvalConfig) -> dict[str, Any]:
     In a run folder the checkpoint is scored too, for what quantization costs, and everything
     goes to result.json. Under torchrun every rank calls this and scores its share.
     """
-    device_type = machine.resolve_device(target.config.train.device if target.config else "auto")
+    if target.dataset is None:
+        raise UserError(f"{target.artifact} lies in no run folder; name its shards with --dataset FOLDER")
+    # A run that was trained on a GPU may be looked at where there is none.
+    on_cpu = target.config is not None and target.config.train.device == "cpu"
+    device_type = machine.resolve_device("cpu" if on_cpu else "auto")
     with distributed.world(device_type) as device:
         artifact, tokenizer = open_artifact(target)
         if settings.stride > artifact.model.seq_len:

@@ -48,15 +48,25 @@ def show_ledger(ledger: Ledger) -> None:
 
 def show_result(result: dict[str, Any]) -> None:
     """Print the scores before and after quantization, the bytes, and the time of each stage."""
-    table = Table(title="val_bpb", title_justify="left")
-    table.add_column("")
-    table.add_column(f"standard ({result['seq_len']})", justify="right")
-    table.add_column(f"sliding ({result['stride']})", justify="right")
+    table = Table(title="bits per byte of the validation text", title_justify="left")
+    for column in ("", "val_bpb", "val_loss", "seconds"):
+        table.add_column(column, justify="right" if column else "left")
     for label, key in (("before quantization", "checkpoint"), ("artifact, from disk", "artifact")):
-        if key in result:
-            table.add_row(label, *(f"{result[key][how]['val_bpb']:.4f}" for how in ("standard", "sliding")))
+        for how, extent in (
+            ("standard", f"rows of {result['seq_len']}"),
+            ("sliding", f"stride {result['stride']}"),
+        ):
+            if key in result:
+                row = result[key][how]
+                table.add_row(
+                    f"{label}, {how}, {extent}",
+                    f"{row['val_bpb']:.4f}",
+                    f"{row['val_loss']:.4f}",
+                    f"{row['seconds']:.1f}",
+                )
+    table.add_section()
     for row in result.get("compressors", []):
-        table.add_row(row["name"], f"{row['bpb']:.4f}", "")
+        table.add_row(row["name"], f"{row['bpb']:.4f}", "", f"{row['seconds']:.1f}")
     console.print(table)
     scored = result["artifact"]["sliding"]
     console.print(

@@ -29,6 +29,8 @@ from pargolf.optim.schedule import lr_scale, muon_momentum
 from pargolf.run import Log, Run, append_line, start_run
 from pargolf.score import score
 
+SAMPLED_TOKENS = 1_000_000  # looked at to see that shards and tokenizer belong together
+
 
 @dataclass(frozen=True)
 class Data:
@@ -48,7 +50,15 @@ def load_data(config: RunConfig) -> Data:
             f" has {tokenizer.vocab_size} pieces; make them equal"
         )
     dataset = Path(config.data.dataset)
-    return Data(open_split(dataset, "train"), open_split(dataset, "val"), tokenizer)
+    data = Data(open_split(dataset, "train"), open_split(dataset, "val"), tokenizer)
+    for stream in (data.train, data.val):
+        largest = int(stream.read(0, min(len(stream), SAMPLED_TOKENS)).max())
+        if largest >= tokenizer.vocab_size:
+            raise UserError(
+                f"{stream.paths[0]} holds token {largest}, but tokenizer {config.data.tokenizer} has"
+                f" {tokenizer.vocab_size} pieces: it was made with another"
+            )
+    return data
 
 
 def train(config: RunConfig, folder: Path) -> Progress:

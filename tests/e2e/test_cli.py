@@ -5,10 +5,12 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pargolf.cli import COMMANDS, _run_args, dispatch
 from pargolf.config import load_preset, to_dict
+from pargolf.data.shards import write_shard
 from pargolf.export.artifact import read_artifact
 from pargolf.run import read_lines
 from support import Dataset, pargolf
@@ -96,7 +98,8 @@ def test_the_artifact_alone_gives_the_score(
     out = capsys.readouterr().out
     assert f"{result['artifact']['sliding']['val_bpb']:.4f}" in out
     assert "before quantization" not in out
-    assert "lies in no run folder" in failure(capsys, "eval", alone)
+    assert "name its tokenizer" in failure(capsys, "eval", alone)
+    assert "name its shards" in failure(capsys, "eval", alone, "--tokenizer", dataset.tokenizer)
 
 
 def test_eval_of_a_run_needs_no_checkpoint(finished: Path, tmp_path: Path) -> None:
@@ -205,6 +208,16 @@ def test_the_default_name_tells_what_was_changed(dataset: Dataset, tmp_path: Pat
     assert folder("--model.q-rank", "24", "--train.seed", "42") == "demo-q_rank=24-seed=42"
     assert re.fullmatch(r"demo-[0-9a-f]{10}", folder(*dataset.options()))
     assert folder(*dataset.options()) != folder(*dataset.options(train__seed=2))
+
+
+def test_shards_of_another_tokenizer_are_refused(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(dataset.folder, folder)
+    write_shard(folder / "fineweb_val_000000.bin", np.array([1, 2, 600]))
+    options = dataset.options(data__dataset=folder)
+    assert "holds token 600" in failure(capsys, "train", "demo", "--runs", tmp_path, *options)
 
 
 @pytest.mark.parametrize("fault", ["truncated", "magic"])
