@@ -240,7 +240,7 @@ def validate_world(c: RunConfig, world_size: int) -> None:
     _require(
         c.train.micro_batches % world_size == 0,
         f"world size {world_size} does not divide train.micro_batches {c.train.micro_batches}"
-        " (8 under the challenge's rule); launch with --nproc_per_node of a divisor",
+        " (8 under the challenge's rule); launch a divisor of it, or change --train.micro-batches",
     )
 
 

@@ -129,9 +129,10 @@ def eval_run(target: Target, settings: EvalConfig) -> dict[str, Any]:
     device_type = machine.resolve_device("cpu" if on_cpu else "auto")
     with distributed.world(device_type) as device:
         artifact, tokenizer = open_artifact(target)
-        if settings.stride > artifact.model.seq_len:
+        if not 1 <= settings.stride <= artifact.model.seq_len or settings.batch_rows < 1:
             raise UserError(
-                f"eval.stride {settings.stride} is larger than the window, {artifact.model.seq_len}"
+                f"stride {settings.stride} must lie in 1..{artifact.model.seq_len} (the window)"
+                f" and batch_rows {settings.batch_rows} be at least 1"
             )
         dtype = getattr(torch, target.config.train.dtype if target.config else "float32")
         stream = open_split(target.dataset, "val")

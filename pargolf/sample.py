@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pargolf.data.tokenizer import Tokenizer
+from pargolf.errors import UserError
 from pargolf.model.attention import KVCache
 from pargolf.model.gpt import GPT
 
@@ -19,7 +20,12 @@ def continue_text(
     top_k: int = 0,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Yield `prompt`, then up to `count` tokens of text as they come; ends where the document does."""
+    """Yield `prompt`, then up to `count` tokens of text as they come; ends where the document does.
+
+    Raises UserError if `count`, `temperature` or `top_k` is negative.
+    """
+    if min(count, temperature, top_k) < 0:
+        raise UserError(f"tokens {count}, temperature {temperature} and top-k {top_k} must not be negative")
     tokens = [tokenizer.bos_id, *tokenizer.encode(prompt)]
     shown = prompt
     yield prompt

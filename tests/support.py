@@ -5,6 +5,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from pargolf.config import ModelConfig
+from pargolf.model.gpt import GPT
+
 TINY = {
     "model.vocab-size": "512",
     "model.seq-len": "64",
@@ -53,3 +58,13 @@ def pargolf(*arguments: object, cwd: Path | None = None, ranks: int = 1) -> subp
         [*command, *map(str, arguments)],
         cwd=cwd, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+
+
+def shaken(c: ModelConfig) -> GPT:
+    """A model in which every parameter matters: none is left at the zero or one of its init."""
+    torch.manual_seed(1)
+    model = GPT(c, seed=0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    return model

@@ -4,31 +4,21 @@ import torch
 
 from pargolf.config import ModelConfig
 from pargolf.data.tokenizer import Tokenizer
-from pargolf.model.gpt import GPT
 from pargolf.sample import continue_text, generate
-from support import Dataset
+from support import Dataset, shaken
 
 TINY = ModelConfig(vocab_size=32, seq_len=12, n_layers=3, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
 
 
-def shaken(c: ModelConfig = TINY) -> GPT:
-    torch.manual_seed(2)
-    model = GPT(c, seed=0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.3)
-    return model
-
-
 def test_greedy_text_equals_running_the_whole_sequence_each_time() -> None:
-    model, tokens = shaken(), [1, 5, 9]
+    model, tokens = shaken(TINY), [1, 5, 9]
     for _ in range(9):
         tokens.append(int(model.head(model.trunk(torch.tensor([tokens]))[0, -1]).argmax()))
     assert list(generate(model, [1, 5, 9], 9, temperature=0)) == tokens[3:]
 
 
 def test_generation_goes_on_past_the_window() -> None:
-    model = shaken()
+    model = shaken(TINY)
     long = list(generate(model, [1, 5, 9], 40, temperature=0))
     assert len(long) == 40
     # The window fills at 12 tokens and restarts from its last six.
@@ -38,11 +28,11 @@ def test_generation_goes_on_past_the_window() -> None:
 
 
 def test_a_prompt_longer_than_the_window_is_cut() -> None:
-    assert len(list(generate(shaken(), list(range(30)), 3))) == 3
+    assert len(list(generate(shaken(TINY), list(range(30)), 3))) == 3
 
 
 def test_seed_and_top_k() -> None:
-    model = shaken()
+    model = shaken(TINY)
     draws = [list(generate(model, [1], 20, 1.0, 0, seed)) for seed in (3, 3, 4)]
     assert draws[0] == draws[1] != draws[2]
     assert list(generate(model, [1], 8, 1.0, 1)) == list(generate(model, [1], 8, 0))

@@ -15,19 +15,10 @@ from pargolf.data.shards import open_split
 from pargolf.data.tokenizer import ByteTable, Tokenizer
 from pargolf.model.gpt import GPT
 from pargolf.score import score, windows
-from support import Dataset
+from support import Dataset, shaken
 
 TINY = ModelConfig(vocab_size=32, seq_len=16, n_layers=3, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
 ONE_BYTE_EACH = ByteTable(np.ones(32, np.int32), np.zeros(32, bool), np.zeros(32, bool))
-
-
-def shaken() -> GPT:
-    torch.manual_seed(2)
-    model = GPT(TINY, seed=0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.2)
-    return model
 
 
 @given(targets=st.integers(1, 400), seq_len=st.integers(1, 70), stride=st.integers(1, 70))
@@ -59,7 +50,7 @@ def naive_sliding(model: GPT, tokens: np.ndarray, stride: int) -> float:
 @pytest.mark.parametrize("stride", [1, 4, 5, 16])
 @pytest.mark.parametrize("length", [2, 10, 17, 33, 50])
 def test_score_is_the_naive_loop(stride: int, length: int) -> None:
-    model = shaken()
+    model = shaken(TINY)
     tokens = np.random.default_rng(0).integers(0, 32, length).astype(np.uint16)
     result = score(model, tokens, ONE_BYTE_EACH, stride, batch_rows=3)
     assert result.tokens == result.bytes == length - 1
@@ -68,7 +59,7 @@ def test_score_is_the_naive_loop(stride: int, length: int) -> None:
 
 
 def test_batching_changes_nothing() -> None:
-    model = shaken()
+    model = shaken(TINY)
     tokens = np.random.default_rng(1).integers(0, 32, 200).astype(np.uint16)
     results = [score(model, tokens, ONE_BYTE_EACH, 4, rows).val_loss for rows in (1, 7, 100)]
     assert results == pytest.approx([results[0]] * 3, rel=1e-6)

@@ -145,6 +145,12 @@ def test_sample_repeats_with_its_seed(finished: Path, capsys: pytest.CaptureFixt
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_settings_out_of_range_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "must not be negative" in failure(capsys, "sample", finished, "The", "--temperature", "-1")
+    assert "must lie in 1..64" in failure(capsys, "eval", finished, "--stride", "65")
+    assert "must lie in 1..64" in failure(capsys, "eval", finished, "--stride", "-3")
+
+
 def test_plan_counts_the_seed_system(capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["plan", "lowrank-q192"]) == 0
     out = capsys.readouterr().out

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pargolf.config import ModelConfig
 from pargolf.model.attention import Attention, KVCache
-from pargolf.model.gpt import GPT
 from pargolf.model.layers import Linear, rope_tables, rotate
+from support import shaken
 
 TINY = ModelConfig(vocab_size=64, seq_len=16, n_layers=5, d_model=24, n_heads=4, kv_heads=2, q_rank=5)
 
@@ -81,10 +81,8 @@ def test_rope_keeps_norms_and_depends_on_distance_alone() -> None:
 
 @pytest.mark.parametrize("cuts", [[16], [1] * 16, [5, 1, 1, 6, 3], [15, 1]])
 def test_cached_pieces_equal_the_whole_sequence(cuts: list[int]) -> None:
-    model = GPT(TINY, seed=3)
+    model = shaken(TINY)
     with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
         tokens = torch.randint(64, (2, 16))
         whole = model.head(model.trunk(tokens))
         cache = KVCache(TINY, 2, torch.float32)

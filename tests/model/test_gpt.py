@@ -10,18 +10,9 @@ from pargolf.config import ModelConfig, load_preset
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.model.layers import LowRank
 from pargolf.tensors import TENSOR_KINDS
+from support import shaken
 
 TINY = ModelConfig(vocab_size=64, seq_len=16, n_layers=5, d_model=24, n_heads=4, kv_heads=2, q_rank=5)
-
-
-def shaken(c: ModelConfig = TINY) -> GPT:
-    """A model whose every parameter matters: nothing is left at zero or one."""
-    torch.manual_seed(1)
-    model = GPT(c, seed=0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
-    return model
 
 
 @pytest.mark.parametrize(
@@ -34,7 +25,7 @@ def test_parameter_counts_are_the_published_ones(preset: str, count: int) -> Non
 
 
 def test_forward_is_the_reference_equations() -> None:
-    model, c = shaken(), TINY
+    model, c = shaken(TINY), TINY
     tokens, targets = torch.randint(64, (2, 16)), torch.randint(64, (2, 16))
 
     def rms(x: torch.Tensor) -> torch.Tensor:
@@ -89,7 +80,7 @@ def test_untrained_layers_are_the_identity() -> None:
 
 
 def test_later_tokens_change_nothing_before_them() -> None:
-    model = shaken()
+    model = shaken(TINY)
     tokens = torch.randint(64, (1, 16))
     changed = tokens.clone()
     changed[0, 9] = (changed[0, 9] + 1) % 64
@@ -126,7 +117,7 @@ def test_a_tensor_without_a_kind_is_an_error() -> None:
 
 @pytest.mark.slow
 def test_compiled_regions_give_the_same_loss_and_gradients() -> None:
-    plain, compiled = shaken(), shaken()
+    plain, compiled = shaken(TINY), shaken(TINY)
     compiled.compile_regions()
     tokens, targets = torch.randint(64, (2, 16)), torch.randint(64, (2, 16))
     losses = [model(tokens, targets) for model in (plain, compiled)]
