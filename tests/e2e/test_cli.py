@@ -180,7 +180,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["train", "nope"], "no preset 'nope'"),
         (["train", "demo", "--model.qrank", "3"], "perhaps --model.q-rank"),
         (["train", "demo", "--model.q-rank", "many"], "invalid literal"),
-        (["train", "demo", "--model.n-heads", "5"], "not a multiple of model.n_heads"),
+        (["train", "demo", "--model.n-heads", "7"], "not a multiple of model.n_heads"),
         (["plan", "demo", "--eval.stride", "300"], "larger than the window"),
         (["train", "demo", "--data.corpus", "none", "--data.dataset", "nowhere"], "pargolf data"),
         (["train", "demo", "--train.device", "cuda"], "no GPU"),
