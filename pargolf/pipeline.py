@@ -32,7 +32,8 @@ def prepare_data(config: RunConfig) -> None:
     with distributed.world(machine.resolve_device(config.train.device)):
         if config.data.corpus == "embedded" and launch.is_main():
             root = Path(config.data.dataset).parent.parent
-            console.print(prepare_embedded(config.model.vocab_size, root=root).summary(), highlight=False)
+            summary = prepare_embedded(config.model.vocab_size, root=root).summary()
+            console.print(summary, highlight=False, soft_wrap=True)
         distributed.barrier()
 
 
