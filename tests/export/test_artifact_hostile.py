@@ -1,0 +1,264 @@
+"""Artifacts from strangers: everything malformed is one UserError, also below a right checksum."""
+
+import json
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+import zstandard
+from torch import Tensor
+
+from artifact_support import LEVEL_3, SHA, SLOTS, TINY, parts, random_state, sealed, small_artifact
+from pargolf.errors import UserError
+from pargolf.export import artifact
+from pargolf.export.artifact import assemble, pack, read_header, unpack
+
+
+def test_flips_below_a_right_checksum_never_crash() -> None:
+    """A flip may hit a weight and go unnoticed; nothing but a UserError may come of the others."""
+    data = small_artifact()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for at in [*range(len(data) - 32), *rng.integers(0, len(data) - 32, 300)]:
+        bad = bytearray(data[:-32])
+        bad[at] ^= int(rng.integers(1, 256))
+        try:
+            unpack(sealed(bytes(bad)))
+        except UserError:
+            refused += 1
+    assert refused > 500
+
+
+def test_flips_below_the_compression_never_crash() -> None:
+    header, payloads = parts(small_artifact())
+    rng = np.random.default_rng(1)
+    refused = 0
+    for _ in range(1500):
+        k = int(rng.integers(len(payloads)))
+        raw = bytearray(zstandard.decompress(payloads[k]))
+        raw[int(rng.integers(len(raw)))] ^= int(rng.integers(1, 256))
+        refused += refuses(*with_section(header, payloads, k, bytes(raw)))
+    assert refused > 500
+
+
+def refuses(header: Any, payloads: list[bytes]) -> bool:
+    try:
+        unpack(assemble(header, payloads))
+    except UserError:
+        return True
+    return False
+
+
+def with_section(header: Any, payloads: list[bytes], k: int, raw: bytes) -> tuple[Any, list[bytes]]:
+    """The same file with section k holding other raw bytes, all sizes right."""
+    header, payloads = json.loads(json.dumps(header)), list(payloads)
+    payloads[k] = zstandard.compress(raw)
+    header["sections"][k] |= {"bytes": len(payloads[k]), "raw_bytes": len(raw)}
+    return header, payloads
+
+
+def shift(header: Any) -> None:
+    header["sections"][0]["bytes"] += 1
+    header["sections"][1]["bytes"] -= 1
+
+
+def setting(section: str, name: str, value: Any) -> Callable[[Any], None]:
+    return lambda header: header[section].__setitem__(name, value)
+
+
+def in_section(name: str, value: Any, k: int = 2) -> Callable[[Any], None]:
+    return lambda header: header["sections"][k].__setitem__(name, value)
+
+
+CRAFTED: dict[str, Callable[[Any], Any]] = {
+    "raw bytes too many": in_section("raw_bytes", 10**9),
+    "raw bytes beyond 64 bits": in_section("raw_bytes", 10**30),
+    "raw bytes one off": lambda h: in_section("raw_bytes", h["sections"][2]["raw_bytes"] + 1)(h),
+    "raw bytes negative": in_section("raw_bytes", -1),
+    "raw bytes a float": in_section("raw_bytes", 100.0),
+    "raw bytes true": in_section("raw_bytes", True),
+    "bytes zero": in_section("bytes", 0),
+    "bytes negative": in_section("bytes", -5),
+    "bytes a string": in_section("bytes", "100"),
+    "bytes too many": in_section("bytes", 10**12),
+    "sections overlap": shift,
+    "values wrong": in_section("values", 1),
+    "values too many": in_section("values", 10**18),
+    "kind unknown": in_section("kind", "gain"),
+    "kind another": in_section("kind", "embed"),
+    "kind a list": in_section("kind", ["attn"]),
+    "codec unknown": in_section("codec", "lzma"),
+    "codec another": in_section("codec", "zlib"),
+    "codec null": in_section("codec", None),
+    "layer outside": in_section("layer", 2),
+    "layer negative": in_section("layer", -1),
+    "layer true": in_section("layer", True),
+    "layer a string": in_section("layer", "0"),
+    "section twice": in_section("layer", 0),
+    "section key missing": lambda h: h["sections"][0].pop("values"),
+    "section key unknown": in_section("name", "x"),
+    "section a list": lambda h: h["sections"].__setitem__(0, [1, 2]),
+    "section missing": lambda h: h["sections"].pop(),
+    "sections empty": lambda h: h["sections"].clear(),
+    "sections a dict": lambda h: h.__setitem__("sections", {}),
+    "model missing": lambda h: h.pop("model"),
+    "model null": lambda h: h.__setitem__("model", None),
+    "model field unknown": setting("model", "wings", 2),
+    "model field of wrong type": setting("model", "n_layers", "2"),
+    "model many layers": setting("model", "n_layers", 10**9),
+    "model wide": setting("model", "d_model", 10**6),
+    "model wide beyond printing": setting("model", "d_model", 10**4000),
+    "model long": setting("model", "seq_len", 10**10),
+    "model large MLP": setting("model", "mlp_ratio", 10**9),
+    "model softcap infinite": setting("model", "softcap", float("inf")),
+    "model gain NaN": setting("model", "q_gain", float("nan")),
+    "model gain beyond floats": setting("model", "q_gain", 10**400),
+    "export missing": lambda h: h.pop("export"),
+    "export bits other": setting("export", "attn_bits", 8.0),
+    "export bits fewer": setting("export", "attn_bits", 4),
+    "export bits float": setting("export", "attn_bits", 32),
+    "export layout other": setting("export", "layout", "packed"),
+    "export quantile NaN": setting("export", "clip_quantile", float("nan")),
+    "tokenizer short": lambda h: h.__setitem__("tokenizer_sha256", "ab"),
+    "tokenizer upper case": lambda h: h.__setitem__("tokenizer_sha256", SHA.upper()),
+    "tokenizer with newline": lambda h: h.__setitem__("tokenizer_sha256", SHA[1:] + "\n"),
+    "tokenizer a number": lambda h: h.__setitem__("tokenizer_sha256", 5),
+    "extra key": lambda h: h.__setitem__("x", 1),
+}
+
+
+@pytest.mark.parametrize("change", CRAFTED.values(), ids=CRAFTED.keys())
+def test_crafted_headers_are_refused(change: Callable[[Any], Any]) -> None:
+    header, payloads = parts(small_artifact())
+    unpack(assemble(header, payloads))
+    change(header)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError) as caught:
+            unpack(assemble(header, payloads), "file.pgz")
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+    message = str(caught.value)
+    assert message.startswith("file.pgz: ") and "\n" not in message and len(message) < 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"{", b"[]", b"null", b"1" * 5000, b"[" * 500_000, b'{"a":' * 100_000, b"\xff\xfe", b"NaN",
+        b" " * (artifact.MAX_HEADER_BYTES + 1),
+    ],
+)  # fmt: skip
+def test_hostile_header_texts_are_refused(text: bytes) -> None:
+    small = zlib.compress(text)
+    body = struct.pack("<8sIQII", b"pargolf\0", 1, 0, len(small), len(text)) + small
+    with pytest.raises(UserError):
+        unpack(sealed(body))
+
+
+@pytest.mark.parametrize("size", [0, 5, 10**6, 2**32 - 1])
+def test_header_of_wrong_length_is_refused(size: int) -> None:
+    data = small_artifact()
+    for at in (20, 24):
+        with pytest.raises(UserError):
+            unpack(sealed(data[:at] + struct.pack("<I", size) + data[at + 4 : -32]))
+
+
+def test_other_version_is_named() -> None:
+    data = small_artifact()
+    with pytest.raises(UserError, match="version 7"):
+        read_header(data[:8] + struct.pack("<I", 7) + data[12:])
+
+
+@pytest.mark.parametrize("codec", ["zstd", "zlib"])
+def test_bombs_are_refused(codec: str) -> None:
+    """Sections that expand to more than they say, or say that they expand to too much."""
+    header, payloads = parts(small_artifact())
+    zeros = bytes(50_000_000)
+    payloads[2] = zstandard.compress(zeros) if codec == "zstd" else zlib.compress(zeros)
+    header["sections"][2] |= {"bytes": len(payloads[2]), "codec": codec}
+    del zeros
+    for claim in (header["sections"][2]["raw_bytes"], artifact.MAX_BYTES + 1):
+        header["sections"][2]["raw_bytes"] = claim
+        tracemalloc.start()
+        try:
+            assert refuses(header, payloads)
+            assert tracemalloc.get_traced_memory()[1] < 5_000_000
+        finally:
+            tracemalloc.stop()
+
+
+ints = torch.ones(4, 3, dtype=torch.int8)
+scale = torch.ones(4, dtype=torch.float16)
+HOSTILE_SECTIONS: dict[str, dict[str, Tensor]] = {
+    "no scale": {"int/a": ints},
+    "no values": {"scale/a": scale},
+    "no part": {"a": ints, "scale/a": scale},
+    "extra tensor": {"int/a": ints, "scale/a": scale, "float/b": scale.clone()},
+    "too few rows": {"int/a": ints, "scale/a": scale[:3]},
+    "scale float32": {"int/a": ints, "scale/a": scale.float()},
+    "scale matrix": {"int/a": ints, "scale/a": scale[:, None]},
+    "scale NaN": {"int/a": ints, "scale/a": scale * float("nan")},
+    "scale infinite": {"int/a": ints, "scale/a": scale * float("inf")},
+    "scale zero": {"int/a": ints, "scale/a": scale * 0},
+    "scale negative": {"int/a": ints, "scale/a": -scale},
+    "values uint8": {"int/a": ints.to(torch.uint8), "scale/a": scale},
+    "values vector": {"int/a": ints[:, 0].contiguous(), "scale/a": scale},
+    "values beyond 6 bits": {"int/a": ints * 32, "scale/a": scale},
+    "values -128": {"int/a": ints * -128, "scale/a": scale},
+    "empty": {"int/a": ints[:0], "scale/a": scale[:0]},
+    "tensor of another section": {"int/blocks.0.fc": ints, "scale/blocks.0.fc": scale},
+}
+
+
+@pytest.mark.parametrize("tensors", HOSTILE_SECTIONS.values(), ids=HOSTILE_SECTIONS.keys())
+def test_hostile_sections_are_refused(tensors: dict[str, Tensor]) -> None:
+    header, payloads = parts(small_artifact())
+    changed, payloads = with_section(header, payloads, 1, safetensors.torch.save(tensors))
+    assert refuses(changed, payloads)
+    good, payloads = with_section(
+        header, payloads, 1, safetensors.torch.save({"int/a": ints, "scale/a": scale})
+    )
+    assert not refuses(good, payloads)
+
+
+@pytest.mark.parametrize("cols", [0, -3, 2, 4, 2**31 - 1])
+def test_hostile_column_counts_are_refused(cols: int) -> None:
+    data = pack(random_state(0), SLOTS, TINY, replace(LEVEL_3, layout="packed"), SHA)
+    header, payloads = parts(data)
+    tensors = safetensors.torch.load(zstandard.decompress(payloads[1]))
+    assert tensors["cols/blocks.0.q"].tolist() == [3]
+    tensors["cols/blocks.0.q"][0] = cols
+    assert refuses(*with_section(header, payloads, 1, safetensors.torch.save(tensors)))
+
+
+def blob(header: bytes, body: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header + body
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"x", bytes(8), struct.pack("<Q", 2**63) + b"{}", blob(b"{}"), blob(b"{"), blob(b'{"a":' * 10_000),
+        blob(b'{"int/a":{"dtype":"I8","shape":[0,4611686018427387904],"data_offsets":[0,0]},'
+             b'"scale/a":{"dtype":"F16","shape":[0],"data_offsets":[0,0]}}'),
+        blob(b'{"int/a":{"dtype":"I8","shape":[4294967296,4294967296],"data_offsets":[0,0]}}'),
+        blob(b'{"int/a":{"dtype":"I8","shape":[4],"data_offsets":[0,8]}}', bytes(4)),
+        blob(b'{"int/a":{"dtype":"F8_E8M0","shape":[4],"data_offsets":[0,4]}}', bytes(4)),
+        blob(b'{"int/a":{"dtype":"F4","shape":[8],"data_offsets":[0,4]}}', bytes(4)),
+        blob(b'{"int/a":{"dtype":"C64","shape":[1],"data_offsets":[0,8]}}', bytes(8)),
+    ],
+)  # fmt: skip
+def test_hostile_blobs_are_refused(raw: bytes) -> None:
+    header, payloads = parts(small_artifact())
+    for k in (1, 5):
+        assert refuses(*with_section(header, payloads, k, raw))
