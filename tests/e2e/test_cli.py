@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pargolf.cli import COMMANDS, _run_args, dispatch
+from pargolf.cli import COMMANDS, dispatch
+from pargolf.cli.parse import run_args
 from pargolf.config import load_preset, to_dict
 from pargolf.data.shards import write_shard
 from pargolf.export.artifact import read_artifact
@@ -208,7 +209,7 @@ def test_a_wrong_vocabulary_is_refused(
 
 def test_the_default_name_tells_what_was_changed(dataset: Dataset, tmp_path: Path) -> None:
     def folder(*arguments: str) -> str:
-        return _run_args(["demo", *arguments], "train").folder.name
+        return run_args(["demo", *arguments], "train").folder.name
 
     assert folder() == "demo"
     assert folder("--model.q-rank", "24", "--train.seed", "42") == "demo-q_rank=24-seed=42"

@@ -1,0 +1,66 @@
+"""The command line: which commands there are, and what becomes of their errors."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pargolf import launch
+from pargolf.cli import runs
+from pargolf.config import preset_names
+from pargolf.errors import Stopped, UserError
+
+# In the order of the work, as `pargolf` alone shows them.
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "data": runs.data,
+    "plan": runs.plan,
+    "train": runs.train,
+    "pack": runs.pack,
+    "eval": runs.evaluate,
+    "run": runs.run,
+    "sample": runs.sample,
+}
+
+
+def main() -> None:
+    """Entry point of `pargolf`: exit code 0, 2 for bad input, 128 + n when stopped by signal n."""
+    sys.exit(dispatch(sys.argv[1:]))
+
+
+def dispatch(argv: list[str]) -> int:
+    """Run one command line; returns its exit code."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    try:
+        if argv[0] not in COMMANDS:
+            raise UserError(f"no command '{argv[0]}'; there are: {', '.join(COMMANDS)}")
+        COMMANDS[argv[0]](argv[1:])
+        return 0
+    except UserError as error:
+        return _fail(str(error))
+    except Stopped as stop:
+        _fail(str(stop), "stopped")
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:  # a full disk, a folder without permission
+        return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+
+
+def _fail(message: str, kind: str = "error") -> int:
+    if launch.is_main():  # the other ranks failed the same way
+        print(f"pargolf: {kind}: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {_first_line(function)}" for name, function in COMMANDS.items()]
+    return "\n".join(
+        ["usage: pargolf COMMAND ... (--help after a command for its options)", "", *lines, "",
+         f"presets: {', '.join(preset_names())}"]
+    )  # fmt: skip
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").splitlines()[0]

@@ -1,0 +1,181 @@
+"""The commands that make a run: one function a command, no logic beyond reading arguments and printing."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from pargolf.cli.parse import parse, run_args
+from pargolf.config import EvalConfig
+
+# PyTorch is imported inside the commands that need it, so that help and mistakes answer at once.
+
+
+@dataclass
+class DataArgs:
+    """Turn text into a tokenizer and shards: the embedded articles, or files of your own."""
+
+    text: tuple[Path, ...] = ()
+    """Files to use instead of the embedded articles: .jsonl (field "text", one document a line) or plain
+    UTF-8 text (one document a file)."""
+    separator: str = ""
+    """Where plain text files are cut into documents, for example "<|endoftext|>"."""
+    name: str = ""
+    """Name of the dataset; default: "demo", or the first file's."""
+    vocab_size: int = 1024
+    """Pieces of the tokenizer, trained on the training documents alone."""
+    val_fraction: float = 0.1
+    """Share of the documents held out, chosen by their hash."""
+    root: Path = Path("data")
+    """Folder for tokenizers/ and datasets/."""
+
+
+@dataclass
+class FinewebArgs:
+    """Download the challenge's published shards and tokenizer; continues where it was interrupted."""
+
+    variant: str = "sp1024"
+    """Tokenization, as the dataset's folder is named after fineweb10B_."""
+    train_shards: int = 1
+    """How many training shards of 100,000,000 tokens."""
+    root: Path = Path("data")
+
+
+@dataclass
+class PackArgs:
+    """Quantize and compress a trained run into model.pgz, and show where every byte went."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+
+
+@dataclass
+class EvalArgs:
+    """Score an artifact as read back from disk: val_bpb by rows and by the sliding window."""
+
+    target: tyro.conf.Positional[Path]
+    """A run's folder or a model.pgz."""
+    stride: int = 0
+    """Tokens each window scores; default: the run's setting, else 64."""
+    batch_rows: int = 0
+    """Windows scored at once; default: the run's setting, else 32."""
+    tokenizer: Path | None = None
+    """Tokenizer of an artifact outside its run folder."""
+    dataset: Path | None = None
+    """Folder of the validation shards; default: the run's."""
+
+
+@dataclass
+class SampleArgs:
+    """Continue a prompt with an artifact's model."""
+
+    artifact: tyro.conf.Positional[Path]
+    """A model.pgz or a run's folder."""
+    prompt: tyro.conf.Positional[str]
+    tokens: int = 128
+    """Tokens to add."""
+    temperature: float = 0.8
+    """0 takes the likeliest token each time."""
+    top_k: int = 50
+    """Draw among this many likeliest tokens; 0 means all."""
+    seed: int = 0
+    tokenizer: Path | None = None
+    """Tokenizer of an artifact outside its run folder."""
+
+
+def data(argv: list[str]) -> None:
+    """Make or download tokens: embedded articles, your own text, or FineWeb."""
+    if argv[:1] == ["fineweb"]:
+        from pargolf.data.fineweb import download
+
+        fineweb = parse(FinewebArgs, argv[1:], "pargolf data fineweb")
+        download(fineweb.variant, fineweb.train_shards, fineweb.root)
+        print(f"{fineweb.root}/datasets/fineweb10B_{fineweb.variant}: {fineweb.train_shards} training shards")
+        return
+    from pargolf.data.prepare import prepare_embedded, prepare_files
+
+    # "tokenize" names the step that the plain command does as well.
+    argv = argv[1:] if argv[:1] == ["tokenize"] else argv
+    args = parse(DataArgs, argv, "pargolf data [tokenize | fineweb]")
+    if args.text:
+        name = args.name or args.text[0].stem
+        done = prepare_files(
+            name, args.text, args.vocab_size, args.val_fraction, args.separator or None, args.root
+        )
+    else:
+        done = prepare_embedded(args.vocab_size, args.val_fraction, args.root)
+    print(done.summary())
+
+
+def plan(argv: list[str]) -> None:
+    """Parameters, arithmetic, bytes and memory of a preset, before training."""
+    from pargolf import plan as planning
+    from pargolf import tables
+
+    args = run_args(argv, "plan")
+    tables.show_plan(args.preset, args.config, planning.plan(args.config))
+
+
+def train(argv: list[str]) -> None:
+    """Train a preset into runs/<name>/; continues a run that was interrupted."""
+    from pargolf import train as training
+    from pargolf.pipeline import prepare_data
+
+    args = run_args(argv, "train")
+    prepare_data(args.config)
+    training.train(args.config, args.folder)
+
+
+def pack(argv: list[str]) -> None:
+    """Quantize and compress a trained run into model.pgz, with its byte ledger."""
+    from pargolf import tables
+    from pargolf.pipeline import check_run_budget, pack_run
+
+    args = parse(PackArgs, argv, "pargolf pack")
+    sizes = pack_run(args.run)
+    tables.show_ledger(sizes)
+    check_run_budget(args.run, sizes)
+
+
+def evaluate(argv: list[str]) -> None:
+    """Score an artifact from disk alone: val_bpb, standard and sliding."""
+    from pargolf import tables
+    from pargolf.pipeline import eval_run, find_target
+
+    args = parse(EvalArgs, argv, "pargolf eval")
+    target = find_target(args.target, args.tokenizer, args.dataset)
+    settings = target.config.eval if target.config else EvalConfig()
+    settings = dataclasses.replace(
+        settings, stride=args.stride or settings.stride, batch_rows=args.batch_rows or settings.batch_rows
+    )
+    tables.show_result(eval_run(target, settings))
+
+
+def run(argv: list[str]) -> None:
+    """All of it: train, pack, eval, and the table of results."""
+    from pargolf import tables
+    from pargolf.console import console
+    from pargolf.pipeline import check_run_budget, run_all
+
+    args = run_args(argv, "run")
+    sizes, result = run_all(args.config, args.folder)
+    tables.show_ledger(sizes)
+    tables.show_result(result)
+    check_run_budget(args.folder, sizes)
+    console.print(f'next: pargolf sample {args.folder}/model.pgz "The city"', highlight=False)
+
+
+def sample(argv: list[str]) -> None:
+    """Continue a prompt with an artifact's model."""
+    from pargolf.pipeline import find_target, load_model, open_artifact
+    from pargolf.sample import continue_text
+
+    args = parse(SampleArgs, argv, "pargolf sample")
+    artifact, tokenizer = open_artifact(find_target(args.artifact, args.tokenizer))
+    model = load_model(artifact)
+    for piece in continue_text(
+        model, tokenizer, args.prompt, args.tokens, args.temperature, args.top_k, args.seed
+    ):
+        print(piece, end="", flush=True)
+    print()
