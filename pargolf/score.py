@@ -5,7 +5,7 @@ tokens scored / UTF-8 bytes those tokens stand for.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,13 +68,10 @@ def score(
     """
     plan = windows(len(tokens) - 1, model.config.seq_len, stride)
     mine = plan[launch.rank() :: launch.world_size()]
-    device = model.embed.weight.device
     sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
     done = 0
-    for batch in _batches(mine, batch_rows):
-        rows = np.stack([tokens[w.start : w.start + w.length + 1] for w in batch]).astype(np.int64)
+    for batch, rows, losses in batch_losses(model, tokens, mine, batch_rows):
         first = batch[0].first
-        losses = token_losses(model, torch.from_numpy(rows).to(device), first)
         sums[0] += losses.double().sum().cpu()
         sums[1] += losses.numel()
         sums[2] += int(table.count(rows[:, first:-1], rows[:, first + 1 :]).sum())
@@ -83,6 +80,18 @@ def score(
             progress(done, len(mine))
     nats, count, size_bytes = distributed.total(sums).tolist()
     return Score(nats / count, nats / math.log(2) / size_bytes, int(count), int(size_bytes))
+
+
+@torch.inference_mode()
+def batch_losses(
+    model: GPT, tokens: np.ndarray, plan: list[Window], batch_rows: int
+) -> Iterator[tuple[list[Window], np.ndarray, Tensor]]:
+    """For each batch of B windows of one shape: them, their tokens (B, length + 1) int64, and the
+    cross-entropies (B, length - first) in nats of the targets they score, on the model's device."""
+    device = model.embed.weight.device
+    for batch in _batches(plan, batch_rows):
+        rows = np.stack([tokens[w.start : w.start + w.length + 1] for w in batch]).astype(np.int64)
+        yield batch, rows, token_losses(model, torch.from_numpy(rows).to(device), batch[0].first)
 
 
 def token_losses(model: GPT, rows: Tensor, first: int) -> Tensor:
