@@ -163,7 +163,11 @@ def run(argv: list[str]) -> None:
     tables.show_ledger(sizes)
     tables.show_result(result)
     check_run_budget(args.folder, sizes)
-    console.print(f'next: pargolf sample {args.folder}/model.pgz "The city"', highlight=False)
+    console.print(
+        f'next: pargolf report {args.folder}, or pargolf sample {args.folder} "The city"',
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def sample(argv: list[str]) -> None:

@@ -1,0 +1,221 @@
+"""The report's figures: drawn by matplotlib, embedded as SVG that follows the page's light or dark colours."""
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+import squarify
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from pargolf.export.budget import Ledger
+
+# Colours of the light page, and the CSS variables that take their place inside the SVG. The dark
+# page gives the variables other values.
+INK, MUTED, RULE = "#1d2430", "#667080", "#d9dee6"
+SERIES = ("#2b6cb0", "#c05621", "#2c7a7b", "#805ad5", "#b7791f", "#b83280")
+VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
+    color: f"--series-{index}" for index, color in enumerate(SERIES)
+}
+SMALL = (4.2, 2.8)  # inches; two stand side by side, or one fills a phone
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure for the page: its SVG, what a screen reader says in its place, and a caption."""
+
+    svg: str
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of the treemap; position and size in percent of the whole."""
+
+    kind: str
+    layer: int | None
+    bytes: int
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@contextmanager
+def theme() -> Iterator[None]:
+    """Figures made within the block have the page's colours and sizes."""
+    settings: dict[str, Any] = {
+        "figure.facecolor": "none",
+        "savefig.facecolor": "none",
+        "axes.facecolor": "none",
+        "axes.edgecolor": RULE,
+        "axes.labelcolor": MUTED,
+        "axes.titlecolor": INK,
+        "axes.titlesize": 9,
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.prop_cycle": matplotlib.cycler(color=SERIES),
+        "grid.color": RULE,
+        "grid.linewidth": 0.6,
+        "xtick.color": RULE,
+        "ytick.color": RULE,
+        "xtick.labelcolor": MUTED,
+        "ytick.labelcolor": MUTED,
+        "text.color": INK,
+        "font.size": 9,
+        "legend.frameon": False,
+        "lines.linewidth": 1.4,
+        "svg.fonttype": "none",  # text stays text, in the page's font
+    }
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element for a page that defines VARIABLES; the same figure gives the same bytes.
+
+    `name` keeps the ids in it apart from those of the page's other figures.
+    """
+    file = io.StringIO()
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with theme(), matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(file, format="svg", bbox_inches="tight", pad_inches=0.04, metadata=metadata)
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    # Names of groups would repeat from figure to figure, and nothing refers to them.
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    for color, variable in VARIABLES.items():
+        text = text.replace(color, f"var({variable})")
+    return text
+
+
+def loss_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
+    """Training and validation loss (nats a token) and learning rate by step, from each run's metrics."""
+    with theme():
+        figure = Figure(SMALL, layout="constrained")
+        top, bottom = figure.subplots(2, sharex=True, height_ratios=(5, 1))
+        said = []
+        for color, (name, metrics) in zip(SERIES * len(runs), runs.items(), strict=False):
+            steps, losses = _column(metrics, "train_loss")
+            top.plot(steps, losses, color=color, label=name if len(runs) > 1 else "training")
+            val_steps, val_losses = _column(metrics, "val_loss")
+            label = "validation" if len(runs) == 1 else None
+            top.plot(val_steps, val_losses, "o", color=color, markersize=4, label=label)
+            bottom.plot(*_column(metrics, "lr_scale"), color=color)
+            if len(steps):
+                said.append(
+                    f"{name}: training loss {losses[0]:.2f} at step {steps[0]:,.0f},"
+                    f" {losses[-1]:.2f} at step {steps[-1]:,.0f}"
+                )
+        top.set_title("loss, nats a token")
+        top.legend()
+        bottom.set(ylim=(0, 1.1), yticks=(0, 1), xlabel="step")
+        bottom.set_title("learning rate, of its peak")
+        _whole_steps(bottom)
+    return Picture(
+        svg(figure, "loss"), "; ".join(said) or "no training loss", "Loss of the training batches, and of the validation text (dots)."
+    )
+
+
+def step_time_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
+    """Milliseconds a step between two readings of the training clock, from each run's timing."""
+    with theme():
+        figure = Figure(SMALL, layout="constrained")
+        axes = figure.subplots()
+        said = []
+        for color, (name, timing) in zip(SERIES * len(runs), runs.items(), strict=False):
+            steps, seconds = _column(timing, "seconds")
+            if len(steps) < 2:
+                continue
+            each = 1000 * np.diff(seconds) / np.diff(steps)
+            axes.stairs(each, steps, baseline=None, color=color, linewidth=1.4, label=name)
+            mean = 1000 * seconds[-1] / steps[-1]
+            axes.axhline(mean, color=color, linewidth=0.8, linestyle="dashed")
+            said.append(f"{name}: {mean:.1f} ms a step on average, {each.min():.1f} to {each.max():.1f}")
+        axes.set_ylim(bottom=0)
+        axes.set_title("milliseconds a step")
+        axes.set_xlabel("step")
+        if len(runs) > 1:
+            axes.legend()
+        _whole_steps(axes)
+    return Picture(svg(figure, "step-time"), "; ".join(said), "Time of a step between two lines of the log; dashed: mean.")
+
+
+def position_picture(bits: np.ndarray, sizes: np.ndarray) -> Picture:
+    """Bits per byte by tokens of context 1, 2, ..., seq_len; sums of bits and bytes as of `by_position`."""
+    # Ranges of context that double: 1, 2, 3-4, 5-8, ...
+    edges = np.unique(np.minimum(np.append(0, 2 ** np.arange(len(bits).bit_length() + 1)), len(bits)))
+    total_bits, total_sizes = (np.add.reduceat(x, edges[:-1]) for x in (bits, sizes))
+    means = total_bits / np.maximum(total_sizes, 1)
+    with theme():
+        figure = Figure(SMALL, layout="constrained")
+        axes = figure.subplots()
+        seen = sizes > 0
+        context = np.arange(1, len(bits) + 1)
+        axes.plot(context[seen], bits[seen] / sizes[seen], ".", color=MUTED, alpha=0.3, markersize=3)
+        axes.stairs(means, edges + 0.5, baseline=None, color=SERIES[0], linewidth=1.8, zorder=3)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.set_title("bits per byte")
+        axes.set_xlabel("tokens of context")
+    alt = f"{means[0]:.2f} bits per byte with 1 token of context, {means[-1]:.2f} with more than {edges[-2]}"
+    return Picture(svg(figure, "position"), alt, "Score by place in the window, plain rows; line: over ranges that double.")
+
+
+def passages_picture(bpbs: Sequence[float]) -> Picture:
+    """How many passages cost how many bits per byte."""
+    low, middle, high = np.quantile(bpbs, (0.05, 0.5, 0.95))
+    with theme():
+        figure = Figure(SMALL, layout="constrained")
+        axes = figure.subplots()
+        axes.hist(bpbs, bins=40, color=SERIES[0])
+        axes.axvline(middle, color=INK, linewidth=0.8, linestyle="dashed")
+        axes.set_title("passages")
+        axes.set_xlabel("bits per byte")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    alt = (
+        f"{len(bpbs):,} passages: half cost less than {middle:.2f} bits per byte,"
+        f" one in twenty less than {low:.2f}, one in twenty more than {high:.2f}"
+    )
+    return Picture(svg(figure, "passages"), alt, f"{alt}. Dashed: the median.")
+
+
+def treemap(ledger: Ledger) -> list[Box]:
+    """The ledger's bytes as areas: one block a kind, cut into its layers."""
+    boxes = []
+    kinds = ledger.by_kind()
+    aspect = 2.0  # of the area on a wide screen; the page stretches it on others
+    blocks = squarify.squarify(
+        squarify.normalize_sizes([size for _, size in kinds.values()], 100 * aspect, 100), 0, 0, 100 * aspect, 100
+    )
+    for kind, block in zip(kinds, blocks, strict=True):
+        rows = sorted((row for row in ledger.rows if row.kind == kind), key=lambda row: row.layer or 0)
+        width, height = block["dx"], block["dy"]
+        cells = squarify.squarify(
+            squarify.normalize_sizes([row.bytes for row in rows], width, height), block["x"], block["y"], width, height
+        )
+        for row, cell in zip(rows, cells, strict=True):
+            boxes.append(
+                Box(kind, row.layer, row.bytes, cell["x"] / aspect, cell["y"], cell["dx"] / aspect, cell["dy"])
+            )
+    return boxes
+
+
+def _column(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the records that have `name`."""
+    pairs = [(record["step"], record[name]) for record in records if name in record]
+    return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs])
+
+
+def _whole_steps(axes: Any) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))

@@ -1,0 +1,279 @@
+"""One self-contained HTML page about a run: gathered from its folder, rendered by report.html.j2."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+
+import pargolf
+from pargolf.analysis import figures, plots
+from pargolf.analysis.analyze import Analysis, analyze_run
+from pargolf.analysis.compare import RECORD_LEVEL, RECORD_NATS, Comparison, compare
+from pargolf.analysis.figures import Box, Picture
+from pargolf.analysis.passages import Passage, Span, by_position, passages, spans, token_bits, token_bytes
+from pargolf.analysis.records import Record, read_json, read_record, read_records
+from pargolf.console import Bar
+from pargolf.data.shards import open_split
+from pargolf.errors import UserError
+from pargolf.export.budget import Ledger, ledger
+from pargolf.files import write_atomic
+from pargolf.pipeline import find_target, load_model, open_artifact
+from pargolf.run import Run, read_lines
+from pargolf.sample import continue_text
+from pargolf.tensors import TENSOR_KINDS
+
+SHOWN_PASSAGES = 3  # at either end
+# Upper ends of the colours of passages, bits per byte; above the last there is one more.
+LEVELS = (0.5, 1.0, 2.0, 3.0, 5.0)
+PROMPTS = ("The city", "In 1945,", "Scientists have")
+SAMPLE_TOKENS, TEMPERATURE, TOP_K, SEED = 96, 0.8, 50, 0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A part that the page cannot show, and why."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """A line of the table of scores: bits per byte, and nats a token where a model made them."""
+
+    label: str
+    bpb: float
+    loss: float | None
+    main: bool
+    """The score that counts."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the tokens of the validation text cost."""
+
+    tokens: int
+    """Tokens looked at, from the first on, ..."""
+    all_tokens: int
+    """... of so many."""
+    bpb: float
+    """Bits per byte of the tokens looked at, by the sliding window."""
+    pictures: list[Picture]
+    hardest: list[tuple[Passage, list[Span]]]
+    easiest: list[tuple[Passage, list[Span]]]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything on the page; the template adds words and nothing else."""
+
+    name: str
+    folder: Path
+    settings: dict[str, dict[str, Any]] | Missing
+    """As config.json has them, by section."""
+    record: Record | Missing
+    scores: list[ScoreRow] | Missing
+    comparison: Comparison | Missing | None
+    """None for a single run."""
+    training: list[Picture] | Missing
+    ledger: Ledger | Missing
+    treemap: list[Box]
+    weights: list[Picture] | Missing
+    text: Text | Missing
+    samples: list[tuple[str, str]] | Missing
+    """Prompt and continuation."""
+
+
+def write_report(folders: Sequence[Path], out: Path | None, max_tokens: int) -> Path:
+    """Write the page about the first of the runs, compared with the others, and return its path.
+
+    `max_tokens` of the validation text are looked at one by one. The page shows what there is: a
+    part whose files are missing or broken says so. Raises UserError if a folder holds nothing of a
+    run, or if there are no folders or no tokens.
+    """
+    page = gather(folders, max_tokens)
+    path = out or folders[0] / "report.html"
+    write_atomic(path, render(page).encode())
+    return path
+
+
+def gather(folders: Sequence[Path], max_tokens: int) -> Page:
+    """Read, score and sample what the page shows; UserError as in `write_report`."""
+    if not folders or max_tokens < 1:
+        raise UserError("name at least one run's folder, and at least one token to look at")
+    runs = [Run(folder) for folder in folders]
+    for run in runs:
+        if not any(path.exists() for path in (run.config, run.metrics, run.log, run.result, run.artifact)):
+            raise UserError(f"{run.folder} is no run folder: it holds no file of a run")
+    run = runs[0]
+    sizes = _part(lambda: _ledger(run))
+    return Page(
+        name=run.folder.resolve().name,
+        folder=run.folder,
+        settings=_part(lambda: read_json(run.config)),
+        record=_part(lambda: read_record(run.folder)),
+        scores=_part(lambda: _scores(run)),
+        comparison=_part(lambda: compare(read_records(folders))) if len(runs) > 1 else None,
+        training=_part(lambda: _training(runs)),
+        ledger=sizes,
+        treemap=[] if isinstance(sizes, Missing) else figures.treemap(sizes),
+        weights=_part(lambda: _weights(analyze_run(run.folder))),
+        text=_part(lambda: _text(run, max_tokens)),
+        samples=_part(lambda: _samples(run)),
+    )
+
+
+def render(page: Page) -> str:
+    """The page as HTML; the same page gives the same bytes."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.tests["missing"] = lambda part: isinstance(part, Missing)
+    environment.filters |= {"level": level, "zip": zip}
+    source = (resources.files("pargolf") / "analysis" / "report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(source).render(
+        page=page,
+        facts=_facts(page),
+        version=pargolf.__version__,
+        kinds=[*TENSOR_KINDS, "code", "overhead"],
+        levels=LEVELS,
+        sampling=(SAMPLE_TOKENS, TEMPERATURE, TOP_K, SEED),
+        criterion=(RECORD_NATS, RECORD_LEVEL),
+    )
+
+
+def level(span: Span) -> int:
+    """Colour of a token: how many of LEVELS its bits per byte reach."""
+    return sum(span.bits >= limit * span.bytes for limit in LEVELS)
+
+
+def _part(make: Callable[[], T]) -> T | Missing:
+    try:
+        return make()
+    except UserError as error:
+        return Missing(str(error))
+
+
+def _facts(page: Page) -> list[str]:
+    """What kind of run it is, as far as its files tell."""
+    facts = []
+    if not isinstance(page.ledger, Missing):
+        facts.append(f"{sum(row.values for row in page.ledger.rows):,} parameters")
+    if not isinstance(page.settings, Missing):
+        known = flatten(page.settings)
+        facts += [f"{words} {known[name]}".strip() for name, words in FACTS.items() if name in known]
+    if not isinstance(page.record, Missing):
+        steps, seconds = page.record.steps, page.record.train_seconds
+        facts += [f"{steps:,} steps"] if steps else []
+        facts += [f"{seconds:,.0f} s of training"] if seconds else []
+    return facts
+
+
+def _settings(run: Run) -> dict[str, dict[str, Any]]:
+    if not run.config.exists():
+        raise UserError(f"{run.config} does not exist")
+    return {section: fields for section, fields in read_json(run.config).items() if isinstance(fields, dict)}
+
+
+def _scores(run: Run) -> Scores:
+    record, result = read_record(run.folder), read_json(run.result)
+    extents = {
+        "standard": f"rows of {result['seq_len']}" if "seq_len" in result else "rows",
+        "sliding": f"stride {result['stride']}" if "stride" in result else "sliding window",
+    }
+    rows = [
+        ScoreRow(f"{what}, {extent}", scores["val_bpb"], scores.get("val_loss"))
+        for key, what in (("checkpoint", "before quantization"), ("artifact", "artifact from disk"))
+        for how, extent in extents.items()
+        if (scores := result.get(key, {}).get(how))
+    ]
+    rows += [ScoreRow(row["name"], row["bpb"], None) for row in result.get("compressors", [])]
+    before = result.get("checkpoint", {}).get("sliding")
+    return Scores(record, rows, record.val_bpb - before["val_bpb"] if before else None)
+
+
+def _training(runs: Sequence[Run]) -> list[Picture]:
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.folder) for run in runs]
+    metrics = {name: read_lines(run.metrics) for name, run in zip(names, runs, strict=True)}
+    timing = {name: read_lines(run.timing) for name, run in zip(names, runs, strict=True)}
+    if not any(metrics.values()):
+        raise UserError(f"no losses were recorded: {runs[0].metrics} is missing or empty")
+    pictures = [figures.loss_picture(metrics)]
+    if any(len(times) > 1 for times in timing.values()):
+        pictures.append(figures.step_time_picture(timing))
+    return pictures
+
+
+def _ledger(run: Run) -> Ledger:
+    artifact = find_target(run.folder).artifact.read_bytes()
+    record = read_record(run.folder)
+    if record.bytes_model is None or record.bytes_total is None:
+        raise UserError(f"{run.result} does not tell the bytes of code and model; make it with `pargolf eval`")
+    # The code's bytes are those of the scored run, not those of today's package.
+    sizes = ledger(artifact, record.bytes_total - record.bytes_model)
+    if sizes.model_bytes != record.bytes_model:
+        raise UserError(
+            f"{run.artifact} has {sizes.model_bytes:,} bytes, but the one that was scored had"
+            f" {record.bytes_model:,}; score it again with `pargolf eval`"
+        )
+    return sizes
+
+
+def _weights(run: Run) -> list[Picture]:
+    analysis = analyze_run(run.folder)
+    with figures.theme():
+        drawn = [plots.spectra_figure(analysis), plots.mixes_figure(analysis)]
+    return []
+
+
+def _text(run: Run, max_tokens: int) -> Text:
+    target = find_target(run.folder)
+    artifact, tokenizer = open_artifact(target)
+    assert target.dataset and target.config  # of a run folder
+    stream, seq_len, rows = open_split(target.dataset, "val"), artifact.model.seq_len, target.config.eval.batch_rows
+    stride = _stride(run) or target.config.eval.stride
+    tokens, table = stream.read(0, min(len(stream), max_tokens + 1)), tokenizer.byte_table()
+    sizes = token_bytes(tokens, table)
+    model = load_model(artifact, target.dtype).to(target.device_type)
+    with Bar("bits of each token, rows") as bar:
+        position = by_position(token_bits(model, tokens, seq_len, rows, bar), sizes, seq_len)
+    with Bar("bits of each token, sliding") as bar:
+        bits = token_bits(model, tokens, stride, rows, bar)
+    found = sorted(passages(tokens, bits, sizes, tokenizer, table), key=lambda passage: passage.bpb)
+    if not found:
+        raise UserError(f"{len(tokens) - 1:,} validation tokens hold no passage of text")
+    count = min(SHOWN_PASSAGES, max(1, len(found) // 2))
+    easiest, hardest = (
+        [(p, spans(p, tokens, bits, sizes, tokenizer)) for p in chosen]
+        for chosen in (found[:count], found[: -count - 1 : -1])
+    )
+    return Text(
+        tokens=len(tokens) - 1,
+        all_tokens=len(stream) - 1,
+        bpb=float(bits.sum() / sizes.sum()),
+        pictures=[
+            figures.position_picture(*position),
+            figures.passages_picture([passage.bpb for passage in found]),
+        ],
+        hardest=hardest,
+        easiest=easiest,
+    )
+
+
+def _samples(run: Run) -> list[tuple[str, str]]:
+    artifact, tokenizer = open_artifact(find_target(run.folder))
+    model = load_model(artifact)
+    texts = []
+    with Bar("sampling") as bar:
+        for done, prompt in enumerate(PROMPTS, 1):
+            pieces = continue_text(model, tokenizer, prompt, SAMPLE_TOKENS, TEMPERATURE, TOP_K, SEED)
+            texts.append((prompt, "".join(pieces).removeprefix(prompt)))
+            bar(done, len(PROMPTS))
+    return texts
