@@ -19,6 +19,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": runs.run,
     "sample": runs.sample,
     "report": study.report,
+    "compare": study.compare,
 }
 
 

@@ -7,6 +7,8 @@ import tyro
 
 from pargolf.cli.parse import parse
 
+# SciPy and PyTorch are imported inside the commands that need them, as in the other modules.
+
 
 @dataclass
 class ReportArgs:
@@ -20,9 +22,44 @@ class ReportArgs:
     """Validation tokens to look at one by one, from the first on."""
 
 
+@dataclass
+class CompareArgs:
+    """Compare groups of finished runs with a baseline group, or with a published figure."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Folders of runs; those that differ in seed, paths and machine alone are one group."""
+    baseline: str = ""
+    """The group to compare with: a run of it or settings ("model.q_rank=0"); default: the first run's."""
+    against: float | None = None
+    """Compare with this published val_bpb, and not with a group."""
+    values: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Published val_bpb, one a seed ("1.1548,1.1552,1.1575"), as one more group."""
+    bytes_per_token: float | None = None
+    """Of the published figures' tokenizer on the validation text, to tell their nats a token."""
+    json: Path | None = None
+    """Also write the comparison to this file."""
+
+
 def report(argv: list[str]) -> None:
     """One HTML page about a run, or about several side by side."""
     from pargolf.analysis.report import write_report
 
     args = parse(ReportArgs, argv, "pargolf report")
     print(write_report(args.runs, args.out, args.tokens))
+
+
+def compare(argv: list[str]) -> None:
+    """Means over seeds, differences from a baseline, and whether they are significant."""
+    from pargolf.analysis.compare import compare, read_published, to_json
+    from pargolf.analysis.records import read_records
+    from pargolf.files import write_json
+    from pargolf.study.tables import show_comparison
+
+    args = parse(CompareArgs, argv, "pargolf compare")
+    records = read_records(args.runs)
+    for values in args.values:
+        records += read_published(values, args.bytes_per_token)
+    comparison = compare(records, args.baseline, args.against)
+    show_comparison(comparison)
+    if args.json:
+        write_json(args.json, to_json(comparison))

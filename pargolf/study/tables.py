@@ -1,0 +1,65 @@
+"""What comparisons and sweeps look like in the terminal."""
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from pargolf.analysis.compare import RECORD_LEVEL, RECORD_NATS, Comparison
+from pargolf.console import console
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """Print the groups' scores, then their differences from the reference."""
+    table = _table("scores", "", "group", "n", "val_bpb", "std", "bytes", "ms/step")
+    for number, group in enumerate(comparison.groups, 1):
+        table.add_row(
+            f"{number}",
+            escape(group.label),
+            f"{len(group.records)}",
+            f"{group.val_bpb:.4f}",
+            _number(group.val_bpb_std, ".4f"),
+            _number(group.bytes_total, ","),
+            _number(group.step_ms, ".1f"),
+        )
+    console.print(table)
+    if any(group.difference for group in comparison.groups):
+        _show_differences(comparison)
+    for note in comparison.notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_differences(comparison: Comparison) -> None:
+    compared = [(n, g.difference) for n, g in enumerate(comparison.groups, 1) if g.difference]
+    tested = sum(d.test is not None for _, d in compared)
+    several = tested > 1
+    columns = ["", "bpb ± 95 %", "nats", "t", "df", "p", *(["p, Holm"] if several else []), "record"]
+    table = _table(f"difference from {escape(comparison.reference)}; negative is better", *columns)
+    for number, d in compared:
+        test = ("", "no test", "", "")
+        if d.test:
+            half = (d.test.high - d.test.low) / 2
+            test = (f" ± {half:.4f}", f"{d.test.t:.1f}", f"{d.test.df:.1f}", f"{d.test.p:.2g}")
+        corrected = [_number(d.p_holm, ".2g")] if several else []
+        record = "" if d.is_record is None else "yes" if d.is_record else "no"
+        table.add_row(
+            f"{number}", f"{d.bpb:+.4f}{test[0]}", _number(d.nats, "+.4f"), *test[1:], *corrected, record
+        )
+    console.print(table)
+    console.print(
+        f"p: {comparison.method}; record: at least {RECORD_NATS} nats better at p < {RECORD_LEVEL}"
+        + (f"\nHolm: corrected for {tested} comparisons, and so is record" if several else ""),
+        highlight=False,
+    )
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table in which, on a narrow terminal, only the groups' labels wrap."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in columns:
+        label = column == "group"
+        table.add_column(column, justify="left" if label else "right", no_wrap=not label, overflow="fold")
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
