@@ -52,7 +52,7 @@ def read_record(folder: Path) -> Record:
         if run.config.exists():
             raise UserError(f"{folder} is unfinished: it has no result.json; finish it with `pargolf run`")
         raise UserError(f"{folder} is no run folder: it has no result.json")
-    result, settings = _read_json(run.result), _read_settings(run.config)
+    result, settings = read_json(run.result), _read_settings(run.config)
     try:
         scores = result["artifact"]
         how = "sliding" if "sliding" in scores else "standard"
@@ -92,7 +92,8 @@ def read_records(folders: Iterable[Path]) -> list[Record]:
     return list(records.values())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; UserError if it is none."""
     try:
         value = json.loads(path.read_text())
     except ValueError as error:
@@ -105,7 +106,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_settings(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    values = _read_json(path)
+    values = read_json(path)
     # All sections: written by pargolf, perhaps by a version that lacked some options, which are then
     # off, their default. Fewer: an imported run, whose unknown settings stay unknown.
     if values.keys() >= to_dict(RunConfig()).keys():

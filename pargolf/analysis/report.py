@@ -6,16 +6,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 import pargolf
 from pargolf.analysis import figures, plots
-from pargolf.analysis.analyze import Analysis, analyze_run
+from pargolf.analysis.analyze import analyze_run
 from pargolf.analysis.compare import RECORD_LEVEL, RECORD_NATS, Comparison, compare
 from pargolf.analysis.figures import Box, Picture
 from pargolf.analysis.passages import Passage, Span, by_position, passages, spans, token_bits, token_bytes
 from pargolf.analysis.records import Record, read_json, read_record, read_records
+from pargolf.config import flatten
 from pargolf.console import Bar
 from pargolf.data.shards import open_split
 from pargolf.errors import UserError
@@ -31,6 +31,16 @@ SHOWN_PASSAGES = 3  # at either end
 LEVELS = (0.5, 1.0, 2.0, 3.0, 5.0)
 PROMPTS = ("The city", "In 1945,", "Scientists have")
 SAMPLE_TOKENS, TEMPERATURE, TOP_K, SEED = 96, 0.8, 50, 0
+
+# Settings told below the name, and the words before their values.
+FACTS = {
+    "model.n_layers": "layers",
+    "model.d_model": "width",
+    "model.vocab_size": "vocabulary",
+    "train.dtype": "",
+    "train.device": "on",
+    "train.seed": "seed",
+}
 
 T = TypeVar("T")
 
@@ -49,8 +59,16 @@ class ScoreRow:
     label: str
     bpb: float
     loss: float | None
-    main: bool
-    """The score that counts."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The score that counts, and what it is to be seen against."""
+
+    record: Record
+    rows: list[ScoreRow]
+    quantization: float | None
+    """Bits per byte that quantization added, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +94,7 @@ class Page:
     folder: Path
     settings: dict[str, dict[str, Any]] | Missing
     """As config.json has them, by section."""
-    record: Record | Missing
-    scores: list[ScoreRow] | Missing
+    scores: Scores | Missing
     comparison: Comparison | Missing | None
     """None for a single run."""
     training: list[Picture] | Missing
@@ -115,14 +132,13 @@ def gather(folders: Sequence[Path], max_tokens: int) -> Page:
     return Page(
         name=run.folder.resolve().name,
         folder=run.folder,
-        settings=_part(lambda: read_json(run.config)),
-        record=_part(lambda: read_record(run.folder)),
+        settings=_part(lambda: _settings(run)),
         scores=_part(lambda: _scores(run)),
         comparison=_part(lambda: compare(read_records(folders))) if len(runs) > 1 else None,
         training=_part(lambda: _training(runs)),
         ledger=sizes,
         treemap=[] if isinstance(sizes, Missing) else figures.treemap(sizes),
-        weights=_part(lambda: _weights(analyze_run(run.folder))),
+        weights=_part(lambda: _weights(run)),
         text=_part(lambda: _text(run, max_tokens)),
         samples=_part(lambda: _samples(run)),
     )
@@ -167,8 +183,8 @@ def _facts(page: Page) -> list[str]:
     if not isinstance(page.settings, Missing):
         known = flatten(page.settings)
         facts += [f"{words} {known[name]}".strip() for name, words in FACTS.items() if name in known]
-    if not isinstance(page.record, Missing):
-        steps, seconds = page.record.steps, page.record.train_seconds
+    if not isinstance(page.scores, Missing):
+        steps, seconds = page.scores.record.steps, page.scores.record.train_seconds
         facts += [f"{steps:,} steps"] if steps else []
         facts += [f"{seconds:,.0f} s of training"] if seconds else []
     return facts
@@ -228,9 +244,16 @@ def _ledger(run: Run) -> Ledger:
 
 def _weights(run: Run) -> list[Picture]:
     analysis = analyze_run(run.folder)
+    worst = max(analysis.quantization, key=lambda row: row.relative_rms, default=None)
     with figures.theme():
-        drawn = [plots.spectra_figure(analysis), plots.mixes_figure(analysis)]
-    return []
+        pictures = [
+            Picture(
+                figures.svg(plots.spectra_figure(analysis), "spectra"),
+                "; ".join(_ranks(analysis)),
+                "Singular values",
+            ),
+        ]
+    return pictures
 
 
 def _text(run: Run, max_tokens: int) -> Text:
@@ -238,7 +261,9 @@ def _text(run: Run, max_tokens: int) -> Text:
     artifact, tokenizer = open_artifact(target)
     assert target.dataset and target.config  # of a run folder
     stream, seq_len, rows = open_split(target.dataset, "val"), artifact.model.seq_len, target.config.eval.batch_rows
-    stride = _stride(run) or target.config.eval.stride
+    stride = target.config.eval.stride
+    if run.result.exists():
+        stride = read_record(run.folder).stride or stride
     tokens, table = stream.read(0, min(len(stream), max_tokens + 1)), tokenizer.byte_table()
     sizes = token_bytes(tokens, table)
     model = load_model(artifact, target.dtype).to(target.device_type)
