@@ -7,8 +7,12 @@ from pathlib import Path
 
 import torch
 
-from pargolf.config import ModelConfig
-from pargolf.model.gpt import GPT
+from pargolf.checkpoint import Progress, save_checkpoint
+from pargolf.config import ExportConfig, ModelConfig, OptimConfig, RunConfig
+from pargolf.export.artifact import pack
+from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.optim.groups import Optimizers
+from pargolf.run import Run, start_run
 
 TINY = {
     "model.vocab-size": "512",
@@ -68,3 +72,13 @@ def shaken(c: ModelConfig) -> GPT:
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.2)
     return model
+
+
+def write_run(folder: Path, model: GPT) -> Run:
+    """A run folder with this model as checkpoint and as artifact, without any training."""
+    export = ExportConfig(level=3)
+    run = start_run(folder, RunConfig(model=model.config, export=export))
+    save_checkpoint(run.checkpoint, model, Optimizers(model, OptimConfig(), torch.float32), Progress())
+    data = pack(dict(model.state_dict()), tensor_kinds(model), model.config, export, "0" * 64)
+    run.artifact.write_bytes(data)
+    return run

@@ -18,8 +18,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": runs.evaluate,
     "run": runs.run,
     "sample": runs.sample,
-    "report": study.report,
+    "analyze": study.analyze,
     "compare": study.compare,
+    "report": study.report,
 }
 
 

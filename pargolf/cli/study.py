@@ -11,15 +11,18 @@ from pargolf.cli.parse import parse
 
 
 @dataclass
-class ReportArgs:
-    """Write one HTML page about a run: score, curves, bytes, weights, passages, samples; opens anywhere."""
+class AnalyzeArgs:
+    """Singular values and ranks of a run's matrices, quantization errors, mixes and gains by depth.
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders; the page is about the first and compares it with the others."""
-    out: Path | None = None
-    """File to write; default: report.html in the first run's folder."""
-    tokens: int = 2_000_000
-    """Validation tokens to look at one by one, from the first on."""
+    Prints tables, and writes analysis.json and analysis.svg into the run's folder.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder; its checkpoint and its model.pgz are looked at, or the one that is there."""
+    energy_loss: float = 0.01
+    """Share of a matrix's energy (squared Frobenius norm) that its needed rank may leave out."""
+    all: bool = False
+    """List every matrix, of checkpoint and artifact, instead of one row a role."""
 
 
 @dataclass
@@ -40,12 +43,30 @@ class CompareArgs:
     """Also write the comparison to this file."""
 
 
-def report(argv: list[str]) -> None:
-    """One HTML page about a run, or about several side by side."""
-    from pargolf.analysis.report import write_report
+@dataclass
+class ReportArgs:
+    """Write one HTML page about a run: score, curves, bytes, weights, passages, samples; opens anywhere."""
 
-    args = parse(ReportArgs, argv, "pargolf report")
-    print(write_report(args.runs, args.out, args.tokens))
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders; the page is about the first and compares it with the others."""
+    out: Path | None = None
+    """File to write; default: report.html in the first run's folder."""
+    tokens: int = 2_000_000
+    """Validation tokens to look at one by one, from the first on."""
+
+
+def analyze(argv: list[str]) -> None:
+    """Ranks of a run's matrices, quantization errors, mixes and gains by depth."""
+    from pargolf.analysis import plots, tables
+    from pargolf.analysis.analyze import analyze_run, save_analysis
+    from pargolf.console import console
+
+    args = parse(AnalyzeArgs, argv, "pargolf analyze")
+    analysis = analyze_run(args.run, args.energy_loss)
+    save_analysis(args.run, analysis)
+    plots.save_overview(args.run, analysis)
+    tables.show_analysis(analysis, args.all)
+    console.print(f"written: {args.run}/analysis.json, analysis.svg", highlight=False, soft_wrap=True)
 
 
 def compare(argv: list[str]) -> None:
@@ -63,3 +84,11 @@ def compare(argv: list[str]) -> None:
     show_comparison(comparison)
     if args.json:
         write_json(args.json, to_json(comparison))
+
+
+def report(argv: list[str]) -> None:
+    """One HTML page about a run, or about several side by side."""
+    from pargolf.analysis.report import write_report
+
+    args = parse(ReportArgs, argv, "pargolf report")
+    print(write_report(args.runs, args.out, args.tokens))
