@@ -12,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
+from pargolf.cli import dispatch
 from pargolf.config import ModelConfig
 from pargolf.data.corpus import embedded_documents
 from pargolf.run import Run
@@ -34,6 +35,25 @@ def dataset(articles: list[str], tmp_path_factory: pytest.TempPathFactory) -> Da
     return Dataset(
         root / "data/datasets/articles_sp512", root / "data/tokenizers/articles_512_bpe.model", articles
     )
+
+
+@pytest.fixture(scope="session")
+def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run, trained, packed and scored by `pargolf run`; to be read, not written."""
+    runs = tmp_path_factory.mktemp("runs")
+    options = dataset.options(eval__stride=16, train__val_every=10)
+    done = pargolf("run", "demo", "--runs", runs, "--name", "tiny", *options)
+    assert done.returncode == 0, done.stderr
+    (runs / "tiny" / "stdout").write_text(done.stdout)
+    return runs / "tiny"
+
+
+@pytest.fixture(scope="session")
+def page_of_finished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its report, written by `pargolf report`."""
+    page = tmp_path_factory.mktemp("report") / "page.html"
+    assert dispatch(["report", str(finished), "--out", str(page)]) == 0
+    return page
 
 
 @pytest.fixture

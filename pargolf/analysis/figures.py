@@ -1,4 +1,4 @@
-"""The report's figures: drawn by matplotlib, embedded as SVG that follows the page's light or dark colours."""
+"""The report's figures: drawn by matplotlib, as SVG that follows the page into light or dark."""
 
 import io
 import re
@@ -10,19 +10,25 @@ from typing import Any
 import matplotlib
 import numpy as np
 import squarify
+from matplotlib import rcsetup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from pargolf.analysis import plots
+from pargolf.analysis.analyze import Analysis
 from pargolf.export.budget import Ledger
 
 # Colours of the light page, and the CSS variables that take their place inside the SVG. The dark
-# page gives the variables other values.
-INK, MUTED, RULE = "#1d2430", "#667080", "#d9dee6"
-SERIES = ("#2b6cb0", "#c05621", "#2c7a7b", "#805ad5", "#b7791f", "#b83280")
-VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
-    color: f"--series-{index}" for index, color in enumerate(SERIES)
-}
-SMALL = (4.2, 2.8)  # inches; two stand side by side, or one fills a phone
+# page gives the variables other values. The last three are what `plots` asks for by name.
+INK, MUTED, RULE = "#1d2430", "#5b6575", "#d9dee6"
+SERIES = ("#2b6cb0", "#c05621", "#2c7a7b", "#7450c4", "#8a6116", "#b83280")
+VARIABLES = {
+    INK: "--ink", MUTED: "--muted", RULE: "--rule",
+    **{color: f"--series-{index}" for index, color in enumerate(SERIES)},
+    "#000000": "--ink", "#7f7f7f": "--muted", "#d3d3d3": "--rule",
+}  # fmt: skip
+SMALL = (4.4, 2.9)  # inches; two stand side by side, or one fills a phone
+ASPECT = 2.0  # width over height of the treemap on a wide screen; others stretch it
 
 
 @dataclass(frozen=True)
@@ -50,33 +56,34 @@ class Box:
 @contextmanager
 def theme() -> Iterator[None]:
     """Figures made within the block have the page's colours and sizes."""
-    settings: dict[str, Any] = {
-        "figure.facecolor": "none",
-        "savefig.facecolor": "none",
-        "axes.facecolor": "none",
-        "axes.edgecolor": RULE,
-        "axes.labelcolor": MUTED,
-        "axes.titlecolor": INK,
-        "axes.titlesize": 9,
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.prop_cycle": matplotlib.cycler(color=SERIES),
-        "grid.color": RULE,
-        "grid.linewidth": 0.6,
-        "xtick.color": RULE,
-        "ytick.color": RULE,
-        "xtick.labelcolor": MUTED,
-        "ytick.labelcolor": MUTED,
-        "text.color": INK,
-        "font.size": 9,
-        "legend.frameon": False,
-        "lines.linewidth": 1.4,
-        "svg.fonttype": "none",  # text stays text, in the page's font
-    }
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(
+        {
+            "figure.facecolor": "none",
+            "savefig.facecolor": "none",
+            "axes.facecolor": "none",
+            "axes.edgecolor": RULE,
+            "axes.labelcolor": MUTED,
+            "axes.titlecolor": INK,
+            "axes.titlesize": 9,
+            "axes.titlelocation": "left",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.prop_cycle": rcsetup.cycler(color=SERIES),
+            "grid.color": RULE,
+            "grid.linewidth": 0.6,
+            "xtick.color": RULE,
+            "ytick.color": RULE,
+            "xtick.labelcolor": MUTED,
+            "ytick.labelcolor": MUTED,
+            "text.color": INK,
+            "font.size": 9,
+            "legend.frameon": False,
+            "lines.linewidth": 1.4,
+            "svg.fonttype": "none",  # text stays text, in the page's font
+        }
+    ):
         yield
 
 
@@ -88,7 +95,7 @@ def svg(figure: Figure, name: str) -> str:
     file = io.StringIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with theme(), matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(file, format="svg", bbox_inches="tight", pad_inches=0.04, metadata=metadata)
+        figure.savefig(file, format="svg", metadata=metadata)
     text = file.getvalue()
     text = text[text.index("<svg") :]
     # Names of groups would repeat from figure to figure, and nothing refers to them.
@@ -106,7 +113,7 @@ def loss_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
         said = []
         for color, (name, metrics) in zip(SERIES * len(runs), runs.items(), strict=False):
             steps, losses = _column(metrics, "train_loss")
-            top.plot(steps, losses, color=color, label=name if len(runs) > 1 else "training")
+            top.plot(steps, losses, color=color, label=_plain(name) if len(runs) > 1 else "training")
             val_steps, val_losses = _column(metrics, "val_loss")
             label = "validation" if len(runs) == 1 else None
             top.plot(val_steps, val_losses, "o", color=color, markersize=4, label=label)
@@ -121,9 +128,8 @@ def loss_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
         bottom.set(ylim=(0, 1.1), yticks=(0, 1), xlabel="step")
         bottom.set_title("learning rate, of its peak")
         _whole_steps(bottom)
-    return Picture(
-        svg(figure, "loss"), "; ".join(said) or "no training loss", "Loss of the training batches, and of the validation text (dots)."
-    )
+    alt = "; ".join(said) or "no training loss"
+    return Picture(svg(figure, "loss"), alt, "Loss of training batches, and of the validation text (dots).")
 
 
 def step_time_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
@@ -137,7 +143,7 @@ def step_time_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pictur
             if len(steps) < 2:
                 continue
             each = 1000 * np.diff(seconds) / np.diff(steps)
-            axes.stairs(each, steps, baseline=None, color=color, linewidth=1.4, label=name)
+            axes.stairs(each, steps, baseline=None, color=color, linewidth=1.4, label=_plain(name))
             mean = 1000 * seconds[-1] / steps[-1]
             axes.axhline(mean, color=color, linewidth=0.8, linestyle="dashed")
             said.append(f"{name}: {mean:.1f} ms a step on average, {each.min():.1f} to {each.max():.1f}")
@@ -147,7 +153,8 @@ def step_time_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pictur
         if len(runs) > 1:
             axes.legend()
         _whole_steps(axes)
-    return Picture(svg(figure, "step-time"), "; ".join(said), "Time of a step between two lines of the log; dashed: mean.")
+    caption = "Time of a step between two lines of the log; dashed: mean."
+    return Picture(svg(figure, "step-time"), "; ".join(said), caption)
 
 
 def position_picture(bits: np.ndarray, sizes: np.ndarray) -> Picture:
@@ -168,7 +175,8 @@ def position_picture(bits: np.ndarray, sizes: np.ndarray) -> Picture:
         axes.set_title("bits per byte")
         axes.set_xlabel("tokens of context")
     alt = f"{means[0]:.2f} bits per byte with 1 token of context, {means[-1]:.2f} with more than {edges[-2]}"
-    return Picture(svg(figure, "position"), alt, "Score by place in the window, plain rows; line: over ranges that double.")
+    caption = "Score by place in the window, plain rows; line: over ranges that double."
+    return Picture(svg(figure, "position"), alt, caption)
 
 
 def passages_picture(bpbs: Sequence[float]) -> Picture:
@@ -189,31 +197,64 @@ def passages_picture(bpbs: Sequence[float]) -> Picture:
     return Picture(svg(figure, "passages"), alt, f"{alt}. Dashed: the median.")
 
 
+def weight_pictures(analysis: Analysis) -> list[Picture]:
+    """Spectra, mixes by depth and, where it is known, quantization error: as wide as the page."""
+    ranks: dict[str, list[float]] = {}
+    for m in analysis.of_source(analysis.source):
+        ranks.setdefault(f"{m.label} of {len(m.singular_values)}", []).append(m.entropy_rank)
+    said = [f"{role}: {min(values):.0f} to {max(values):.0f}" for role, values in ranks.items()]
+    mixes = [f"{mix.layer}: {mix.stream.mean:.2f} and {mix.embedding.mean:.2f}" for mix in analysis.mixes]
+    losses = [f"{q.kind}: {q.relative_rms:.2g} at {q.file_bits:.2f} bits" for q in analysis.quantization]
+    with theme():
+        pictures = [
+            Picture(
+                svg(plots.spectra_figure(analysis), "spectra"),
+                f"Effective ranks over the layers; {', '.join(said)}",
+                "Singular values by layer, and how many dimensions they amount to.",
+            ),
+            Picture(
+                svg(plots.mixes_figure(analysis), "mixes"),
+                f"Mean weights of residual stream and embedding by layer; {', '.join(mixes)}",
+                "What each layer starts from, and how strongly its heads may attend.",
+            ),
+        ]
+        if losses:
+            picture = svg(plots.quantization_figure(analysis), "quantization")
+            alt = f"Relative RMS error and bits a value in the file; {', '.join(losses)}"
+            pictures.append(Picture(picture, alt, "What quantization loses, and what it saves."))
+    return pictures
+
+
 def treemap(ledger: Ledger) -> list[Box]:
     """The ledger's bytes as areas: one block a kind, cut into its layers."""
-    boxes = []
     kinds = ledger.by_kind()
-    aspect = 2.0  # of the area on a wide screen; the page stretches it on others
-    blocks = squarify.squarify(
-        squarify.normalize_sizes([size for _, size in kinds.values()], 100 * aspect, 100), 0, 0, 100 * aspect, 100
-    )
+    blocks = _areas([size for _, size in kinds.values()], 0, 0, 100 * ASPECT, 100)
+    boxes = []
     for kind, block in zip(kinds, blocks, strict=True):
         rows = sorted((row for row in ledger.rows if row.kind == kind), key=lambda row: row.layer or 0)
-        width, height = block["dx"], block["dy"]
-        cells = squarify.squarify(
-            squarify.normalize_sizes([row.bytes for row in rows], width, height), block["x"], block["y"], width, height
-        )
-        for row, cell in zip(rows, cells, strict=True):
-            boxes.append(
-                Box(kind, row.layer, row.bytes, cell["x"] / aspect, cell["y"], cell["dx"] / aspect, cell["dy"])
-            )
+        cells = _areas([row.bytes for row in rows], block["x"], block["y"], block["dx"], block["dy"])
+        for row, c in zip(rows, cells, strict=True):
+            place = (c["x"] / ASPECT, c["y"], c["dx"] / ASPECT, c["dy"])
+            boxes.append(Box(kind, row.layer, row.bytes, *place))
     return boxes
+
+
+def _areas(sizes: list[int], x: float, y: float, width: float, height: float) -> list[dict[str, float]]:
+    """The rectangle cut into one of its shape a size (squarified treemaps: Bruls et al., 2000)."""
+    areas = squarify.normalize_sizes(sizes, width, height)
+    cut: list[dict[str, float]] = squarify.squarify(areas, x, y, width, height)
+    return cut
 
 
 def _column(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of the records that have `name`."""
     pairs = [(record["step"], record[name]) for record in records if name in record]
     return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs])
+
+
+def _plain(name: str) -> str:
+    """A label that is neither read as mathematics nor left out of a legend."""
+    return name.replace("$", r"\$").removeprefix("_")
 
 
 def _whole_steps(axes: Any) -> None:

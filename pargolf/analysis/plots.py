@@ -6,6 +6,7 @@ from math import ceil
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
@@ -69,13 +70,13 @@ def _draw_spectra(figure: SubFigure, analysis: Analysis) -> None:
     roles = _by_role(analysis)
     axes = list(figure.subplots(ceil(len(roles) / PANELS), PANELS, sharey=True, squeeze=False).flat)
     depth = max(m.layer or 0 for m in analysis.matrices)
-    colors = matplotlib.colormaps[DEPTH].resampled(depth + 1)
+    colors = matplotlib.colormaps[DEPTH](np.linspace(0, 0.85, depth + 1))  # not to its pale end
     lines = {}
     for ax, (role, matrices) in zip(axes, roles.items(), strict=False):
         for m in matrices:
             largest = m.singular_values[0] or 1.0  # a matrix of zeros has no place on a log scale
             shares = [value / largest for value in m.singular_values]
-            color = "black" if m.layer is None else colors(m.layer)
+            color = "black" if m.layer is None else colors[m.layer]
             (lines[m.layer],) = ax.plot(range(1, len(shares) + 1), shares, color=color, linewidth=1)
         ax.set(title=f"{role}, {matrices[0].rows}×{matrices[0].cols}", yscale="log")
     for ax in axes[len(roles) :]:

@@ -9,37 +9,32 @@ from typing import Any, TypeVar
 from jinja2 import Environment, StrictUndefined
 
 import pargolf
-from pargolf.analysis import figures, plots
+from pargolf.analysis import figures, reading
 from pargolf.analysis.analyze import analyze_run
 from pargolf.analysis.compare import RECORD_LEVEL, RECORD_NATS, Comparison, compare
 from pargolf.analysis.figures import Box, Picture
-from pargolf.analysis.passages import Passage, Span, by_position, passages, spans, token_bits, token_bytes
+from pargolf.analysis.passages import Span
+from pargolf.analysis.reading import Reading
 from pargolf.analysis.records import Record, read_json, read_record, read_records
-from pargolf.config import flatten
-from pargolf.console import Bar
-from pargolf.data.shards import open_split
+from pargolf.config import flatten, read_config
 from pargolf.errors import UserError
 from pargolf.export.budget import Ledger, ledger
 from pargolf.files import write_atomic
-from pargolf.pipeline import find_target, load_model, open_artifact
+from pargolf.pipeline import Target, find_target
 from pargolf.run import Run, read_lines
-from pargolf.sample import continue_text
 from pargolf.tensors import TENSOR_KINDS
 
-SHOWN_PASSAGES = 3  # at either end
-# Upper ends of the colours of passages, bits per byte; above the last there is one more.
+# Upper ends of the colours of tokens, bits per byte; above the last there is one more.
 LEVELS = (0.5, 1.0, 2.0, 3.0, 5.0)
-PROMPTS = ("The city", "In 1945,", "Scientists have")
-SAMPLE_TOKENS, TEMPERATURE, TOP_K, SEED = 96, 0.8, 50, 0
 
-# Settings told below the name, and the words before their values.
+# Settings told below the name.
 FACTS = {
-    "model.n_layers": "layers",
-    "model.d_model": "width",
-    "model.vocab_size": "vocabulary",
-    "train.dtype": "",
-    "train.device": "on",
-    "train.seed": "seed",
+    "model.n_layers": "{} layers",
+    "model.d_model": "width {}",
+    "model.vocab_size": "vocabulary {}",
+    "train.dtype": "{}",
+    "train.device": "{}",
+    "train.seed": "seed {}",
 }
 
 T = TypeVar("T")
@@ -63,7 +58,7 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Scores:
-    """The score that counts, and what it is to be seen against."""
+    """The score that counts, and what to see it against."""
 
     record: Record
     rows: list[ScoreRow]
@@ -72,26 +67,12 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Text:
-    """What the tokens of the validation text cost."""
-
-    tokens: int
-    """Tokens looked at, from the first on, ..."""
-    all_tokens: int
-    """... of so many."""
-    bpb: float
-    """Bits per byte of the tokens looked at, by the sliding window."""
-    pictures: list[Picture]
-    hardest: list[tuple[Passage, list[Span]]]
-    easiest: list[tuple[Passage, list[Span]]]
-
-
-@dataclass(frozen=True)
 class Page:
     """Everything on the page; the template adds words and nothing else."""
 
     name: str
-    folder: Path
+    folders: tuple[Path, ...]
+    """Of the run, and of those it is compared with."""
     settings: dict[str, dict[str, Any]] | Missing
     """As config.json has them, by section."""
     scores: Scores | Missing
@@ -101,9 +82,9 @@ class Page:
     ledger: Ledger | Missing
     treemap: list[Box]
     weights: list[Picture] | Missing
-    text: Text | Missing
+    reading: Reading | Missing
     samples: list[tuple[str, str]] | Missing
-    """Prompt and continuation."""
+    """Prompts and continuations."""
 
 
 def write_report(folders: Sequence[Path], out: Path | None, max_tokens: int) -> Path:
@@ -121,33 +102,39 @@ def write_report(folders: Sequence[Path], out: Path | None, max_tokens: int) -> 
 
 def gather(folders: Sequence[Path], max_tokens: int) -> Page:
     """Read, score and sample what the page shows; UserError as in `write_report`."""
-    if not folders or max_tokens < 1:
-        raise UserError("name at least one run's folder, and at least one token to look at")
+    if not folders:
+        raise UserError("name a run's folder: pargolf report RUN")
+    if max_tokens < 1:
+        raise UserError(f"cannot look at {max_tokens} tokens; at least 1 is needed")
     runs = [Run(folder) for folder in folders]
     for run in runs:
         if not any(path.exists() for path in (run.config, run.metrics, run.log, run.result, run.artifact)):
-            raise UserError(f"{run.folder} is no run folder: it holds no file of a run")
+            raise UserError(f"{run.folder} holds no file of a run; is this a run folder?")
     run = runs[0]
     sizes = _part(lambda: _ledger(run))
     return Page(
         name=run.folder.resolve().name,
-        folder=run.folder,
+        folders=tuple(folders),
         settings=_part(lambda: _settings(run)),
         scores=_part(lambda: _scores(run)),
         comparison=_part(lambda: compare(read_records(folders))) if len(runs) > 1 else None,
         training=_part(lambda: _training(runs)),
         ledger=sizes,
         treemap=[] if isinstance(sizes, Missing) else figures.treemap(sizes),
-        weights=_part(lambda: _weights(run)),
-        text=_part(lambda: _text(run, max_tokens)),
-        samples=_part(lambda: _samples(run)),
+        weights=_part(lambda: figures.weight_pictures(analyze_run(run.folder))),
+        reading=_part(lambda: reading.read_validation(_target(run), _stride(run), max_tokens)),
+        samples=_part(lambda: reading.write_samples(_target(run))),
     )
 
 
 def render(page: Page) -> str:
     """The page as HTML; the same page gives the same bytes."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.tests["missing"] = lambda part: isinstance(part, Missing)
     environment.filters |= {"level": level, "zip": zip}
@@ -158,7 +145,7 @@ def render(page: Page) -> str:
         version=pargolf.__version__,
         kinds=[*TENSOR_KINDS, "code", "overhead"],
         levels=LEVELS,
-        sampling=(SAMPLE_TOKENS, TEMPERATURE, TOP_K, SEED),
+        sampling=(reading.SAMPLE_TOKENS, reading.TEMPERATURE, reading.TOP_K, reading.SEED),
         criterion=(RECORD_NATS, RECORD_LEVEL),
     )
 
@@ -182,7 +169,7 @@ def _facts(page: Page) -> list[str]:
         facts.append(f"{sum(row.values for row in page.ledger.rows):,} parameters")
     if not isinstance(page.settings, Missing):
         known = flatten(page.settings)
-        facts += [f"{words} {known[name]}".strip() for name, words in FACTS.items() if name in known]
+        facts += [words.format(known[name]) for name, words in FACTS.items() if name in known]
     if not isinstance(page.scores, Missing):
         steps, seconds = page.scores.record.steps, page.scores.record.train_seconds
         facts += [f"{steps:,} steps"] if steps else []
@@ -191,9 +178,8 @@ def _facts(page: Page) -> list[str]:
 
 
 def _settings(run: Run) -> dict[str, dict[str, Any]]:
-    if not run.config.exists():
-        raise UserError(f"{run.config} does not exist")
-    return {section: fields for section, fields in read_json(run.config).items() if isinstance(fields, dict)}
+    sections = read_json(_existing(run.config))
+    return {section: fields for section, fields in sections.items() if isinstance(fields, dict)}
 
 
 def _scores(run: Run) -> Scores:
@@ -203,10 +189,10 @@ def _scores(run: Run) -> Scores:
         "sliding": f"stride {result['stride']}" if "stride" in result else "sliding window",
     }
     rows = [
-        ScoreRow(f"{what}, {extent}", scores["val_bpb"], scores.get("val_loss"))
+        ScoreRow(f"{what}, {extent}", score["val_bpb"], score.get("val_loss"))
         for key, what in (("checkpoint", "before quantization"), ("artifact", "artifact from disk"))
         for how, extent in extents.items()
-        if (scores := result.get(key, {}).get(how))
+        if (score := result.get(key, {}).get(how))
     ]
     rows += [ScoreRow(row["name"], row["bpb"], None) for row in result.get("compressors", [])]
     before = result.get("checkpoint", {}).get("sliding")
@@ -220,7 +206,7 @@ def _training(runs: Sequence[Run]) -> list[Picture]:
     metrics = {name: read_lines(run.metrics) for name, run in zip(names, runs, strict=True)}
     timing = {name: read_lines(run.timing) for name, run in zip(names, runs, strict=True)}
     if not any(metrics.values()):
-        raise UserError(f"no losses were recorded: {runs[0].metrics} is missing or empty")
+        raise UserError(f"{runs[0].metrics} holds no losses")
     pictures = [figures.loss_picture(metrics)]
     if any(len(times) > 1 for times in timing.values()):
         pictures.append(figures.step_time_picture(timing))
@@ -228,11 +214,11 @@ def _training(runs: Sequence[Run]) -> list[Picture]:
 
 
 def _ledger(run: Run) -> Ledger:
-    artifact = find_target(run.folder).artifact.read_bytes()
+    artifact = _existing(run.artifact).read_bytes()
     record = read_record(run.folder)
     if record.bytes_model is None or record.bytes_total is None:
-        raise UserError(f"{run.result} does not tell the bytes of code and model; make it with `pargolf eval`")
-    # The code's bytes are those of the scored run, not those of today's package.
+        raise UserError(f"{run.result} does not tell the bytes of model and code")
+    # The code's bytes are those of the run that was scored, not those of today's package.
     sizes = ledger(artifact, record.bytes_total - record.bytes_model)
     if sizes.model_bytes != record.bytes_model:
         raise UserError(
@@ -242,63 +228,18 @@ def _ledger(run: Run) -> Ledger:
     return sizes
 
 
-def _weights(run: Run) -> list[Picture]:
-    analysis = analyze_run(run.folder)
-    worst = max(analysis.quantization, key=lambda row: row.relative_rms, default=None)
-    with figures.theme():
-        pictures = [
-            Picture(
-                figures.svg(plots.spectra_figure(analysis), "spectra"),
-                "; ".join(_ranks(analysis)),
-                "Singular values",
-            ),
-        ]
-    return pictures
+def _target(run: Run) -> Target:
+    _existing(run.artifact)
+    return find_target(run.folder)
 
 
-def _text(run: Run, max_tokens: int) -> Text:
-    target = find_target(run.folder)
-    artifact, tokenizer = open_artifact(target)
-    assert target.dataset and target.config  # of a run folder
-    stream, seq_len, rows = open_split(target.dataset, "val"), artifact.model.seq_len, target.config.eval.batch_rows
-    stride = target.config.eval.stride
-    if run.result.exists():
-        stride = read_record(run.folder).stride or stride
-    tokens, table = stream.read(0, min(len(stream), max_tokens + 1)), tokenizer.byte_table()
-    sizes = token_bytes(tokens, table)
-    model = load_model(artifact, target.dtype).to(target.device_type)
-    with Bar("bits of each token, rows") as bar:
-        position = by_position(token_bits(model, tokens, seq_len, rows, bar), sizes, seq_len)
-    with Bar("bits of each token, sliding") as bar:
-        bits = token_bits(model, tokens, stride, rows, bar)
-    found = sorted(passages(tokens, bits, sizes, tokenizer, table), key=lambda passage: passage.bpb)
-    if not found:
-        raise UserError(f"{len(tokens) - 1:,} validation tokens hold no passage of text")
-    count = min(SHOWN_PASSAGES, max(1, len(found) // 2))
-    easiest, hardest = (
-        [(p, spans(p, tokens, bits, sizes, tokenizer)) for p in chosen]
-        for chosen in (found[:count], found[: -count - 1 : -1])
-    )
-    return Text(
-        tokens=len(tokens) - 1,
-        all_tokens=len(stream) - 1,
-        bpb=float(bits.sum() / sizes.sum()),
-        pictures=[
-            figures.position_picture(*position),
-            figures.passages_picture([passage.bpb for passage in found]),
-        ],
-        hardest=hardest,
-        easiest=easiest,
-    )
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    return path
 
 
-def _samples(run: Run) -> list[tuple[str, str]]:
-    artifact, tokenizer = open_artifact(find_target(run.folder))
-    model = load_model(artifact)
-    texts = []
-    with Bar("sampling") as bar:
-        for done, prompt in enumerate(PROMPTS, 1):
-            pieces = continue_text(model, tokenizer, prompt, SAMPLE_TOKENS, TEMPERATURE, TOP_K, SEED)
-            texts.append((prompt, "".join(pieces).removeprefix(prompt)))
-            bar(done, len(PROMPTS))
-    return texts
+def _stride(run: Run) -> int:
+    """The stride that the run was scored with, or will be."""
+    scored = read_record(run.folder).stride if run.result.exists() else None
+    return scored or read_config(run.config).eval.stride

@@ -1,7 +1,5 @@
 """Bits of single tokens: they are the score's, and passages and spans cut the text without loss."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +7,7 @@ from hypothesis import strategies as st
 
 from pargolf.analysis.passages import (
     PASSAGE_BYTES,
+    Passage,
     by_position,
     passages,
     spans,
@@ -55,8 +54,13 @@ def test_bits_by_position_are_those_of_the_rows() -> None:
     assert by_bytes[9] == 10 + 42 + 74
 
 
-def cut(tokenizer: Tokenizer, documents: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list]:
-    tokens = np.array([t for text in documents for t in (tokenizer.bos_id, *tokenizer.encode(text))], np.uint16)
+Cut = tuple[np.ndarray, np.ndarray, np.ndarray, list[Passage]]
+
+
+def cut(tokenizer: Tokenizer, documents: list[str]) -> Cut:
+    """Documents as tokens, their bytes, random bits for them, and the passages."""
+    parts = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in documents]
+    tokens = np.array([token for part in parts for token in part], np.uint16)
     table = tokenizer.byte_table()
     sizes = token_bytes(tokens, table)
     bits = np.random.default_rng(0).random(len(tokens))

@@ -17,24 +17,6 @@ from pargolf.run import read_lines
 from support import Dataset, pargolf
 
 
-@pytest.fixture(scope="module")
-def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny run, trained, packed and scored by `pargolf run`."""
-    runs = tmp_path_factory.mktemp("runs")
-    done = pargolf(
-        "run",
-        "demo",
-        "--runs",
-        runs,
-        "--name",
-        "tiny",
-        *dataset.options(eval__stride=16, train__val_every=10),
-    )
-    assert done.returncode == 0, done.stderr
-    (runs / "tiny" / "stdout").write_text(done.stdout)
-    return runs / "tiny"
-
-
 def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The one line that a command which must fail prints."""
     assert dispatch([str(a) for a in arguments]) == 2

@@ -1,0 +1,186 @@
+"""The report: true to the run's files, one file alone, whole or in parts, and safe from what it shows."""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pargolf.analysis.passages import Passage, Span
+from pargolf.analysis.reading import Reading, read_validation
+from pargolf.analysis.report import LEVELS, Missing, Page, gather, level, render, write_report
+from pargolf.cli import dispatch
+from pargolf.errors import UserError
+from pargolf.pipeline import find_target
+
+
+@pytest.fixture(scope="module")
+def html(page_of_finished: Path) -> str:
+    return page_of_finished.read_text()
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def shown(html: str, name: str) -> tuple[str, str]:
+    """The exact and the printed value of the page's figure `name`."""
+    found = re.search(rf'id="{name}"><data value="([^"]+)">([^<]+)</data>', html)
+    assert found
+    return found[1], found[2]
+
+
+def test_the_headline_is_the_result(html: str, finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    bpb = result["artifact"]["sliding"]["val_bpb"]
+    assert shown(html, "val_bpb") == (repr(bpb), f"{bpb:.4f}")
+    for name in ("bytes_total", "budget"):
+        assert shown(html, name) == (str(result[name]), f"{result[name]:,}")
+    assert f"fits the budget, {16_000_000 - result['bytes_total']:,} bytes to spare" in html
+    for row in [*result["checkpoint"].values(), *result["artifact"].values()]:
+        assert f'<td><data value="{row["val_bpb"]}">{row["val_bpb"]:.4f}</data></td>' in html
+    for row in result["compressors"]:
+        assert f'{row["name"]}</th><td><data value="{row["bpb"]}">' in html
+    moved = bpb - result["checkpoint"]["sliding"]["val_bpb"]
+    assert f"moves the score by {moved:+.4f} bits per byte" in html
+
+
+def test_the_tokens_shown_are_those_scored(html: str, finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())["artifact"]["sliding"]
+    assert f"All {result['tokens']:,} validation tokens" in html
+    bpb = re.search(r'one by one: <data value="([^"]+)">', html)
+    assert bpb and float(bpb[1]) == pytest.approx(result["val_bpb"], rel=1e-9)
+
+
+def test_the_page_is_one_file_without_scripts(html: str) -> None:
+    assert set(re.findall(r'(?<!xlink:)href="([^#][^"]*)"', html)) == {
+        "data:,", "https://github.com/openai/parameter-golf"
+    }  # fmt: skip
+    assert not re.search(r"<script|<iframe|<object|<link rel=\"stylesheet|\ssrc=|@import|url\((?!#)", html)
+    assert all(link.startswith("#") for link in re.findall(r'xlink:href="([^"]*)"', html))
+    ids = re.findall(r'\sid="([^"]*)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', html)) <= set(ids)
+
+
+def test_every_section_and_figure_is_there(html: str) -> None:
+    assert "Not shown" not in html
+    assert html.count("<svg") == html.count('role="img" aria-label="') - 1 == 7  # one more: the treemap
+    assert html.count("<blockquote>") == 3 + 3 + 3
+    assert html.count('class="prompt"') == 3
+
+
+def test_the_same_run_gives_the_same_bytes(html: str, finished: Path, tmp_path: Path) -> None:
+    assert write_report([finished], tmp_path / "again.html", 10**6).read_text() == html
+
+
+def test_several_runs_are_compared(
+    finished: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("model.pgz", "checkpoint.safetensors"):  # figures of the first run, drawn elsewhere
+        (copy / name).unlink()
+    config = json.loads((copy / "config.json").read_text())
+    config["train"]["seed"] = 7
+    (copy / "config.json").write_text(json.dumps(config))
+    result = json.loads((copy / "result.json").read_text())
+    result["artifact"]["sliding"]["val_bpb"] += 0.25
+    (copy / "result.json").write_text(json.dumps(result))
+    out = tmp_path / "new" / "page.html"
+    assert dispatch(["report", str(copy), str(finished), "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    html = out.read_text()
+    assert not (copy / "report.html").exists()
+    bpb = result["artifact"]["sliding"]["val_bpb"]
+    assert f"<td>7</td><td>{bpb:.4f}</td>" in html
+    mean = bpb - 0.125
+    assert f"<td>2</td><td>{mean:.4f}</td><td>{0.25 / 2**0.5:.4f}</td>" in html
+    assert html.count(">copy</text>") == 2  # in the legends of both curves
+
+
+def test_a_bare_log_gives_a_page_that_says_so(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "imported"
+    folder.mkdir()
+    shutil.copy(finished / "metrics.jsonl", folder)
+    page = gather([folder], 100)
+    assert not isinstance(page.training, Missing)
+    for part in (page.settings, page.scores, page.ledger, page.weights, page.reading, page.samples):
+        assert isinstance(part, Missing)
+    assert "model.pgz does not exist" in render(page)
+
+
+def test_what_does_not_fit_together_is_not_shown(copy: Path) -> None:
+    result = json.loads((copy / "result.json").read_text())
+    result["bytes_model"] += 1
+    (copy / "result.json").write_text(json.dumps(result))
+    (copy / "metrics.jsonl").write_text("no JSON\n")
+    (copy / "tokenizer.model").unlink()
+    (copy / "checkpoint.safetensors").write_bytes(b"no checkpoint")
+    page = gather([copy], 100)
+    whys = [part.why for part in vars(page).values() if isinstance(part, Missing)]
+    assert len(whys) == 5
+    for why in ("score it again", "holds no losses", "--tokenizer", "checkpoint"):
+        assert any(why in line for line in whys), why
+    assert not isinstance(page.scores, Missing)
+    html = render(page)
+    assert all(f"Not shown: {why.split('`')[0]}" in html for why in whys)
+
+
+def test_over_the_budget_is_said(copy: Path) -> None:
+    result = json.loads((copy / "result.json").read_text())
+    for name in ("model.pgz", "checkpoint.safetensors", "metrics.jsonl"):
+        (copy / name).unlink()
+    (copy / "result.json").write_text(json.dumps(result | {"budget": result["bytes_total"] - 1234}))
+    assert "over the budget by 1,234 bytes" in render(gather([copy], 100))
+
+
+def test_text_and_names_are_escaped(finished: Path, tmp_path: Path) -> None:
+    evil = '<img src=x onerror="alert(1)">'
+    folder = tmp_path / evil
+    folder.mkdir()
+    shutil.copy(finished / "metrics.jsonl", folder)
+    (folder / "config.json").write_text(json.dumps({"model": {evil: evil}}))
+    (folder / "result.json").write_text("{" + evil)
+    spans = [Span(evil, 30, 60.0), Span("\n", 1, 0.0)]
+    marked = [(Passage(0, 2, 31, 60.0), spans)]
+    page: Page = dataclasses.replace(
+        gather([folder, finished], 100),
+        reading=Reading(2, 5, 2.0, [], marked, marked),
+        samples=[(evil, evil)],
+    )
+    html = render(page)
+    assert "<img" not in html
+    assert html.count("&lt;img") > 8
+    assert "The first 2 of 5 validation tokens" in html
+
+
+def test_colours_follow_bits_per_byte() -> None:
+    assert [level(Span("ab", 2, 2 * limit)) for limit in LEVELS] == [1, 2, 3, 4, 5]
+    assert level(Span("ab", 2, 0.9)) == 0
+
+
+def test_only_as_many_tokens_are_read_as_asked_for(finished: Path) -> None:
+    found = read_validation(find_target(finished), 16, 700)
+    assert found.tokens == 700 < found.all_tokens
+    assert found.hardest[0][0].bpb >= found.easiest[-1][0].bpb >= found.easiest[0][0].bpb
+    with pytest.raises(UserError, match="the 5 validation tokens looked at hold no passage"):
+        read_validation(find_target(finished), 16, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere holds no file of a run"),
+        ([], "name a run's folder"),
+        (["nowhere", "--tokens", "0"], "at least 1 is needed"),
+    ],
+)
+def test_mistakes_are_one_clear_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dispatch(["report", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
