@@ -70,7 +70,7 @@ def _draw_spectra(figure: SubFigure, analysis: Analysis) -> None:
     roles = _by_role(analysis)
     axes = list(figure.subplots(ceil(len(roles) / PANELS), PANELS, sharey=True, squeeze=False).flat)
     depth = max(m.layer or 0 for m in analysis.matrices)
-    colors = matplotlib.colormaps[DEPTH](np.linspace(0, 0.85, depth + 1))  # not to its pale end
+    colors = matplotlib.colormaps[DEPTH](np.linspace(0, 0.8, depth + 1))  # not to its pale end
     lines = {}
     for ax, (role, matrices) in zip(axes, roles.items(), strict=False):
         for m in matrices:
