@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pargolf.config import ModelConfig
 from pargolf.model.gpt import GPT
+from pargolf.model.layers import Linear, LowRank
 
 TINY = {
     "model.vocab-size": "512",
@@ -68,3 +70,10 @@ def shaken(c: ModelConfig) -> GPT:
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.2)
     return model
+
+
+def matrix(projection: Linear | LowRank) -> Tensor:
+    """The (n_out, n_in) matrix that a projection stands for."""
+    if isinstance(projection, LowRank):
+        return projection.up.weight @ projection.down.weight
+    return projection.weight
