@@ -149,8 +149,8 @@ class GPT(nn.Module):
         All layers share the code of one, so this starts several times faster than a compiled
         whole, for nearly the same step time.
         """
-        # Each layer sees another number of earlier ones, and Dynamo gives up after 8 variants.
-        torch._dynamo.config.recompile_limit = max(8, self.config.n_layers + 1)
+        # Each layer sees another number of earlier ones, and Dynamo by default stops at 8 variants.
+        torch._dynamo.config.recompile_limit = 8 * self.config.n_layers
         for block in self.blocks:
             block.compile(dynamic=False)
         if self.depth is not None:
