@@ -144,7 +144,7 @@ def analyze_run(folder: Path, energy_loss: float = 0.01) -> Analysis:
         mixes=tuple(ResidMix(layer, *map(channels, mix)) for layer, mix in _in_layers(model, "resid_mix")),
         skips=tuple(
             Skip(model.n_encoder + i, model.n_encoder - 1 - i, channels(weight))
-            for i, weight in enumerate(model.skip_weights.detach())
+            for i, weight in enumerate(model.skip_weights.detach().double())
         ),
         gains=tuple(
             gain(layer, heads, config.model.d_model // config.model.n_heads)
