@@ -62,6 +62,15 @@ class Run:
         return self.folder / "result.json"
 
     @property
+    def analysis(self) -> Path:
+        """What `pargolf analyze` found: an `analysis.analyze.Analysis` as JSON."""
+        return self.folder / "analysis.json"
+
+    @property
+    def analysis_plot(self) -> Path:
+        return self.folder / "analysis.svg"
+
+    @property
     def compile_cache(self) -> Path:
         return self.folder / "compile-cache"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +10,12 @@ import pytest
 # each other cost a tiny model more than they give.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import torch
+
+from pargolf.config import ModelConfig
 from pargolf.data.corpus import embedded_documents
-from support import Dataset, pargolf
+from pargolf.run import Run
+from support import Dataset, pargolf, shaken, write_run
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +34,20 @@ def dataset(articles: list[str], tmp_path_factory: pytest.TempPathFactory) -> Da
     return Dataset(
         root / "data/datasets/articles_sp512", root / "data/tokenizers/articles_512_bpe.model", articles
     )
+
+
+@pytest.fixture
+def handmade(tmp_path: Path) -> Run:
+    """A run folder without training; its mixes, skip weights and gains are set by hand."""
+    model = shaken(
+        ModelConfig(vocab_size=40, seq_len=8, n_layers=5, d_model=16, n_heads=4, kv_heads=2, q_rank=5)
+    )
+    with torch.no_grad():
+        for layer, block in enumerate(model.blocks):
+            assert block.resid_mix is not None
+            block.resid_mix[0] = layer
+            block.resid_mix[1] = torch.tensor([-1.0] * 4 + [3.0] * 12)
+            block.attn.q_gain.copy_(torch.tensor([1.0, -2.0, 4.0, 3.0]))
+        assert model.skip_weights is not None
+        model.skip_weights.copy_(torch.tensor([[0.5], [-0.25]]).expand(2, 16))
+    return write_run(tmp_path / "handmade", model)

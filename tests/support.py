@@ -8,9 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pargolf.config import ModelConfig
-from pargolf.model.gpt import GPT
+from pargolf.checkpoint import Progress, save_checkpoint
+from pargolf.config import ExportConfig, ModelConfig, OptimConfig, RunConfig
+from pargolf.export.artifact import pack
+from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.model.layers import Linear, LowRank
+from pargolf.optim.groups import Optimizers
+from pargolf.run import Run, start_run
 
 TINY = {
     "model.vocab-size": "512",
@@ -77,3 +81,13 @@ def matrix(projection: Linear | LowRank) -> Tensor:
     if isinstance(projection, LowRank):
         return projection.up.weight @ projection.down.weight
     return projection.weight
+
+
+def write_run(folder: Path, model: GPT) -> Run:
+    """A run folder with this model as checkpoint and as artifact, without any training."""
+    export = ExportConfig(level=3)
+    run = start_run(folder, RunConfig(model=model.config, export=export))
+    save_checkpoint(run.checkpoint, model, Optimizers(model, OptimConfig(), torch.float32), Progress())
+    data = pack(dict(model.state_dict()), tensor_kinds(model), model.config, export, "0" * 64)
+    run.artifact.write_bytes(data)
+    return run

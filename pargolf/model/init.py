@@ -80,23 +80,21 @@ def mix_profile(c: ModelConfig) -> Tensor:
 def take_weights(model: "GPT", source: Mapping[str, Tensor]) -> None:
     """Fill the model from the weights of one that may be full-rank where this is low-rank, or vice versa.
 
-    A matrix (n_out, n_in) that is low-rank here becomes up = U sqrt(S), down = sqrt(S) V^T of its
+    A matrix (n_out, n_in) of another rank here becomes up = U sqrt(S), down = sqrt(S) V^T of its
     truncated SVD, the closest matrix of that rank (Eckart and Young 1936). Raises UserError,
     naming the tensor, if the models differ in anything else.
     """
     state = dict(source)
-    for name, module in model.named_modules():
-        factors = [f"{name}.{part}.weight" for part in ("up", "down")]
-        if isinstance(module, LowRank) and f"{name}.weight" in source:
-            rank = module.down.out_features
-            u, s, vt = torch.linalg.svd(state.pop(f"{name}.weight").double(), full_matrices=False)
-            root = s[:rank].sqrt()
-            pair = (u[:, :rank] * root, root[:, None] * vt[:rank])
-            state |= dict(zip(factors, (factor.float() for factor in pair), strict=True))
-        elif isinstance(module, Linear) and all(factor in source for factor in factors):
-            up, down = (state.pop(factor) for factor in factors)
-            state[f"{name}.weight"] = up @ down
     mine = {name: p.shape for name, p in model.named_parameters()}
+    for name, module in model.named_modules():
+        whole, up, down = (f"{name}{part}.weight" for part in ("", ".up", ".down"))
+        if isinstance(module, LowRank | Linear) and up in source and source[up].shape != mine.get(up):
+            state[whole] = state.pop(up) @ state.pop(down)
+        if isinstance(module, LowRank) and whole in state:
+            rank = module.down.out_features
+            u, s, vt = torch.linalg.svd(state.pop(whole).double(), full_matrices=False)
+            root = s[:rank].sqrt()
+            state[up], state[down] = (u[:, :rank] * root).float(), (root[:, None] * vt[:rank]).float()
     for name in sorted(mine.keys() | state.keys()):
         theirs = state[name].shape if name in state else None
         if theirs != mine.get(name):

@@ -146,6 +146,30 @@ def test_sample_repeats_with_its_seed(finished: Path, capsys: pytest.CaptureFixt
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_analyze_reads_the_folder_and_leaves_its_findings(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    assert dispatch(["analyze", str(copy), "--energy-loss", "0.1"]) == 0
+    out = capsys.readouterr().out
+    assert "rank, 10 %" in out
+    found = json.loads((copy / "analysis.json").read_text())
+    for row in found["quantization"]:
+        assert f"{row['file_bits']:.2f}" in out
+    for gain in found["gains"]:
+        assert f"{gain['sharpness']:.1f}" in out
+    assert b"</svg>" in (copy / "analysis.svg").read_bytes()
+    assert dispatch(["analyze", str(copy), "--all"]) == 0
+    out = capsys.readouterr().out
+    found = json.loads((copy / "analysis.json").read_text())
+    q, stored = (m for m in found["matrices"] if m["name"] == "blocks.2.attn.q")
+    assert (q["source"], stored["source"]) == ("checkpoint", "artifact")
+    assert f"{q['entropy_rank']:.1f} / {stored['entropy_rank']:.1f}" in out
+    assert f"{q['needed_rank']} / {stored['needed_rank']}" in out
+    assert "between 0 and 1" in failure(capsys, "analyze", copy, "--energy-loss", "1")
+
+
 def test_settings_out_of_range_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "must not be negative" in failure(capsys, "sample", finished, "The", "--temperature", "-1")
     assert "must lie in 1..64" in failure(capsys, "eval", finished, "--stride", "65")
@@ -188,6 +212,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["pack", "nowhere"], "is this a run folder"),
         (["eval", "nowhere"], "does not exist"),
         (["sample", "nowhere", "The"], "does not exist"),
+        (["analyze", "nowhere"], "is this a run folder"),
         (["data", "--text", "nowhere.txt"], "nowhere.txt"),
         (["data", "--vocab-size", "5"], "vocabulary size 5"),
     ],
