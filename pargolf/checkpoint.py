@@ -45,10 +45,7 @@ def save_checkpoint(path: Path, model: GPT, optimizers: Optimizers, progress: Pr
 def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers) -> Progress:
     """Put a checkpoint into the model and its optimizers; UserError if it is damaged or does not fit."""
     tensors, progress = _read(path)
-    weights = {
-        name.removeprefix("weight/"): value for name, value in tensors.items() if name.startswith("weight/")
-    }
-    _load_weights(path, model, weights)
+    _load_weights(path, model, _weights(tensors))
     optimizers.load_state({name: value for name, value in tensors.items() if not name.startswith("weight/")})
     return progress
 
@@ -56,11 +53,17 @@ def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers) -> Progress:
 def load_weights(path: Path, model: GPT) -> Progress:
     """Put the weights of a checkpoint into `model`; UserError as `load_checkpoint`."""
     tensors, progress = _read(path)
-    weights = {
-        name.removeprefix("weight/"): value for name, value in tensors.items() if name.startswith("weight/")
-    }
-    _load_weights(path, model, weights)
+    _load_weights(path, model, _weights(tensors))
     return progress
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint by name; UserError if it is missing or damaged."""
+    return _weights(_read(path)[0])
+
+
+def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("weight/"): x for name, x in tensors.items() if name.startswith("weight/")}
 
 
 def _load_weights(path: Path, model: GPT, weights: dict[str, Tensor]) -> None:

@@ -37,6 +37,14 @@ class ModelConfig:
     """Key/value heads, shared by groups of query heads (GQA)."""
     q_rank: int = 192
     """Rank of the factored query projection; 0 keeps it a full matrix."""
+    k_rank: int = 0
+    """The same for keys, and below for every other matrix of a layer; 0 is full."""
+    v_rank: int = 0
+    out_rank: int = 0
+    fc_rank: int = 0
+    """Rank of the MLP's first matrix."""
+    proj_rank: int = 0
+    """Rank of the MLP's second matrix."""
     mlp_ratio: int = 3
     """MLP hidden width as a multiple of d_model."""
     rope_base: float = 10000.0
@@ -47,6 +55,18 @@ class ModelConfig:
     """Initial gain of the normalized queries, one learned value a head."""
     embed_std: float = 0.005
     """Standard deviation of the embedding at init."""
+    embed_init: Literal["normal", "spectral"] = "normal"
+    """"spectral": singular values fall as k^-0.5, their energy that of the normal init."""
+    mix_init: Literal["identity", "legendre", "sigmoid"] = "identity"
+    """How each layer's mix of residual stream and embedding starts, by depth (see model.init)."""
+    mix_order: int = 2
+    """Degree of the polynomial of mix_init "legendre"."""
+    rotation_rank: int = 0
+    """Rank of the map from content to the angles that turn attention's input; 0 leaves the rotation out."""
+    depth_attention: Literal["off", "softmax", "signed"] = "off"
+    """What replaces mixes and skips: attention of each layer over the outputs of all earlier ones."""
+    depth_order: int = 3
+    """Degree of depth_attention's position bias, in Legendre polynomials of depth."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,9 @@ class DataConfig:
 class TrainConfig:
     """The training loop: how long, in what pieces, on what."""
 
+    start_from: str = ""
+    """Run folder whose trained weights this run starts from; matrices that are low-rank here are
+    cut out of full ones there by SVD (and multiplied out the other way round)."""
     seed: int = 1337
     """Seed of the init and of the row order; one seed on one CPU gives one result, bit by bit."""
     batch_tokens: int = 524_288
@@ -189,10 +212,22 @@ def validate_model(m: ModelConfig) -> None:
         m.n_heads % m.kv_heads == 0,
         f"model.n_heads {m.n_heads} is not a multiple of model.kv_heads {m.kv_heads}",
     )
-    _require(
-        0 <= m.q_rank <= m.d_model,
-        f"model.q_rank {m.q_rank} is outside 0 (full) .. model.d_model {m.d_model}",
-    )
+    d_kv = m.kv_heads * m.d_model // m.n_heads
+    for name, most in (
+        ("q_rank", m.d_model), ("k_rank", d_kv), ("v_rank", d_kv), ("out_rank", m.d_model),
+        ("fc_rank", m.d_model), ("proj_rank", m.d_model), ("rotation_rank", m.d_model // 2),
+    ):  # fmt: skip
+        rank = getattr(m, name)
+        _require(
+            0 <= rank <= most, f"model.{name} {rank} is outside 0 (off) .. {most}, the matrix's own rank"
+        )
+    for name in ("mix_order", "depth_order"):
+        _require(0 <= getattr(m, name) <= 16, f"model.{name} must be in 0..16, is {getattr(m, name)}")
+    if m.depth_attention != "off":
+        _require(
+            m.mix_init == "identity",
+            f"model.mix_init {m.mix_init} has no mix to set: model.depth_attention replaces it",
+        )
     for name in ("rope_base", "softcap", "embed_std"):
         _require(getattr(m, name) > 0, f"model.{name} must be above 0, is {getattr(m, name)}")
 
@@ -259,7 +294,10 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> RunConfig:
-    """The preset `name`, or the one in the TOML file at that path; UserError if there is none."""
+    """The preset `name`, or the one in the TOML file at that path; UserError if there is none.
+
+    A file that begins with `base = "PRESET"` says only what differs from that preset.
+    """
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
@@ -272,9 +310,15 @@ def load_preset(name: str) -> RunConfig:
             f"no preset '{name}'; there are: {', '.join(preset_names())}, or a path ending in .toml"
         )
     try:
-        return from_dict(tomllib.loads(text))
+        values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"preset {name} is not valid TOML: {error}") from None
+    base = values.pop("base", None)
+    if base is None:
+        return from_dict(values)
+    if base not in preset_names() or base == name:
+        raise UserError(f"preset {name} builds on {base!r}; it must be one of {', '.join(preset_names())}")
+    return _build(RunConfig, values, "", load_preset(base))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -314,24 +358,24 @@ def read_config(path: Path) -> RunConfig:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
-def _build(section: Any, values: Any, path: str) -> Any:
+def _build(section: Any, values: Any, path: str, base: Any = None) -> Any:
+    """A `section` dataclass of `values`; fields they lack are those of `base`, or the defaults."""
     if not isinstance(values, dict):
         raise UserError(f"setting {path or 'root'} must be a table of settings, is {values!r}")
     hints = get_type_hints(section)
     for name in values:
         if name not in hints:
             raise UserError(f"unknown setting {path + '.' if path else ''}{name}; known: {', '.join(hints)}")
-    return section(
-        **{
-            name: _typed(hints[name], value, f"{path}.{name}" if path else name)
-            for name, value in values.items()
-        }
-    )
+    fields = {
+        name: _typed(hints[name], value, f"{path}.{name}" if path else name, getattr(base, name, None))
+        for name, value in values.items()
+    }
+    return section(**fields) if base is None else dataclasses.replace(base, **fields)
 
 
-def _typed(hint: Any, value: Any, path: str) -> Any:
+def _typed(hint: Any, value: Any, path: str, base: Any = None) -> Any:
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, path)
+        return _build(hint, value, path, base)
     if get_origin(hint) is Literal:
         if value in get_args(hint) and type(value) in {type(choice) for choice in get_args(hint)}:
             return value

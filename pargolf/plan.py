@@ -62,7 +62,8 @@ def plan(config: RunConfig) -> Plan:
     )
     # Tensors of width d_model (about 12 a layer), kv (6) and MLP (3) that backward reads again.
     d_kv = c.kv_heads * c.d_model // c.n_heads
-    width = c.n_layers * (12 * c.d_model + 6 * d_kv + c.q_rank + 3 * c.mlp_ratio * c.d_model)
+    ranks = c.q_rank + c.k_rank + c.v_rank + c.out_rank + c.fc_rank + c.proj_rank + c.rotation_rank
+    width = c.n_layers * (12 * c.d_model + 6 * d_kv + ranks + 3 * c.mlp_ratio * c.d_model)
     element = 2 if config.train.dtype == "bfloat16" else 4
     activation_memory = (
         config.train.batch_tokens // config.train.micro_batches * (width * element + 8 * c.vocab_size)

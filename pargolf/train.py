@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pargolf import distributed, launch, machine
-from pargolf.checkpoint import Progress, load_checkpoint, save_checkpoint
+from pargolf.checkpoint import Progress, load_checkpoint, read_weights, save_checkpoint
 from pargolf.config import RunConfig, read_config, validate, validate_world
 from pargolf.console import Bar
 from pargolf.data.batches import Batches
@@ -24,6 +24,7 @@ from pargolf.data.shards import TokenStream, open_split
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.errors import Stopped, UserError
 from pargolf.model.gpt import GPT
+from pargolf.model.init import take_weights
 from pargolf.optim.groups import Optimizers
 from pargolf.optim.schedule import lr_scale, muon_momentum
 from pargolf.run import Log, Run, append_line, start_run
@@ -98,6 +99,9 @@ def _train(
     val_tokens, table = data.val.read(0, len(data.val)), data.tokenizer.byte_table()
 
     progress = Progress()
+    if t.start_from and not run.checkpoint.exists():
+        take_weights(model, read_weights(Run(Path(t.start_from)).checkpoint))
+        log(f"starting from the weights of {t.start_from}")
     if run.checkpoint.exists():
         progress = load_checkpoint(run.checkpoint, model, optimizers)
         if progress.finished:

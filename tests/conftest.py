@@ -64,8 +64,10 @@ def handmade(tmp_path: Path) -> Run:
     )
     with torch.no_grad():
         for layer, block in enumerate(model.blocks):
+            assert block.resid_mix is not None
             block.resid_mix[0] = layer
             block.resid_mix[1] = torch.tensor([-1.0] * 4 + [3.0] * 12)
             block.attn.q_gain.copy_(torch.tensor([1.0, -2.0, 4.0, 3.0]))
+        assert model.skip_weights is not None
         model.skip_weights.copy_(torch.tensor([[0.5], [-0.25]]).expand(2, 16))
     return write_run(tmp_path / "handmade", model)

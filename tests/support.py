@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pargolf.checkpoint import Progress, save_checkpoint
 from pargolf.config import ExportConfig, ModelConfig, OptimConfig, RunConfig
 from pargolf.export.artifact import pack
 from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.model.layers import Linear, LowRank
 from pargolf.optim.groups import Optimizers
 from pargolf.run import Run, start_run
 
@@ -72,6 +74,13 @@ def shaken(c: ModelConfig) -> GPT:
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.2)
     return model
+
+
+def matrix(projection: Linear | LowRank) -> Tensor:
+    """The (n_out, n_in) matrix that a projection stands for."""
+    if isinstance(projection, LowRank):
+        return projection.up.weight @ projection.down.weight
+    return projection.weight
 
 
 def write_run(folder: Path, model: GPT) -> Run:

@@ -67,7 +67,7 @@ def test_weights_that_are_no_numbers_do_not_replace_a_good_checkpoint(tmp_path: 
     model, optimizers = trained(1)
     save_checkpoint(path, model, optimizers, Progress(7))
     with torch.no_grad():
-        model.skip_weights[0, 0] = float("nan")
-    with pytest.raises(UserError, match="skip_weights holds NaN"):
+        model.blocks[0].attn_scale[0] = float("nan")
+    with pytest.raises(UserError, match="attn_scale holds NaN"):
         save_checkpoint(path, model, optimizers, Progress(8))
     assert load_weights(path, model).step == 7

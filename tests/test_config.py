@@ -18,6 +18,7 @@ from pargolf.config import (
     validate_world,
 )
 from pargolf.errors import UserError
+from pargolf.model.gpt import GPT
 
 
 def changed(**sections: dict[str, object]) -> RunConfig:
@@ -28,13 +29,43 @@ def changed(**sections: dict[str, object]) -> RunConfig:
     )
 
 
-@pytest.mark.parametrize("name", preset_names())
+def preset_text(name: str) -> str:
+    return (resources.files("pargolf") / "presets" / f"{name}.toml").read_text()
+
+
+EXPLORATIONS = [name for name in preset_names() if "base" in tomllib.loads(preset_text(name))]
+
+
+@pytest.mark.parametrize("name", sorted({*preset_names()} - {*EXPLORATIONS}))
 def test_a_preset_shows_every_field_and_is_valid(name: str) -> None:
-    text = (resources.files("pargolf") / "presets" / f"{name}.toml").read_text()
-    assert {s: list(f) for s, f in tomllib.loads(text).items()} == {
+    assert {s: list(f) for s, f in tomllib.loads(preset_text(name)).items()} == {
         s: list(f) for s, f in to_dict(RunConfig()).items()
     }
     validate(load_preset(name))
+
+
+@pytest.mark.parametrize("name", EXPLORATIONS)
+def test_an_exploration_is_the_seed_system_with_what_its_file_says(name: str) -> None:
+    file = tomllib.loads(preset_text(name))
+    config, base = to_dict(validate(load_preset(name))), to_dict(load_preset(file.pop("base")))
+    changes = {
+        section: {field: value for field, value in fields.items() if value != base[section][field]}
+        for section, fields in config.items()
+    }
+    assert {section: fields for section, fields in changes.items() if fields} == file
+    GPT(load_preset(name).model)
+
+
+def test_a_file_of_ones_own_may_build_on_a_preset(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "demo"\n[model]\nq_rank = 7\n')
+    demo = load_preset("demo")
+    assert load_preset(str(file)) == dataclasses.replace(
+        demo, model=dataclasses.replace(demo.model, q_rank=7)
+    )
+    file.write_text('base = "demmo"\n')
+    with pytest.raises(UserError, match="builds on 'demmo'; it must be one of baseline"):
+        load_preset(str(file))
 
 
 def test_the_defaults_are_the_seed_system() -> None:

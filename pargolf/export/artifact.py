@@ -318,7 +318,10 @@ def _parse_section(row: Any, n_layers: int) -> Section:
 
 def _require_plausible(m: ModelConfig, values: int) -> None:
     """A config must be backed by weights in the file, or building its model could take all memory."""
-    least = m.vocab_size * m.d_model + 2 * m.n_layers * m.mlp_ratio * m.d_model**2
+    d_mlp = m.mlp_ratio * m.d_model
+    least = m.vocab_size * m.d_model + m.n_layers * sum(
+        rank * (m.d_model + d_mlp) if rank else m.d_model * d_mlp for rank in (m.fc_rank, m.proj_rank)
+    )
     _require(
         least <= values,
         f"its model config needs at least {_digits(least)} values, but {_digits(values)} are there",

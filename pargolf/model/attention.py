@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pargolf.config import ModelConfig
-from pargolf.model.layers import Linear, norm, projection, rotate
+from pargolf.model.layers import norm, projection, rotate
 
 
 class KVCache:
@@ -44,9 +44,9 @@ class Attention(nn.Module):
         self.n_heads, self.kv_heads, self.d_head = c.n_heads, c.kv_heads, c.d_model // c.n_heads
         d_kv = self.kv_heads * self.d_head
         self.q = projection(c.d_model, c.d_model, c.q_rank)
-        self.k = Linear(c.d_model, d_kv)
-        self.v = Linear(c.d_model, d_kv)
-        self.out = Linear(c.d_model, c.d_model)
+        self.k = projection(c.d_model, d_kv, c.k_rank)
+        self.v = projection(c.d_model, d_kv, c.v_rank)
+        self.out = projection(c.d_model, c.d_model, c.out_rank)
         self.q_gain = nn.Parameter(torch.full((c.n_heads,), c.q_gain))
 
     def forward(

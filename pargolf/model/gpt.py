@@ -4,10 +4,14 @@ What is notable about it:
 - the first half of the layers encodes, the second half decodes: a decoder layer first adds,
   scaled per channel, the output of the encoder layer that mirrors it;
 - every layer first mixes the residual stream with the normalized embedding (`resid_mix`);
-- queries may be low-rank, keys and values are shared between heads, both are normalized;
+- queries (and any other matrix) may be low-rank; keys and values are shared between heads;
+  queries and keys are normalized;
 - the MLP squares its ReLU; norms have no weights; there are no biases;
 - the embedding is tied to the head, whose logits are softly capped;
 - output projections start at zero, so that every layer starts as the identity.
+
+Explorations, off by default and then absent: a content-dependent rotation of attention's input,
+and attention over depth in the place of mixes and skips (`residual.py`).
 
 Source: the challenge's baseline and its pull request #215.
 """
@@ -21,7 +25,8 @@ from torch import Tensor, nn
 from pargolf.config import ModelConfig
 from pargolf.model.attention import Attention, KVCache
 from pargolf.model.init import init_weights
-from pargolf.model.layers import Linear, norm, rope_tables
+from pargolf.model.layers import Linear, norm, projection, rope_tables
+from pargolf.model.residual import ContentRotation, DepthAttention
 from pargolf.tensors import Slot
 
 
@@ -30,8 +35,8 @@ class MLP(nn.Module):
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.fc = Linear(c.d_model, c.mlp_ratio * c.d_model)
-        self.proj = Linear(c.mlp_ratio * c.d_model, c.d_model)
+        self.fc = projection(c.d_model, c.mlp_ratio * c.d_model, c.fc_rank)
+        self.proj = projection(c.mlp_ratio * c.d_model, c.d_model, c.proj_rank)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(F.relu(self.fc(x)).square())
@@ -46,16 +51,23 @@ class Block(nn.Module):
         self.mlp = MLP(c)
         self.attn_scale = nn.Parameter(torch.ones(c.d_model))
         self.mlp_scale = nn.Parameter(torch.ones(c.d_model))
-        # Row 0 weighs the residual stream, row 1 the embedding.
-        self.resid_mix = nn.Parameter(torch.stack((torch.ones(c.d_model), torch.zeros(c.d_model))))
+        self.rotation = ContentRotation(c) if c.rotation_rank else None
+        self.resid_mix = None
+        if c.depth_attention == "off":  # else the layer's input is mixed already
+            # Row 0 weighs the residual stream, row 1 the embedding.
+            self.resid_mix = nn.Parameter(torch.stack((torch.ones(c.d_model), torch.zeros(c.d_model))))
 
     def forward(
         self, x: Tensor, x0: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
         """x, x0 (B, T, d_model): residual stream and normalized embedding -> new residual stream."""
-        mix = self.resid_mix.to(x.dtype)
-        x = mix[0] * x + mix[1] * x0
-        x = x + self.attn_scale.to(x.dtype) * self.attn(norm(x), cos, sin, cache, layer)
+        if self.resid_mix is not None:
+            mix = self.resid_mix.to(x.dtype)
+            x = mix[0] * x + mix[1] * x0
+        normed = norm(x)
+        if self.rotation is not None:
+            normed = self.rotation(normed)
+        x = x + self.attn_scale.to(x.dtype) * self.attn(normed, cos, sin, cache, layer)
         return x + self.mlp_scale.to(x.dtype) * self.mlp(norm(x))
 
 
@@ -77,7 +89,11 @@ class GPT(nn.Module):
         self.n_encoder = c.n_layers // 2
         self.embed = nn.Embedding(c.vocab_size, c.d_model)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layers))  # type: ignore[assignment]
-        self.skip_weights = nn.Parameter(torch.ones(self.n_encoder, c.d_model))
+        self.skip_weights = self.depth = None
+        if c.depth_attention == "off":
+            self.skip_weights = nn.Parameter(torch.ones(self.n_encoder, c.d_model))
+        else:
+            self.depth = DepthAttention(c)
         cos, sin = rope_tables(c.seq_len, c.d_model // c.n_heads, c.rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -94,12 +110,16 @@ class GPT(nn.Module):
         cos, sin = self.cos[start:end], self.sin[start:end]
         x = x0 = norm(self.embed(tokens).to(self.dtype))
         skips: list[Tensor] = []
+        deltas: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             decoder_layer = layer - self.n_encoder
-            if 0 <= decoder_layer < self.n_encoder:
+            if self.skip_weights is not None and 0 <= decoder_layer < self.n_encoder:
                 x = x + self.skip_weights[decoder_layer].to(x.dtype) * skips.pop()
-            x = block(x, x0, cos, sin, cache, layer)
-            if layer < self.n_encoder:
+            before, x = x, block(x, x0, cos, sin, cache, layer)
+            if self.depth is not None:
+                deltas.append(x - before)
+                x = self.depth(x0, deltas)
+            elif layer < self.n_encoder:
                 skips.append(x)
         if cache is not None:
             cache.length = end
@@ -129,8 +149,12 @@ class GPT(nn.Module):
         All layers share the code of one, so this starts several times faster than a compiled
         whole, for nearly the same step time.
         """
+        # Each layer sees another number of earlier ones, and Dynamo by default stops at 8 variants.
+        torch._dynamo.config.recompile_limit = 8 * self.config.n_layers
         for block in self.blocks:
             block.compile(dynamic=False)
+        if self.depth is not None:
+            self.depth.compile(dynamic=False)
         self.loss = torch.compile(self.loss, dynamic=False)  # type: ignore[method-assign]
 
 
@@ -140,13 +164,15 @@ def tensor_kinds(model: GPT) -> dict[str, Slot]:
     Raises ValueError if a parameter has no kind, so that none is left untrained or unpacked.
     """
     slots = {id(model.embed.weight): Slot("embed", None), id(model.skip_weights): Slot("vector", None)}
+    for vector in model.depth.parameters() if model.depth is not None else ():
+        slots[id(vector)] = Slot("vector", None)
     for layer, block in enumerate(model.blocks):
-        for kind, module in (("attn", block.attn), ("mlp", block.mlp)):
-            for part in module.modules():
+        for kind, module in (("attn", block.attn), ("attn", block.rotation), ("mlp", block.mlp)):
+            for part in module.modules() if module is not None else ():
                 if isinstance(part, Linear):
                     slots[id(part.weight)] = Slot(kind, layer)
-        for vector in (block.attn_scale, block.mlp_scale, block.resid_mix, block.attn.q_gain):
-            slots[id(vector)] = Slot("vector", layer)
+        for scale in (block.attn_scale, block.mlp_scale, block.resid_mix, block.attn.q_gain):
+            slots[id(scale)] = Slot("vector", layer)
     unknown = [name for name, p in model.named_parameters() if id(p) not in slots]
     if unknown:
         raise ValueError(f"parameters without a kind: {', '.join(unknown)}")

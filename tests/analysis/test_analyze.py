@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from pargolf.analysis.analyze import Analysis, Channels, analyze_run, save_analysis
+from pargolf.analysis.plots import save_overview
+from pargolf.analysis.tables import show_analysis
 from pargolf.checkpoint import load_weights
 from pargolf.config import ModelConfig
 from pargolf.errors import UserError
@@ -17,7 +19,7 @@ from pargolf.export.budget import ledger
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.model.layers import norm, rope_tables, rotate
 from pargolf.run import Run, open_run
-from support import write_run
+from support import shaken, write_run
 
 
 def test_what_has_a_depth_is_what_was_set(handmade: Run) -> None:
@@ -128,3 +130,21 @@ def test_the_json_file_holds_the_analysis(handmade: Run) -> None:
     assert saved == json.loads(json.dumps(dataclasses.asdict(analysis)))
     assert saved.keys() == {field.name for field in dataclasses.fields(Analysis)}
     assert (saved["run"], saved["energy_loss"]) == ("handmade", 0.05)
+
+
+def test_a_model_without_mixes_and_skips_is_analyzed_too(tmp_path: Path) -> None:
+    c = ModelConfig(
+        vocab_size=40, seq_len=8, n_layers=3, d_model=16, n_heads=4, kv_heads=2, q_rank=5, fc_rank=3,
+        depth_attention="signed", rotation_rank=2,
+    )  # fmt: skip
+    write_run(tmp_path / "run", shaken(c))
+    analysis = analyze_run(tmp_path / "run")
+    assert not analysis.mixes
+    assert not analysis.skips
+    assert {(m.role, m.part) for m in analysis.matrices} >= {
+        ("q", "product"),
+        ("fc", "product"),
+        ("k", "full"),
+    }
+    save_overview(tmp_path / "run", analysis)
+    show_analysis(analysis, every_matrix=True)

@@ -277,6 +277,22 @@ def test_a_full_disk_keeps_the_run(
     assert "continuing from step 5" in capsys.readouterr().out
 
 
+def test_a_run_may_start_from_another_with_lower_ranks(
+    finished: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = dataset.options(
+        model__q_rank=4, model__fc_rank=16, train__iterations=1, train__start_from=finished
+    )
+    assert dispatch(["train", "demo", "--runs", str(tmp_path), "--name", "cut", *options]) == 0
+    assert f"starting from the weights of {finished}" in capsys.readouterr().out
+    losses = [r["train_loss"] for r in read_lines(tmp_path / "cut/metrics.jsonl") if "train_loss" in r]
+    fresh = [r["train_loss"] for r in read_lines(finished / "metrics.jsonl") if "train_loss" in r]
+    assert losses[0] < fresh[0] - 0.5
+    arguments = ["train", "demo", "--runs", str(tmp_path), "--name", "lost", *options]
+    arguments[arguments.index(str(finished))] = str(tmp_path / "none")
+    assert "train the run first" in failure(capsys, *arguments)
+
+
 def test_the_baseline_s_format_is_only_settings(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)

@@ -1,6 +1,8 @@
 """Attention against its formula written out, and the key-value cache against the whole sequence."""
 
+import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +10,8 @@ from torch import Tensor
 
 from pargolf.config import ModelConfig
 from pargolf.model.attention import Attention, KVCache
-from pargolf.model.layers import Linear, rope_tables, rotate
-from support import shaken
+from pargolf.model.layers import rope_tables, rotate
+from support import matrix, shaken
 
 TINY = ModelConfig(vocab_size=64, seq_len=16, n_layers=5, d_model=24, n_heads=4, kv_heads=2, q_rank=5)
 
@@ -22,11 +24,7 @@ def explicit_attention(attention: Attention, x: Tensor, base: float) -> Tensor:
     """The same function, one head and one query position at a time, with nothing shared."""
     length = x.size(1)
     heads, d = attention.n_heads, attention.d_head
-    w_q = (
-        attention.q.weight
-        if isinstance(attention.q, Linear)
-        else attention.q.up.weight @ attention.q.down.weight
-    )
+    w_q, w_k, w_v, w_out = (matrix(part) for part in (attention.q, attention.k, attention.v, attention.out))
     out = torch.zeros_like(x)
 
     def turned(vector: Tensor, position: int) -> Tensor:
@@ -41,24 +39,22 @@ def explicit_attention(attention: Attention, x: Tensor, base: float) -> Tensor:
     for head in range(heads):
         kv = head // (heads // attention.kv_heads)
         q = rms(x @ w_q[head * d : (head + 1) * d].T)
-        k = rms(x @ attention.k.weight[kv * d : (kv + 1) * d].T)
-        v = x @ attention.v.weight[kv * d : (kv + 1) * d].T
+        k = rms(x @ w_k[kv * d : (kv + 1) * d].T)
+        v = x @ w_v[kv * d : (kv + 1) * d].T
         for t in range(length):
             query = turned(q[:, t], t) * attention.q_gain[head]
             scores = torch.stack([(query * turned(k[:, s], s)).sum(-1) for s in range(t + 1)], dim=-1)
             weights = torch.exp(scores / math.sqrt(d))
             weights = weights / weights.sum(-1, keepdim=True)
             out[:, t, head * d : (head + 1) * d] = sum(weights[:, s, None] * v[:, s] for s in range(t + 1))
-    return out @ attention.out.weight.T
+    return out @ w_out.T
 
 
-@pytest.mark.parametrize("q_rank", [0, 5])
+@pytest.mark.parametrize("ranks", [{"q_rank": 0}, {"q_rank": 5}, {"k_rank": 2, "v_rank": 3, "out_rank": 4}])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_is_the_formula(q_rank: int, kv_heads: int) -> None:
+def test_attention_is_the_formula(ranks: dict[str, Any], kv_heads: int) -> None:
     torch.manual_seed(0)
-    c = ModelConfig(
-        vocab_size=64, seq_len=9, n_layers=2, d_model=24, n_heads=4, kv_heads=kv_heads, q_rank=q_rank
-    )
+    c = dataclasses.replace(TINY, seq_len=9, kv_heads=kv_heads, **ranks)
     attention = Attention(c)
     with torch.no_grad():
         attention.q_gain.uniform_(0.5, 3.0)

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from pargolf.config import ModelConfig, load_preset
 from pargolf.model.gpt import GPT, tensor_kinds
-from pargolf.model.layers import LowRank
+from pargolf.model.layers import Linear, LowRank
 from pargolf.tensors import TENSOR_KINDS
-from support import shaken
+from support import matrix, shaken
 
 TINY = ModelConfig(vocab_size=64, seq_len=16, n_layers=5, d_model=24, n_heads=4, kv_heads=2, q_rank=5)
 
@@ -34,13 +34,15 @@ def test_forward_is_the_reference_equations() -> None:
     x = x0 = rms(model.embed.weight[tokens])
     skips: list[torch.Tensor] = []
     encoders = c.n_layers // 2
+    assert model.skip_weights is not None
     for i, block in enumerate(model.blocks):
         if i >= encoders and skips:
             x = x + model.skip_weights[i - encoders] * skips.pop()
+        assert block.resid_mix is not None
         x = block.resid_mix[0] * x + block.resid_mix[1] * x0
         x = x + block.attn_scale * block.attn(rms(x), model.cos, model.sin)
-        hidden = torch.relu(rms(x) @ block.mlp.fc.weight.T) ** 2
-        x = x + block.mlp_scale * (hidden @ block.mlp.proj.weight.T)
+        hidden = torch.relu(rms(x) @ matrix(block.mlp.fc).T) ** 2
+        x = x + block.mlp_scale * (hidden @ matrix(block.mlp.proj).T)
         if i < encoders:
             skips.append(x)
     assert not skips
@@ -55,16 +57,17 @@ def test_init_has_its_documented_deviations() -> None:
     assert model.embed.weight.std().item() == pytest.approx(0.005, rel=0.02)
     for block in model.blocks:
         assert isinstance(block.attn.q, LowRank)
-        for matrix in (block.attn.q.down, block.attn.q.up, block.attn.k, block.attn.v, block.mlp.fc):
-            assert matrix.weight.std().item() == pytest.approx(
-                1 / math.sqrt(3 * matrix.in_features), rel=0.02
-            )
-        assert not block.attn.out.weight.any()
-        assert not block.mlp.proj.weight.any()
-        assert (block.attn.q_gain == 1.5).all()
+        for part in (block.attn.q.down, block.attn.q.up, block.attn.k, block.attn.v, block.mlp.fc):
+            assert isinstance(part, Linear)
+            assert part.weight.std().item() == pytest.approx(1 / math.sqrt(3 * part.in_features), rel=0.02)
+        assert not matrix(block.attn.out).any()
+        assert not matrix(block.mlp.proj).any()
+        assert torch.equal(block.attn.q_gain, torch.full((4,), 1.5))
+        assert block.resid_mix is not None
         assert (block.resid_mix[0] == 1).all()
         assert (block.resid_mix[1] == 0).all()
-    assert (model.skip_weights == 1).all()
+    assert model.skip_weights is not None
+    assert torch.equal(model.skip_weights, torch.ones(1, 256))
 
 
 def test_seed_decides_the_init() -> None:
