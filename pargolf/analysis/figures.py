@@ -214,7 +214,7 @@ def weight_pictures(analysis: Analysis) -> list[Picture]:
             ),
             Picture(
                 svg(plots.mixes_figure(analysis), "mixes"),
-                f"Mean weights of residual stream and embedding by layer; {', '.join(mixes)}",
+                f"Mean weights of residual stream and embedding by layer; {', '.join(mixes) or 'none'}",
                 "What each layer starts from, and how strongly its heads may attend.",
             ),
         ]
@@ -254,7 +254,7 @@ def _column(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray
 
 def _plain(name: str) -> str:
     """A label that is neither read as mathematics nor left out of a legend."""
-    return name.replace("$", r"\$").removeprefix("_")
+    return name.replace("$", r"\$").lstrip("_")
 
 
 def _whole_steps(axes: Any) -> None:

@@ -195,8 +195,8 @@ def _scores(run: Run) -> Scores:
         if (score := result.get(key, {}).get(how))
     ]
     rows += [ScoreRow(row["name"], row["bpb"], None) for row in result.get("compressors", [])]
-    before = result.get("checkpoint", {}).get("sliding")
-    return Scores(record, rows, record.val_bpb - before["val_bpb"] if before else None)
+    before, after = (result.get(key, {}).get("sliding") for key in ("checkpoint", "artifact"))
+    return Scores(record, rows, after["val_bpb"] - before["val_bpb"] if before and after else None)
 
 
 def _training(runs: Sequence[Run]) -> list[Picture]:

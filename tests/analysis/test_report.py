@@ -14,6 +14,7 @@ from pargolf.analysis.report import LEVELS, Missing, Page, gather, level, render
 from pargolf.cli import dispatch
 from pargolf.errors import UserError
 from pargolf.pipeline import find_target
+from pargolf.tensors import TENSOR_KINDS
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,7 @@ def test_the_page_is_one_file_without_scripts(html: str) -> None:
 def test_every_section_and_figure_is_there(html: str) -> None:
     assert "Not shown" not in html
     assert html.count("<svg") == html.count('role="img" aria-label="') - 1 == 7  # one more: the treemap
+    assert all(f".k{i} {{" in html for i in range(len(TENSOR_KINDS) + 2))  # a colour for each kind of bytes
     assert html.count("<blockquote>") == 3 + 3 + 3
     assert html.count('class="prompt"') == 3
 

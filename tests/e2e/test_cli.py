@@ -37,6 +37,7 @@ def test_run_leaves_a_whole_folder_and_a_table(finished: Path) -> None:
     for key in ("checkpoint", "artifact"):
         for how in ("standard", "sliding"):
             assert f"{result[key][how]['val_bpb']:.4f}" in out
+    assert f"next: pargolf report {finished}" in out
     assert result["artifact"]["sliding"]["val_bpb"] < result["artifact"]["standard"]["val_bpb"]
     assert {c["name"] for c in result["compressors"]} == {
         "xz -9e", "zstd -22", "xz -9e after the training text", "zstd -22 after the training text"
