@@ -8,6 +8,7 @@ from pargolf.config import RunConfig
 from pargolf.console import console
 from pargolf.export.budget import Ledger
 from pargolf.plan import Plan
+from pargolf.submission.verify import Verdict
 
 
 def show_plan(name: str, config: RunConfig, plan: Plan) -> None:
@@ -80,6 +81,15 @@ def show_result(result: dict[str, Any]) -> None:
         console.print(
             "seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in result["seconds"].items()),
             highlight=False,
+        )
+
+
+def show_verdict(verdict: Verdict) -> None:
+    """Print one line for each condition of a valid score."""
+    words = {True: "holds", False: "BROKEN", None: "unknown"}
+    for row in verdict.rows:
+        console.print(
+            f"{row.condition:<13}  {words[row.holds]:<7}  {row.measured}", highlight=False, soft_wrap=True
         )
 
 
