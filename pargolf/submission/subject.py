@@ -39,22 +39,27 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class ScoredGPT:
-    """pargolf's model as the artifact's score runs it."""
+    """pargolf's model as `score` runs it: a window's last `stride` positions, and those before them."""
 
     gpt: GPT
+    stride: int
 
     @property
     def seq_len(self) -> int:
         return self.gpt.config.seq_len
 
     def logprobs(self, rows: Tensor) -> Tensor:
-        return self.gpt.head(self.gpt.trunk(rows.to(self.gpt.embed.weight.device))).log_softmax(-1)
+        rows = rows.to(self.gpt.embed.weight.device)
+        first = max(0, rows.size(1) - self.stride)
+        # The first window's way, then the later ones': the last layer at the scored positions alone.
+        states = torch.cat((self.gpt.trunk(rows)[:, :first], self.gpt.trunk(rows, first=first)), dim=1)
+        return self.gpt.head(states).log_softmax(-1)
 
 
-def load_own(target: Target, device: torch.device) -> ScoredGPT:
+def load_own(target: Target, device: torch.device, stride: int) -> ScoredGPT:
     """The artifact's model, read from disk anew."""
     artifact, _ = open_artifact(target)
-    return ScoredGPT(load_model(artifact, target.dtype).to(device))
+    return ScoredGPT(load_model(artifact, target.dtype).to(device), stride)
 
 
 def loader_of(file: Path) -> Callable[[Path], Model]:

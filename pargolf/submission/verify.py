@@ -7,6 +7,7 @@ what is tried for each, and what that cannot show.
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -272,10 +273,11 @@ def verify_target(target: Target, file: Path | None, stride: int, positions: int
     tokens, tokenizer = stream.read(0, len(stream)), Tokenizer(target.tokenizer)
     with distributed.world(target.device_type) as device, Bar("verifying") as bar:
         if file is None:
-            return verify(lambda: load_own(target, device), tokenizer, tokens, stride, positions, seed, bar)
-        theirs = loader_of(file)
+            own = partial(load_own, target, device, stride)
+            return verify(own, tokenizer, tokens, stride, positions, seed, bar)
+        theirs = partial(loader_of(file), target.artifact)
         with blaming(file):
-            return verify(lambda: theirs(target.artifact), tokenizer, tokens, stride, positions, seed, bar)
+            return verify(theirs, tokenizer, tokens, stride, positions, seed, bar)
 
 
 def write_verdict(path: Path, verdict: Verdict, target: Target) -> None:

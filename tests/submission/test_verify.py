@@ -69,7 +69,7 @@ def test_our_models_hold_bit_for_bit(
 ) -> None:
     gpt = GPT(config, dtype)
     gpt.load_state_dict(shaken(config).state_dict())
-    verdict = verify(lambda: ScoredGPT(gpt), tokenizer, tokens, stride=5, positions=16)
+    verdict = verify(lambda: ScoredGPT(gpt, stride=5), tokenizer, tokens, stride=5, positions=16)
     assert verdict.valid
     assert [row.condition for row in verdict.rows] == CONDITIONS
     determinism, normalization, causality, one_pass, accounting = verdict.rows
