@@ -63,6 +63,7 @@ class Verdict:
 
     @property
     def valid(self) -> bool:
+        """Every condition holds, and none is unknown."""
         return all(row.holds for row in self.rows)
 
 
@@ -79,6 +80,7 @@ class Trials:
 
     @property
     def inputs(self) -> Tensor:
+        """(n, T)"""
         return self.rows[:, :-1]
 
     def split(self, size: int) -> list["Trials"]:
