@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pargolf import launch
-from pargolf.cli import runs, study
+from pargolf.cli import runs, study, submit
 from pargolf.config import preset_names
 from pargolf.errors import Stopped, UserError
 
@@ -19,6 +19,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": runs.run,
     "sample": runs.sample,
     "analyze": study.analyze,
+    "verify": submit.verify,
 }
 
 
