@@ -15,7 +15,7 @@ from pargolf.checkpoint import load_weights
 from pargolf.config import EvalConfig, RunConfig, read_config
 from pargolf.console import Bar, console
 from pargolf.data.prepare import prepare_embedded, read_text
-from pargolf.data.shards import open_split
+from pargolf.data.shards import TokenStream, open_split
 from pargolf.data.tokenizer import ByteTable, Tokenizer
 from pargolf.errors import UserError
 from pargolf.export.artifact import Artifact, check_state, pack, read_artifact
@@ -84,15 +84,21 @@ class Target:
 
     @property
     def device_type(self) -> Literal["cpu", "cuda"]:
-        """Where its model runs; one that was trained on a GPU may be looked at where there is none."""
+        """Where to run it: a run that was trained on a GPU may be looked at where there is none."""
         on_cpu = self.config is not None and self.config.train.device == "cpu"
         return machine.resolve_device("cpu" if on_cpu else "auto")
 
     @property
     def dtype(self) -> torch.dtype:
-        """What its model computes in: what it was trained in, if that is known."""
+        """The run's compute dtype; float32 for an artifact outside its run folder."""
         dtype: torch.dtype = getattr(torch, self.config.train.dtype if self.config else "float32")
         return dtype
+
+    def stream(self, split: Literal["train", "val"]) -> TokenStream:
+        """The tokens of a split; UserError if no dataset is known."""
+        if self.dataset is None:
+            raise UserError(f"{self.artifact} lies in no run folder; name its shards with --dataset FOLDER")
+        return open_split(self.dataset, split)
 
 
 def find_target(path: Path, tokenizer: Path | None = None, dataset: Path | None = None) -> Target:
@@ -135,8 +141,7 @@ def eval_run(target: Target, settings: EvalConfig) -> dict[str, Any]:
     In a run folder the checkpoint is scored too, for what quantization costs, and everything
     goes to result.json. Under torchrun every rank calls this and scores its share.
     """
-    if target.dataset is None:
-        raise UserError(f"{target.artifact} lies in no run folder; name its shards with --dataset FOLDER")
+    stream = target.stream("val")
     with distributed.world(target.device_type) as device:
         artifact, tokenizer = open_artifact(target)
         if not 1 <= settings.stride <= artifact.model.seq_len or settings.batch_rows < 1:
@@ -144,7 +149,6 @@ def eval_run(target: Target, settings: EvalConfig) -> dict[str, Any]:
                 f"stride {settings.stride} must lie in 1..{artifact.model.seq_len} (the window)"
                 f" and batch_rows {settings.batch_rows} be at least 1"
             )
-        stream = open_split(target.dataset, "val")
         tokens, table = stream.read(0, len(stream)), tokenizer.byte_table()
         model = load_model(artifact, target.dtype).to(device)
         result: dict[str, Any] = {"artifact": _scores(model, tokens, table, settings, "artifact")}
@@ -164,7 +168,7 @@ def eval_run(target: Target, settings: EvalConfig) -> dict[str, Any]:
             "budget": artifact.export.budget,
         }
         if settings.compressors:
-            texts = [read_text(open_split(target.dataset, split), tokenizer) for split in ("val", "train")]
+            texts = [read_text(s, tokenizer) for s in (stream, target.stream("train"))]
             if launch.is_main():
                 result["compressors"] = [dataclasses.asdict(row) for row in compressor_table(*texts)]
         if target.run and launch.is_main():

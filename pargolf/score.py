@@ -96,7 +96,7 @@ def batch_losses(
 
 def token_losses(model: GPT, rows: Tensor, first: int) -> Tensor:
     """Cross-entropy (B, T - first) in nats of rows[:, first + 1:] given all before, rows (B, T + 1) int64."""
-    return model.loss(model.trunk(rows[:, :-1])[:, first:], rows[:, first + 1 :], reduction="none")
+    return model.loss(model.trunk(rows[:, :-1], first=first), rows[:, first + 1 :], reduction="none")
 
 
 def _batches(plan: list[Window], rows: int) -> list[list[Window]]:

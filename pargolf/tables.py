@@ -8,6 +8,8 @@ from pargolf.config import RunConfig
 from pargolf.console import console
 from pargolf.export.budget import Ledger
 from pargolf.plan import Plan
+from pargolf.strides import StrideSample
+from pargolf.submission.verify import Verdict
 
 
 def show_plan(name: str, config: RunConfig, plan: Plan) -> None:
@@ -80,6 +82,30 @@ def show_result(result: dict[str, Any]) -> None:
         console.print(
             "seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in result["seconds"].items()),
             highlight=False,
+        )
+
+
+def show_strides(sample: StrideSample) -> None:
+    """Print what each stride scores on the sample, its seconds there, and for the whole stream."""
+    tokens = sample.rows[0].score.tokens
+    table = Table(
+        title=f"the first {tokens:,} of {sample.of_tokens:,} validation tokens, by stride",
+        title_justify="left",
+    )
+    for column in ("stride", "val_bpb", "seconds", "for all, about"):
+        table.add_column(column, justify="right")
+    for row in sample.rows:
+        whole = row.seconds * sample.of_tokens / tokens
+        table.add_row(f"{row.stride:,}", f"{row.score.val_bpb:.4f}", f"{row.seconds:.2f}", f"{whole:,.1f}")
+    console.print(table)
+
+
+def show_verdict(verdict: Verdict) -> None:
+    """Print one line for each condition of a valid score."""
+    words = {True: "holds", False: "BROKEN", None: "unknown"}
+    for row in verdict.rows:
+        console.print(
+            f"{row.condition:<13}  {words[row.holds]:<7}  {row.measured}", highlight=False, soft_wrap=True
         )
 
 

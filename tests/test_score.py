@@ -1,11 +1,12 @@
 """The score: every token once, the right bytes, and the same numbers as a naive loop."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pargolf.config import ModelConfig
@@ -56,6 +57,47 @@ def test_score_is_the_naive_loop(stride: int, length: int) -> None:
     assert result.tokens == result.bytes == length - 1
     assert result.val_loss == pytest.approx(naive_sliding(model, tokens, stride), rel=1e-5)
     assert result.val_bpb == pytest.approx(result.val_loss / math.log(2))
+
+
+def plain_loop(model: GPT, tokens: np.ndarray, stride: int) -> float:
+    """Sum of nats, window by window, with every layer at every position."""
+    nats = 0.0
+    for window in windows(len(tokens) - 1, model.config.seq_len, stride):
+        span = tokens[window.start : window.start + window.length + 1].astype(np.int64)
+        row = torch.from_numpy(span)[None]
+        with torch.no_grad():
+            losses = model.loss(model.trunk(row[:, :-1]), row[:, 1:], reduction="none")
+        nats += losses[:, window.first :].double().sum().item()
+    return nats
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n_layers=st.integers(2, 5), heads=st.sampled_from([(1, 1), (4, 2), (4, 4)]),
+    q_rank=st.sampled_from([0, 5]), seq_len=st.integers(1, 24), stride=st.integers(1, 24),
+    length=st.integers(2, 90), rows=st.integers(1, 5),
+    option=st.sampled_from([
+        {}, {"rotation_rank": 3}, {"depth_attention": "softmax"}, {"depth_attention": "signed"}, {"k_rank": 2},
+    ]),
+)  # fmt: skip
+def test_score_is_the_plain_loop_over_windows(
+    n_layers: int,
+    heads: tuple[int, int],
+    q_rank: int,
+    seq_len: int,
+    stride: int,
+    length: int,
+    rows: int,
+    option: dict[str, Any],
+) -> None:
+    c = ModelConfig(
+        vocab_size=32, seq_len=seq_len, n_layers=n_layers, d_model=16, n_heads=heads[0], kv_heads=heads[1],
+        q_rank=q_rank, **option,
+    )  # fmt: skip
+    model, stride = shaken(c), min(stride, seq_len)
+    tokens = np.random.default_rng(length).integers(0, 32, length).astype(np.uint16)
+    result = score(model, tokens, ONE_BYTE_EACH, stride, rows)
+    assert result.val_loss * result.tokens == pytest.approx(plain_loop(model, tokens, stride), rel=1e-6)
 
 
 def test_batching_changes_nothing() -> None:

@@ -6,7 +6,6 @@ from pargolf.analysis import figures
 from pargolf.analysis.figures import Picture
 from pargolf.analysis.passages import Passage, Span, by_position, passages, spans, token_bits, token_bytes
 from pargolf.console import Bar
-from pargolf.data.shards import open_split
 from pargolf.errors import UserError
 from pargolf.pipeline import Target, load_model, open_artifact
 from pargolf.sample import continue_text
@@ -39,8 +38,8 @@ def read_validation(target: Target, stride: int, max_tokens: int) -> Reading:
     the artifact cannot be read.
     """
     artifact, tokenizer = open_artifact(target)
-    assert target.dataset and target.config  # a run folder has both
-    stream = open_split(target.dataset, "val")
+    assert target.config  # a run folder has one
+    stream = target.stream("val")
     tokens, table = stream.read(0, min(len(stream), max_tokens + 1)), tokenizer.byte_table()
     sizes = token_bytes(tokens, table)
     model = load_model(artifact, target.dtype).to(target.device_type)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pargolf import launch
-from pargolf.cli import runs, study
+from pargolf.cli import runs, study, submit
 from pargolf.config import preset_names
 from pargolf.errors import Stopped, UserError
 
@@ -21,6 +21,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "analyze": study.analyze,
     "compare": study.compare,
     "report": study.report,
+    "verify": submit.verify,
 }
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -56,8 +57,9 @@ class EvalArgs:
 
     target: tyro.conf.Positional[Path]
     """A run's folder or a model.pgz."""
-    stride: int = 0
-    """Tokens each window scores; default: the run's setting, else 64."""
+    stride: int | Literal["auto"] = 0
+    """Tokens each window scores; default: the run's setting, else 64. "auto" only shows, on a sample,
+    what strides from 1024 to 64 score and cost."""
     batch_rows: int = 0
     """Windows scored at once; default: the run's setting, else 32."""
     tokenizer: Path | None = None
@@ -142,13 +144,16 @@ def evaluate(argv: list[str]) -> None:
     """Score an artifact from disk alone: val_bpb, standard and sliding."""
     from pargolf import tables
     from pargolf.pipeline import eval_run, find_target
+    from pargolf.strides import sample_strides
 
     args = parse(EvalArgs, argv, "pargolf eval")
     target = find_target(args.target, args.tokenizer, args.dataset)
     settings = target.config.eval if target.config else EvalConfig()
-    settings = dataclasses.replace(
-        settings, stride=args.stride or settings.stride, batch_rows=args.batch_rows or settings.batch_rows
-    )
+    batch_rows = args.batch_rows or settings.batch_rows
+    if args.stride == "auto":
+        tables.show_strides(sample_strides(target, batch_rows))
+        return
+    settings = dataclasses.replace(settings, stride=args.stride or settings.stride, batch_rows=batch_rows)
     tables.show_result(eval_run(target, settings))
 
 

@@ -153,7 +153,11 @@ def read_text(stream: TokenStream, tokenizer: Tokenizer) -> bytes:
 
     Raises UserError if the tokens are not of this tokenizer.
     """
-    tokens = stream.read(0, len(stream))
+    return decode_documents(stream.read(0, len(stream)), tokenizer)
+
+
+def decode_documents(tokens: np.ndarray, tokenizer: Tokenizer) -> bytes:
+    """UTF-8 text of tokens (N,), as `read_text`."""
     # Document by document: some tokenizers drop a space at the start of each.
     documents = np.split(tokens, np.flatnonzero(tokens == tokenizer.bos_id))
     return "".join(tokenizer.decode(document.tolist()) for document in documents).encode()

@@ -50,25 +50,34 @@ class Attention(nn.Module):
         self.q_gain = nn.Parameter(torch.full((c.n_heads,), c.q_gain))
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        first: int = 0,
     ) -> Tensor:
-        """x (B, T, d_model) -> (B, T, d_model); cos, sin (T, d_head / 2) of the positions of x."""
-        batch, length, _ = x.shape
-        q = self._heads(self.q(x), self.n_heads)
+        """x (B, T, d_model) -> (B, T - first, d_model), of the positions from `first` on.
+
+        cos, sin (T, d_head / 2) are those of the positions of x.
+        """
+        q = self._heads(self.q(x[:, first:]), self.n_heads)
         k = self._heads(self.k(x), self.kv_heads)
         v = self._heads(self.v(x), self.kv_heads)
-        q = rotate(norm(q), cos, sin) * self.q_gain.to(x.dtype)[:, None, None]
+        q = rotate(norm(q), cos[first:], sin[first:]) * self.q_gain.to(x.dtype)[:, None, None]
         k = rotate(norm(k), cos, sin)
-        mask = None
         if cache is not None:
-            past = cache.length
             k, v = cache.extend(layer, k, v)
-            if past and length > 1:
-                mask = torch.ones(length, k.size(2), dtype=torch.bool, device=x.device).tril(past)
+        # The queries belong to the last of the keys; `past` keys come before them.
+        length, past = q.size(2), k.size(2) - q.size(2)
+        mask = None
+        if past and length > 1:
+            mask = torch.ones(length, k.size(2), dtype=torch.bool, device=x.device).tril(past)
         y = F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=mask is None and length > 1, enable_gqa=self.kv_heads != self.n_heads
+            q, k, v, mask, is_causal=not past, enable_gqa=self.kv_heads != self.n_heads
         )
-        return self.out(y.transpose(1, 2).reshape(batch, length, -1))
+        return self.out(y.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         """(B, T, heads * d_head) -> (B, heads, T, d_head)"""

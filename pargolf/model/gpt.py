@@ -58,16 +58,27 @@ class Block(nn.Module):
             self.resid_mix = nn.Parameter(torch.stack((torch.ones(c.d_model), torch.zeros(c.d_model))))
 
     def forward(
-        self, x: Tensor, x0: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        x0: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        first: int = 0,
     ) -> Tensor:
-        """x, x0 (B, T, d_model): residual stream and normalized embedding -> new residual stream."""
+        """x, x0 (B, T, d_model): residual stream and normalized embedding -> new residual stream.
+
+        The result is (B, T - first, d_model): positions from `first` on, which see all before them.
+        """
         if self.resid_mix is not None:
             mix = self.resid_mix.to(x.dtype)
             x = mix[0] * x + mix[1] * x0
         normed = norm(x)
         if self.rotation is not None:
             normed = self.rotation(normed)
-        x = x + self.attn_scale.to(x.dtype) * self.attn(normed, cos, sin, cache, layer)
+        attended = self.attn(normed, cos, sin, cache, layer, first)
+        x = x[:, first:] + self.attn_scale.to(x.dtype) * attended
         return x + self.mlp_scale.to(x.dtype) * self.mlp(norm(x))
 
 
@@ -100,10 +111,12 @@ class GPT(nn.Module):
         if seed is not None:
             init_weights(self, seed)
 
-    def trunk(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """tokens (B, T) int64 -> normalized final states (B, T, d_model).
+    def trunk(self, tokens: Tensor, cache: KVCache | None = None, first: int = 0) -> Tensor:
+        """tokens (B, T) int64 -> normalized final states (B, T - first, d_model) from position `first` on.
 
-        With a cache, the tokens continue those already in it; together they must fit seq_len.
+        With a cache, the tokens continue those already in it; together they must fit seq_len. Only
+        keys and values of the last layer need the positions before `first`, so that is all it
+        computes there.
         """
         start = cache.length if cache is not None else 0
         end = start + tokens.size(1)
@@ -115,10 +128,11 @@ class GPT(nn.Module):
             decoder_layer = layer - self.n_encoder
             if self.skip_weights is not None and 0 <= decoder_layer < self.n_encoder:
                 x = x + self.skip_weights[decoder_layer].to(x.dtype) * skips.pop()
-            before, x = x, block(x, x0, cos, sin, cache, layer)
+            cut = first if layer == len(self.blocks) - 1 else 0
+            before, x = x, block(x, x0, cos, sin, cache, layer, cut)
             if self.depth is not None:
-                deltas.append(x - before)
-                x = self.depth(x0, deltas)
+                deltas = [*(delta[:, cut:] for delta in deltas), x - before[:, cut:]]
+                x = self.depth(x0[:, cut:], deltas)
             elif layer < self.n_encoder:
                 skips.append(x)
         if cache is not None:

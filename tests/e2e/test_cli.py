@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -94,6 +95,29 @@ def test_eval_of_a_run_needs_no_checkpoint(finished: Path, tmp_path: Path) -> No
     old, new = (json.loads((folder / "result.json").read_text()) for folder in (finished, copy))
     assert new["artifact"]["sliding"]["val_bpb"] == old["artifact"]["sliding"]["val_bpb"]
     assert "checkpoint" not in new
+
+
+def test_stride_auto_shows_strides_and_writes_nothing(
+    finished: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "result.json").read_bytes()
+    assert dispatch(["eval", str(finished), "--stride", "auto"]) == 0
+    assert (finished / "result.json").read_bytes() == before
+    out = capsys.readouterr().out
+    # The window holds stride 64 alone of all that are tried, and the sample the whole stream: plain rows.
+    record = json.loads((dataset.folder / "dataset.json").read_text())["splits"]["val"]
+    assert f"the first {record['tokens'] - 1:,} of {record['tokens'] - 1:,}" in out
+    rows = [line.split()[1::2] for line in out.splitlines() if line.startswith("│")]
+    standard = json.loads(before)["artifact"]["standard"]["val_bpb"]
+    assert [row[:2] for row in rows] == [["64", f"{standard:.4f}"]]
+
+
+def test_the_scoring_benchmark_times_equal_scores(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = Path(__file__).parents[2] / "benchmarks/score.py"
+    runpy.run_path(str(script))["main"](finished, stride=16, tokens=300, rows=4, repeats=1)
+    losses = re.findall(r"│ +(\d+\.\d{6}) │", capsys.readouterr().out)
+    assert len(losses) == 4
+    assert [float(loss) for loss in losses] == pytest.approx([float(losses[0])] * 4, abs=2e-6)
 
 
 def test_pack_repeats_byte_for_byte(

@@ -1,12 +1,15 @@
 """The model's shape, init, equations and kinds of tensors."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from pargolf.config import ModelConfig, load_preset
+from pargolf.model.attention import KVCache
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.model.layers import Linear, LowRank
 from pargolf.tensors import TENSOR_KINDS
@@ -90,6 +93,31 @@ def test_later_tokens_change_nothing_before_them() -> None:
     before, after = model.trunk(tokens), model.trunk(changed)
     assert torch.equal(before[:, :9], after[:, :9])
     assert not torch.allclose(before[:, 9:], after[:, 9:])
+
+
+@pytest.mark.parametrize("q_rank", [0, 5])
+@pytest.mark.parametrize("first", [0, 1, 9, 15])
+def test_states_from_a_position_on_are_those_of_all(first: int, q_rank: int) -> None:
+    c = dataclasses.replace(TINY, q_rank=q_rank)
+    model, tokens = shaken(c), torch.randint(64, (2, 16))
+    torch.testing.assert_close(model.trunk(tokens, first=first), model.trunk(tokens)[:, first:])
+    cache = KVCache(c, 2, torch.float32)
+    with torch.no_grad():
+        model.trunk(tokens[:, :3], cache)
+        continued = model.trunk(tokens[:, 3:], cache, first=max(0, first - 3))
+    torch.testing.assert_close(continued, model.trunk(tokens)[:, max(3, first) :], rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_layer_is_spared_the_positions_before() -> None:
+    model, tokens = shaken(TINY), torch.randint(64, (2, 16))
+    flops = []
+    for first in (0, 12):
+        with FlopCounterMode(display=False) as counter:
+            model.trunk(tokens, first=first)
+        flops.append(counter.get_flop_counts()["Global"][torch.ops.aten.mm])
+    last = model.blocks[-1]
+    spared = (*last.attn.q.parameters(), *last.attn.out.parameters(), *last.mlp.parameters())
+    assert flops[0] - flops[1] == 2 * 12 * 2 * sum(p.numel() for p in spared)
 
 
 def test_bfloat16_activations_keep_float32_parameters() -> None:

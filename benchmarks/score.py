@@ -1,0 +1,100 @@
+"""Seconds to score a text by sliding window: naive loops against `pargolf.score`, on one artifact.
+
+    python benchmarks/score.py runs/demo
+
+All methods take turns, several times, in one process; a ratio is the median of those within a turn.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import tyro
+from rich.table import Table
+from torch import Tensor
+
+from pargolf import score as scoring
+from pargolf.console import console
+from pargolf.model.gpt import GPT
+from pargolf.pipeline import find_target, load_model, open_artifact
+
+OURS = "pargolf: and the last layer"
+
+
+@torch.inference_mode()
+def naive(model: GPT, tokens: np.ndarray, stride: int, rows: int) -> float:
+    """val_loss by windows, at most `rows` at once, through all layers and the head at every position."""
+    nats = 0.0
+    plan = scoring.windows(len(tokens) - 1, model.config.seq_len, stride)
+    for length, same in groupby(plan, key=lambda window: window.length):
+        group = list(same)
+        for batch in (group[i : i + rows] for i in range(0, len(group), rows)):
+            spans = np.stack([tokens[w.start : w.start + length + 1] for w in batch]).astype(np.int64)
+            span = torch.from_numpy(spans)
+            losses = model.loss(model.trunk(span[:, :-1]), span[:, 1:], reduction="none")
+            nats += sum(float(row[w.first :].double().sum()) for row, w in zip(losses, batch, strict=True))
+    return nats / (len(tokens) - 1)
+
+
+def head_where_scored(model: GPT, rows: Tensor, first: int) -> Tensor:
+    """`token_losses` with all layers at every position: what pargolf did before it cut the last one."""
+    return model.loss(model.trunk(rows[:, :-1])[:, first:], rows[:, first + 1 :], reduction="none")
+
+
+def main(
+    run: tyro.conf.Positional[Path], stride: int = 64, tokens: int = 16_384, rows: int = 32, repeats: int = 5
+) -> None:
+    """Print the table for a run's artifact on the first `tokens` of its validation stream."""
+    target = find_target(run)
+    artifact, tokenizer = open_artifact(target)
+    model = load_model(artifact, target.dtype)
+    stream = target.stream("val")
+    text = stream.read(0, min(tokens, len(stream)))
+
+    def ours() -> float:
+        return scoring.score(model, text, tokenizer.byte_table(), stride, rows).val_loss
+
+    def before() -> float:
+        with patch.object(scoring, "token_losses", head_where_scored):
+            return ours()
+
+    methods: dict[str, Callable[[], float]] = {
+        "naive, 1 window at once": partial(naive, model, text, stride, 1),
+        f"naive, {rows} windows at once": partial(naive, model, text, stride, rows),
+        "head where scored": before,
+        OURS: ours,
+    }
+    losses: dict[str, float] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    for _ in range(repeats):
+        for name, method in methods.items():
+            start = time.perf_counter()
+            losses[name] = method()
+            seconds[name].append(time.perf_counter() - start)
+
+    fastest = seconds[OURS]
+    console.print(
+        f"{run}: {len(text):,} tokens, window {model.config.seq_len}, stride {stride}, {model.dtype},"
+        f" {torch.get_num_threads()} CPU threads, median of {repeats}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table()
+    for column in ("", "val_loss", "seconds", "times ours", "GPU"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, times in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(times, fastest, strict=True))
+        table.add_row(
+            name, f"{losses[name]:.6f}", f"{statistics.median(times):.2f}", f"{ratio:.2f}", "not yet run"
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
