@@ -77,7 +77,7 @@ def plain_loop(model: GPT, tokens: np.ndarray, stride: int) -> float:
     q_rank=st.sampled_from([0, 5]), seq_len=st.integers(1, 24), stride=st.integers(1, 24),
     length=st.integers(2, 90), rows=st.integers(1, 5),
     option=st.sampled_from([
-        {}, {"rotation_rank": 3}, {"depth_attention": "softmax"}, {"depth_attention": "signed"}, {"k_rank": 2},
+        {}, {"k_rank": 2}, {"rotation_rank": 3}, {"depth_attention": "softmax"}, {"depth_attention": "signed"}
     ]),
 )  # fmt: skip
 def test_score_is_the_plain_loop_over_windows(
