@@ -19,6 +19,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": runs.run,
     "sample": runs.sample,
     "compare": study.compare,
+    "ablate": study.ablate,
+    "sweep": study.sweep,
 }
 
 
