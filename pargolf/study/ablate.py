@@ -92,7 +92,7 @@ def ablate(
     todo = variations(base, axes, one_at_a_time)
     check_data(variation.config for variation in todo)
     numbers = [base.train.seed + index for index in range(seeds)]
-    jobs = [_job(preset, variation, seed, folder) for seed in numbers for variation in todo]
+    jobs = [_job(preset, variation, seed, folder) for variation in todo for seed in numbers]
     study: dict[str, Any] = {
         "preset": preset,
         "base": to_dict(base),
@@ -103,6 +103,7 @@ def ablate(
     with locked(folder) as lock:
         write_json(folder / "study.json", study)
         unfinished = [job for job in jobs if not job.finished]
+        unfinished.sort(key=lambda job: job.config.train.seed)
         say(f"{folder}: {len(jobs)} runs, {len(jobs) - len(unfinished)} of them finished before")
         for number, outcome in enumerate(run_jobs(unfinished, at_once, lock), 1):
             name = outcome.job.folder.name
@@ -111,12 +112,7 @@ def ablate(
                 write_json(folder / "study.json", study)
             result = outcome.error or f"val_bpb {read_record(outcome.job.folder).val_bpb:.4f}"
             say(f"{number}/{len(unfinished)} {name}: {result}")
-        finished = [
-            read_record(job.folder)
-            for variation in todo
-            for job in (_job(preset, variation, seed, folder) for seed in numbers)
-            if job.finished
-        ]
+        finished = [read_record(job.folder) for job in jobs if job.finished]
         if not finished:
             first = next(iter(study["failures"].values()))
             raise UserError(f"no run of {folder} finished; the first failed with: {first}")

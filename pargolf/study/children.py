@@ -166,7 +166,8 @@ def _start(job: Job, at_once: int, lock: int) -> subprocess.Popen[bytes]:
     job.folder.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
     if at_once > 1:  # they share the cores; one alone keeps what the user or PyTorch chose
-        cores = int(environment.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+        threads = environment.get("OMP_NUM_THREADS", "")
+        cores = int(threads) if threads.isdigit() else os.cpu_count() or 1
         environment["OMP_NUM_THREADS"] = str(max(1, cores // at_once))
     command = [
         sys.executable, "-m", "pargolf", "run", job.preset,

@@ -1,5 +1,7 @@
 """Sweeps: the search syntax, the pruning rule, the front, and trials that were interrupted."""
 
+from pathlib import Path
+
 import optuna
 import pytest
 from hypothesis import given
@@ -7,12 +9,14 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from pargolf.config import load_preset, with_settings
 from pargolf.errors import UserError
 from pargolf.study.sweep import (
     ENOUGH,
     Search,
     _ended,
     _front,
+    _open,
     _queue_interrupted,
     read_search,
     worse_than_median,
@@ -109,3 +113,21 @@ def test_interrupted_trials_of_this_folder_are_asked_for_again() -> None:
     assert again.params == interrupted.params
     states = [trial.state for trial in sweep.trials]
     assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.RUNNING]
+
+
+def test_machines_share_a_study_of_the_same_settings(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/shared.db"
+    auto = load_preset("demo")
+    first, base = _open("demo", auto, tmp_path / "a" / "x", WHERE, storage)
+    second, same = _open("demo", auto, tmp_path / "b" / "x", WHERE, storage)
+    assert base == same
+    assert base.train.dtype != "auto"
+    trial = first.ask(WHERE)
+    assert [t.number for t in second.trials] == [trial.number]
+    other = with_settings(auto, {"model.q_rank": 3})
+    with pytest.raises(UserError, match=r"model\.q_rank is 64 there, 3 here"):
+        _open("demo", other, tmp_path / "a" / "x", WHERE, storage)
+    with pytest.raises(UserError, match="another --search"):
+        _open("demo", auto, tmp_path / "a" / "x", {"model.d_model": IntDistribution(8, 16)}, storage)
+    with pytest.raises(UserError, match="cannot open the study's database"):
+        _open("demo", auto, tmp_path / "x", WHERE, f"sqlite:///{tmp_path}/nowhere/x.db")
