@@ -6,10 +6,8 @@ every field, so that a reader of the TOML sees all of them.
 """
 
 import dataclasses
-import difflib
 import json
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -281,37 +279,6 @@ def load_preset(name: str) -> RunConfig:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config section or a whole RunConfig as plain JSON values."""
     return dataclasses.asdict(config)
-
-
-def flatten(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Settings as one table, "section.field" -> value, from nested ones as `to_dict` gives them."""
-    return {
-        f"{section}.{name}": value for section, fields in values.items() for name, value in fields.items()
-    }
-
-
-def read_setting(name: str, text: str) -> Any:
-    """`text` as a value of the setting "section.field"; UserError if there is no such setting or value."""
-    known = flatten(to_dict(RunConfig()))
-    if name not in known:
-        nearest = difflib.get_close_matches(name, known, 1)
-        raise UserError(f"no setting '{name}'" + (f"; perhaps {nearest[0]}" if nearest else ""))
-    kind = type(known[name])
-    try:
-        value = {"true": True, "false": False}[text] if kind is bool else kind(text)
-    except (KeyError, ValueError):
-        raise UserError(f"{name} must be of type {kind.__name__}, is '{text}'") from None
-    with_settings(RunConfig(), {name: value})  # one of its choices, if it has any
-    return value
-
-
-def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """`config` with some of its settings, "section.field" -> value, replaced; not yet validated."""
-    values = to_dict(config)
-    for name, value in settings.items():
-        section, field_name = name.split(".")
-        values[section][field_name] = value
-    return from_dict(values)
 
 
 def from_dict(values: Any) -> RunConfig:

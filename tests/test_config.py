@@ -13,11 +13,9 @@ from pargolf.config import (
     load_preset,
     model_from_dict,
     preset_names,
-    read_setting,
     to_dict,
     validate,
     validate_world,
-    with_settings,
 )
 from pargolf.errors import UserError
 
@@ -104,25 +102,6 @@ def test_wrong_fields_are_refused(values: object, message: str) -> None:
 def test_a_model_from_outside_is_validated() -> None:
     with pytest.raises(UserError, match="n_heads"):
         model_from_dict({"n_heads": 0})
-
-
-def test_a_setting_is_read_as_its_type() -> None:
-    texts = {"model.q_rank": "7", "optim.muon_lr": "1e-3", "eval.compressors": "true", "export.codec": "zlib"}
-    values = {name: read_setting(name, text) for name, text in texts.items()}
-    assert values == {
-        "model.q_rank": 7, "optim.muon_lr": 0.001, "eval.compressors": True, "export.codec": "zlib"
-    }  # fmt: skip
-    assert with_settings(RunConfig(), values) == changed(
-        model={"q_rank": 7}, optim={"muon_lr": 0.001}, eval={"compressors": True}, export={"codec": "zlib"}
-    )
-    for name, text, message in (
-        ("model.q_rnk", "7", "no setting 'model.q_rnk'; perhaps model.q_rank"),
-        ("model.q_rank", "7.5", "model.q_rank must be of type int, is '7.5'"),
-        ("eval.compressors", "yes", "eval.compressors must be of type bool"),
-        ("export.codec", "gzip", "export.codec must be one of zstd, zlib"),
-    ):
-        with pytest.raises(UserError, match=message):
-            read_setting(name, text)
 
 
 def test_unknown_presets_name_the_known_ones() -> None:

@@ -10,13 +10,12 @@ from typing import Any
 
 from pargolf.analysis.compare import Comparison, compare, to_json
 from pargolf.analysis.records import read_record
-from pargolf.config import RunConfig, from_dict, read_setting, to_dict, validate, with_settings
+from pargolf.config import RunConfig, from_dict, to_dict, validate
 from pargolf.console import say
 from pargolf.errors import UserError
 from pargolf.files import write_json
+from pargolf.settings import Settings, read_setting, with_settings
 from pargolf.study.children import Job, check_data, locked, refuse_incomparable, run_jobs, run_name, settle
-
-Settings = dict[str, Any]  # "section.field" -> value
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pargolf.analysis.records import read_record
-from pargolf.config import RunConfig, from_dict, read_setting, to_dict, with_settings
+from pargolf.config import RunConfig, from_dict, to_dict
 from pargolf.console import say
 from pargolf.errors import UserError
 from pargolf.run import Run, read_lines
+from pargolf.settings import Settings, read_setting, with_settings
 from pargolf.study.children import (
     Job,
     Outcome,
@@ -50,7 +51,7 @@ class Point:
     """A finished trial."""
 
     number: int
-    settings: dict[str, Any]
+    settings: Settings
     val_bpb: float
     bytes_total: int
 

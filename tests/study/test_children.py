@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pargolf.cli.parse import run_args
-from pargolf.config import RunConfig, load_preset, with_settings
+from pargolf.config import RunConfig, load_preset
 from pargolf.errors import UserError
+from pargolf.settings import with_settings
 from pargolf.study.children import LONGEST_NAME, locked, options, run_name, settle
 
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from pargolf.config import load_preset, with_settings
+from pargolf.config import load_preset
 from pargolf.errors import UserError
+from pargolf.settings import with_settings
 from pargolf.study.sweep import (
     ENOUGH,
     Search,
