@@ -8,6 +8,7 @@ every field, so that a reader of the TOML sees all of them.
 import dataclasses
 import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -279,6 +280,13 @@ def load_preset(name: str) -> RunConfig:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config section or a whole RunConfig as plain JSON values."""
     return dataclasses.asdict(config)
+
+
+def flatten(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings as one table, "section.field" -> value, from nested ones as `to_dict` gives them."""
+    return {
+        f"{section}.{name}": value for section, fields in values.items() for name, value in fields.items()
+    }
 
 
 def from_dict(values: Any) -> RunConfig:

@@ -4,17 +4,10 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from pargolf.config import RunConfig, from_dict, to_dict
+from pargolf.config import RunConfig, flatten, from_dict, to_dict
 from pargolf.errors import UserError
 
 Settings = dict[str, Any]
-
-
-def flatten(values: Mapping[str, Mapping[str, Any]]) -> Settings:
-    """Settings by name, from nested ones as `to_dict` gives them."""
-    return {
-        f"{section}.{name}": value for section, fields in values.items() for name, value in fields.items()
-    }
 
 
 def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from pargolf.config import RunConfig, load_preset, to_dict
+from pargolf.config import RunConfig, flatten, load_preset, to_dict
 from pargolf.errors import UserError
-from pargolf.settings import flatten, read_setting, with_settings
+from pargolf.settings import read_setting, with_settings
 
 
 def test_a_setting_is_read_as_its_type() -> None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pargolf.config import RunConfig, from_dict, to_dict
+from pargolf.config import RunConfig, flatten, from_dict, to_dict
 from pargolf.errors import UserError
 from pargolf.run import Run, read_lines
-from pargolf.settings import Settings, flatten
+from pargolf.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pargolf.analysis.compare import NOT_COMPARED
-from pargolf.config import RunConfig, load_preset, to_dict
+from pargolf.config import RunConfig, flatten, load_preset, to_dict
 from pargolf.errors import Stopped, UserError
 from pargolf.run import Run, first_difference
-from pargolf.settings import flatten, with_settings
+from pargolf.settings import with_settings
 
 POLL_SECONDS = 0.2
 LONGEST_NAME = 100  # characters of a run's name, before a hash replaces it

@@ -10,9 +10,8 @@ from scipy import stats
 
 from pargolf.analysis.compare import Group, compare, group_records, read_published, to_json
 from pargolf.analysis.records import Record
-from pargolf.config import RunConfig, to_dict
+from pargolf.config import RunConfig, flatten, to_dict
 from pargolf.errors import UserError
-from pargolf.settings import flatten
 from pargolf.study.tables import show_comparison
 
 NATS = math.log(2) * 2.5  # a bpb, at 2.5 bytes a token

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pargolf.config import RunConfig, load_preset, to_dict
+from pargolf.config import RunConfig, flatten, load_preset, to_dict
 from pargolf.errors import UserError
-from pargolf.settings import flatten
 from pargolf.study.ablate import read_axis, variations
 
 # One setting of each type, with values as a person may write them.
