@@ -12,6 +12,11 @@ from pargolf import launch
 console = Console(quiet=not launch.is_main())
 
 
+def say(line: str) -> None:
+    """Print one line as it is: not colored, not wrapped."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 class Bar:
     """A progress bar for the length of a `with` block; call it with how much is done, and of how much.
 

@@ -10,8 +10,8 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """Training was asked to stop by SIGINT or SIGTERM; a checkpoint is written."""
+    """The work was asked to stop by SIGINT or SIGTERM; what was done is saved."""
 
-    def __init__(self, signal_number: int, step: int):
-        super().__init__(f"at step {step}, checkpoint saved; the same command continues from there")
+    def __init__(self, signal_number: int, where: str):
+        super().__init__(f"{where}; the same command continues from there")
         self.signal_number = signal_number

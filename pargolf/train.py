@@ -154,7 +154,7 @@ def _train(
             log(f"trained {step} steps in {elapsed:.1f} s; weights in {run.checkpoint}")
             return progress
         if stop_signal:
-            raise Stopped(int(stop_signal), step)
+            raise Stopped(int(stop_signal), f"at step {step}, checkpoint saved")
 
         clock.resume()
         loss = stepper.step(step, scale, muon_momentum(step, config.optim))

@@ -15,6 +15,7 @@ from typing import Any
 from pargolf.analysis.records import Record
 from pargolf.analysis.ttest import Reference, TTest, holm, p_better_by, t_test, why_no_test
 from pargolf.errors import UserError
+from pargolf.settings import Settings
 
 # The challenge's rule for a new record: better by this many nats a token, at this level.
 RECORD_NATS, RECORD_LEVEL = 0.005, 0.01
@@ -55,7 +56,7 @@ class Group:
     """Runs of one configuration, and what they have in common."""
 
     label: str
-    settings: dict[str, Any]
+    settings: Settings
     """Only those in which the compared groups differ."""
     records: tuple[Record, ...]
     val_bpb: float
@@ -154,7 +155,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return values
 
 
-def _compared(record: Record) -> dict[str, Any]:
+def _compared(record: Record) -> Settings:
     """The settings by which runs are told apart."""
     settings = {name: value for name, value in record.settings.items() if name not in NOT_COMPARED}
     if not settings:
@@ -165,7 +166,7 @@ def _compared(record: Record) -> dict[str, Any]:
     return settings
 
 
-def _group(settings: dict[str, Any], records: list[Record]) -> Group:
+def _group(settings: Settings, records: list[Record]) -> Group:
     scores = [r.val_bpb for r in records]
     losses = [r.val_loss for r in records if r.val_loss is not None]
     step_ms = [r.step_ms for r in records if r.step_ms is not None]
@@ -181,7 +182,7 @@ def _group(settings: dict[str, Any], records: list[Record]) -> Group:
     )
 
 
-def _label(settings: dict[str, Any]) -> str:
+def _label(settings: Settings) -> str:
     return ", ".join(f"{value}" if name == RUN else f"{name}={value}" for name, value in settings.items())
 
 

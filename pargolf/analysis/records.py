@@ -11,6 +11,7 @@ from typing import Any
 from pargolf.config import RunConfig, flatten, from_dict, to_dict
 from pargolf.errors import UserError
 from pargolf.run import Run, read_lines
+from pargolf.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Record:
     """Bits per byte of the artifact as read back from disk, by the sliding window."""
     folder: Path | None = None
     """None for a published figure."""
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Settings = dataclasses.field(default_factory=dict)
     """Every known setting, "section.field" -> value; an imported run may know few or none."""
     seed: int | None = None
     stride: int | None = None
@@ -103,7 +104,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path) -> Settings:
     if not path.exists():
         return {}
     values = read_json(path)

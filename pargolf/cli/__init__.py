@@ -20,6 +20,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sample": runs.sample,
     "analyze": study.analyze,
     "compare": study.compare,
+    "ablate": study.ablate,
+    "sweep": study.sweep,
     "report": study.report,
     "verify": submit.verify,
 }

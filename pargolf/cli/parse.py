@@ -27,6 +27,7 @@ from pargolf.config import (
 from pargolf.errors import UserError
 
 T = TypeVar("T")
+A = TypeVar("A", bound="RunArgs")
 LONGEST_NAME = 100  # characters of a run's default name, before a hash of its settings replaces the list
 
 
@@ -54,23 +55,34 @@ class RunArgs:
     def folder(self) -> Path:
         return self.runs / (self.name or self._default_name())
 
+    @property
+    def _purpose(self) -> tuple[str, ...]:
+        """What a command with options of its own adds to the default name."""
+        return ()
+
     def _default_name(self) -> str:
         base, mine = to_dict(load_preset(self.preset)), to_dict(self.config)
         changes = [
-            f"{name}={value}".replace("/", "_")
+            f"{name}={value}"
             for section, fields in mine.items()
             for name, value in fields.items()
             if value != base[section][name]
         ]
-        name = "-".join([Path(self.preset).stem, *changes])
+        name = "-".join([Path(self.preset).stem, *changes, *self._purpose]).replace("/", "_")
         if len(name) <= LONGEST_NAME:
             return name
-        digest = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()
+        everything = json.dumps(mine, sort_keys=True) + "".join(self._purpose)
+        digest = hashlib.sha256(everything.encode()).hexdigest()
         return f"{Path(self.preset).stem}-{digest[:10]}"
 
 
 def run_args(argv: list[str], command: str) -> RunArgs:
     """Parse `PRESET [--name ...] [--section.field value ...]` on top of the preset's values."""
+    return preset_args(RunArgs, argv, command)
+
+
+def preset_args(kind: type[A], argv: list[str], command: str) -> A:
+    """The same for a command with options of its own, `kind`."""
     prog = f"pargolf {command} PRESET"
     if argv[:1] in (["-h"], ["--help"]):
         argv = ["lowrank-q192", *argv]
@@ -80,7 +92,7 @@ def run_args(argv: list[str], command: str) -> RunArgs:
         )
     base = load_preset(argv[0])
     sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
-    args = parse(RunArgs, argv, prog, RunArgs(argv[0], **sections))
+    args = parse(kind, argv, prog, kind(argv[0], **sections))
     validate(args.config)
     return args
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from pargolf.cli.parse import parse
+from pargolf.cli.parse import RunArgs, parse, preset_args
 
 # SciPy and PyTorch are imported inside the commands that need them, as in the other modules.
 
@@ -41,6 +41,42 @@ class CompareArgs:
     """Of the published figures' tokenizer on the validation text, to tell their nats a token."""
     json: Path | None = None
     """Also write the comparison to this file."""
+
+
+@dataclass
+class AblateArgs(RunArgs):
+    """Run a grid of settings over several seeds, and compare. What is finished is not run again."""
+
+    vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A setting and its values ("model.q_rank=0,32"), or settings that change together, joined by "+"
+    ("model.d_model=128+model.n_heads=4,model.d_model=192+model.n_heads=6"); several make a grid."""
+    one_at_a_time: bool = False
+    """Not the grid: the preset, and each value of each --vary alone."""
+    seeds: int = 3
+    """How many: train.seed, train.seed + 1, ..."""
+    jobs: int = 1
+    """Runs at once; they share the cores."""
+
+    @property
+    def _purpose(self) -> tuple[str, ...]:
+        return ("ablate", *(text.partition("=")[0] for text in self.vary))
+
+
+@dataclass
+class SweepArgs(RunArgs):
+    """Search settings with Optuna for a low val_bpb in few bytes, within the budget."""
+
+    search: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A setting and where to look: "field=a,b,c", "field=low:high", "field=low:high:step" or
+    "field=low:high:log"."""
+    trials: int = 20
+    """Go on until the study has so many."""
+    storage: str = ""
+    """URL of a database that several machines share; default: study.db in the folder."""
+
+    @property
+    def _purpose(self) -> tuple[str, ...]:
+        return ("sweep", *(text.partition("=")[0] for text in self.search))
 
 
 @dataclass
@@ -84,6 +120,28 @@ def compare(argv: list[str]) -> None:
     show_comparison(comparison)
     if args.json:
         write_json(args.json, to_json(comparison))
+
+
+def ablate(argv: list[str]) -> None:
+    """Run a grid of settings over several seeds, and compare the results."""
+    from pargolf.study.ablate import ablate, read_axis
+    from pargolf.study.tables import show_comparison
+
+    args = preset_args(AblateArgs, argv, "ablate")
+    axes = [read_axis(text) for text in args.vary]
+    show_comparison(
+        ablate(args.preset, args.config, args.folder, axes, args.seeds, args.jobs, args.one_at_a_time)
+    )
+
+
+def sweep(argv: list[str]) -> None:
+    """Search settings for a low val_bpb in few bytes, and show the Pareto front."""
+    from pargolf.study.sweep import read_search, sweep
+    from pargolf.study.tables import show_front
+
+    args = preset_args(SweepArgs, argv, "sweep")
+    search = dict(read_search(text) for text in args.search)
+    show_front(sweep(args.preset, args.config, args.folder, search, args.trials, args.storage))
 
 
 def report(argv: list[str]) -> None:

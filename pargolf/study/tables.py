@@ -1,11 +1,16 @@
 """What comparisons and sweeps look like in the terminal."""
 
+from typing import TYPE_CHECKING
+
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from pargolf.analysis.compare import RECORD_LEVEL, RECORD_NATS, Comparison
-from pargolf.console import console
+from pargolf.console import console, say
+
+if TYPE_CHECKING:  # brings Optuna, which a comparison does not need
+    from pargolf.study.sweep import Front
 
 
 def show_comparison(comparison: Comparison) -> None:
@@ -25,7 +30,7 @@ def show_comparison(comparison: Comparison) -> None:
     if any(group.difference for group in comparison.groups):
         _show_differences(comparison)
     for note in comparison.notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        say(f"note: {note}")
 
 
 def _show_differences(comparison: Comparison) -> None:
@@ -52,12 +57,22 @@ def _show_differences(comparison: Comparison) -> None:
     )
 
 
+def show_front(front: "Front") -> None:
+    """Print the trials that no other beats in both val_bpb and bytes."""
+    table = _table("Pareto front, within the budget", "trial", "val_bpb", "bytes", "settings")
+    for point in front.points:
+        settings = ", ".join(f"{name}={value}" for name, value in point.settings.items())
+        table.add_row(f"{point.number}", f"{point.val_bpb:.4f}", f"{point.bytes_total:,}", escape(settings))
+    console.print(table)
+    say(f"{front.complete} trials finished, {front.pruned} were pruned, {front.failed} failed")
+
+
 def _table(title: str, *columns: str) -> Table:
-    """A table in which, on a narrow terminal, only the groups' labels wrap."""
+    """A table in which, on a narrow terminal, only words wrap, and no number."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in columns:
-        label = column == "group"
-        table.add_column(column, justify="left" if label else "right", no_wrap=not label, overflow="fold")
+        words = column in ("group", "settings")
+        table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     return table
 
 

@@ -1,0 +1,214 @@
+"""What ablations and sweeps share: many runs in one folder, each a `pargolf run` in its own process."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pargolf.analysis.compare import NOT_COMPARED
+from pargolf.config import RunConfig, flatten, load_preset, to_dict
+from pargolf.errors import Stopped, UserError
+from pargolf.run import Run, first_difference
+from pargolf.settings import with_settings
+
+POLL_SECONDS = 0.2
+LONGEST_NAME = 100  # characters of a run's name, before a hash replaces it
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be made, or to be finished."""
+
+    preset: str
+    config: RunConfig
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        return Run(self.folder).result.exists()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job's process ended."""
+
+    job: Job
+    error: str
+    """One line, empty if the run is scored."""
+    given_up: bool
+    """Stopped on purpose, by `hopeless`."""
+
+
+def refuse_incomparable(name: str) -> None:
+    """UserError if a comparison could not tell runs apart by the setting `name`."""
+    if name == "train.seed":
+        raise UserError(
+            "train.seed is what every variation is repeated over; set --seeds, or its first value"
+        )
+    if name in NOT_COMPARED:
+        raise UserError(f"{name} does not change a score, so runs are not compared by it")
+
+
+def run_name(settings: Mapping[str, Any]) -> str:
+    """A folder's name for a run of these settings: the same for the same settings."""
+    name = ",".join(f"{name}={value}" for name, value in settings.items()).replace("/", "_")
+    return name if len(name) <= LONGEST_NAME else hashlib.sha256(name.encode()).hexdigest()[:10]
+
+
+def settle(base: RunConfig, recorded: RunConfig | None, folder: Path) -> RunConfig:
+    """The settings that all runs of a study start from: `base`, its compute dtype chosen once for all.
+
+    "auto" times a multiply; left to each run, it could choose differently from one to the next.
+    Raises UserError if the study in `folder` was begun (`recorded`) with other settings.
+    """
+    if base.train.dtype == "auto":
+        dtype = recorded.train.dtype if recorded else _fastest_dtype(base)
+        base = with_settings(base, {"train.dtype": dtype})
+    if recorded and recorded != base:
+        raise UserError(
+            f"{folder} holds a study with other settings ({first_difference(recorded, base)});"
+            " choose another --name or remove it"
+        )
+    return base
+
+
+def _fastest_dtype(config: RunConfig) -> str:
+    from pargolf import machine
+
+    return machine.resolve_dtype("auto", machine.resolve_device(config.train.device))
+
+
+def check_data(configs: Iterable[RunConfig]) -> None:
+    """Make or open the data of all runs, so that a mistake shows before the first one starts."""
+    from pargolf.pipeline import prepare_data
+    from pargolf.train import load_data
+
+    for config in {(c.data, c.model.vocab_size): c for c in configs}.values():
+        prepare_data(config)
+        load_data(config)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Hold a study's folder for the length of the block; yields the lock's file descriptor.
+
+    Its processes inherit the descriptor: the lock stays until the last of them has ended, even
+    if this one is killed, so that no run is ever written by two. UserError if it is taken.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder} is in use by another command, or by runs of one that was killed; wait for them"
+            ) from None
+        yield file.fileno()
+
+
+def run_jobs(
+    jobs: Iterable[Job], at_once: int, lock: int, hopeless: Callable[[Job], bool] = lambda job: False
+) -> Iterator[Outcome]:
+    """Run jobs, `at_once` at a time, and yield each one's outcome as it ends.
+
+    A job that `hopeless` says is not worth finishing is stopped. On SIGINT or SIGTERM every
+    process is passed the signal, saves its checkpoint and is waited for; then raises Stopped.
+    """
+    waiting, running, given_up = list(jobs), dict[subprocess.Popen[bytes], Job](), set[Job]()
+    with _noted_signals() as received:
+        passed_on = 0
+        try:
+            while running or (waiting and not received):
+                while waiting and len(running) < at_once and not received:
+                    job = waiting.pop(0)
+                    running[_start(job, at_once, lock)] = job
+                time.sleep(POLL_SECONDS)
+                for number in received[passed_on:]:
+                    for process in running:
+                        process.send_signal(number)
+                    passed_on += 1
+                for process, job in list(running.items()):
+                    if process.poll() is not None:
+                        del running[process]
+                        if not received:
+                            yield Outcome(job, _error(job, process.returncode), job in given_up)
+                    elif not received and job not in given_up and hopeless(job):
+                        given_up.add(job)
+                        process.terminate()
+        finally:
+            for process in running:  # left over only if the caller failed
+                process.terminate()
+                process.wait()
+    if received:
+        raise Stopped(received[0], "the runs saved their checkpoints")
+
+
+def options(preset: RunConfig, config: RunConfig) -> list[str]:
+    """The command-line options that turn `preset` into `config`."""
+    before, words = flatten(to_dict(preset)), []
+    for name, value in flatten(to_dict(config)).items():
+        if value == before[name]:
+            continue
+        section, field = name.split(".")
+        flag = f"--{section}.{'' if value else 'no-'}{field}"
+        words.append(flag if isinstance(value, bool) else f"--{name}={value}")
+    return words
+
+
+def _start(job: Job, at_once: int, lock: int) -> subprocess.Popen[bytes]:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ)
+    if at_once > 1:  # they share the cores; one alone keeps what the user or PyTorch chose
+        threads = environment.get("OMP_NUM_THREADS", "")
+        cores = int(threads) if threads.isdigit() else os.cpu_count() or 1
+        environment["OMP_NUM_THREADS"] = str(max(1, cores // at_once))
+    command = [
+        sys.executable, "-m", "pargolf", "run", job.preset,
+        "--runs", str(job.folder.parent), "--name", job.folder.name,
+        *options(load_preset(job.preset), job.config),
+    ]  # fmt: skip
+    with open(job.folder / "stderr.log", "wb") as errors:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # train.log and result.json have it
+            stderr=errors,
+            env=environment,
+            # A session of its own: the terminal's Ctrl-C reaches it once, through run_jobs.
+            start_new_session=True,
+            pass_fds=(lock,),
+        )
+
+
+def _error(job: Job, code: int) -> str:
+    if job.finished:  # though it may exceed its budget, which its exit code tells
+        return ""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    lines = (job.folder / "stderr.log").read_text(errors="replace").split("\n")
+    ours = [line for line in lines if line.startswith("pargolf: ")]
+    last = [line for line in ours or lines if line.strip()][-1:]
+    return last[0].removeprefix("pargolf: error: ") if last else f"exit code {code}"
+
+
+@contextlib.contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """Within the block SIGINT and SIGTERM are only noted, in the list."""
+    received: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda number, _: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

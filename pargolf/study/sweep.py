@@ -1,0 +1,231 @@
+"""Sweeps: Optuna looks for settings with a low val_bpb in few bytes.
+
+A study has two objectives, val_bpb and bytes of code and model, and one constraint, the
+budget. Its database is all that several machines share: each makes its runs in a folder of its
+own, named by their settings, and whoever comes next learns from every trial.
+"""
+
+import math
+import socket
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from pargolf.analysis.records import read_record
+from pargolf.config import RunConfig, from_dict, to_dict
+from pargolf.console import say
+from pargolf.errors import UserError
+from pargolf.run import Run, read_lines
+from pargolf.settings import Settings, read_setting, with_settings
+from pargolf.study.children import (
+    Job,
+    Outcome,
+    check_data,
+    locked,
+    refuse_incomparable,
+    run_jobs,
+    run_name,
+    settle,
+)
+
+ENOUGH = 5  # finished trials that must have come to a step before others are pruned there
+
+Search = dict[str, BaseDistribution]  # "section.field" -> where to look
+Curve = dict[int, float]  # step -> val_bpb during training
+
+
+@dataclass(frozen=True)
+class Point:
+    """A finished trial."""
+
+    number: int
+    settings: Settings
+    val_bpb: float
+    bytes_total: int
+
+
+@dataclass(frozen=True)
+class Front:
+    """Where a sweep stands."""
+
+    points: tuple[Point, ...]
+    """Within the budget, and no other trial is better in both val_bpb and bytes; best val_bpb first."""
+    complete: int
+    pruned: int
+    failed: int
+
+
+def read_search(text: str) -> tuple[str, BaseDistribution]:
+    """The setting and where to look: "field=a,b,c", "field=low:high", "...:step" or "...:log".
+
+    Raises UserError on a setting or value that does not exist, and on a range with nothing in it.
+    """
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise UserError(f"'{text}' names no range; write section.field=low:high or section.field=a,b,c")
+    name = name.strip().replace("-", "_")
+    refuse_incomparable(name)
+    words = [word.strip() for word in values.split(":")]
+    if len(words) == 1:
+        choices = dict.fromkeys(read_setting(name, word.strip()) for word in values.split(","))
+        return name, CategoricalDistribution(tuple(choices))
+    log = words[2:] == ["log"]
+    numbers = [read_setting(name, word) for word in (words[:2] if log else words)]
+    kind: Any = {int: IntDistribution, float: FloatDistribution}.get(type(numbers[0]))
+    if kind is None or len(words) > 3 or not all(map(math.isfinite, numbers)):
+        raise UserError(f"cannot search {text}; ranges of numbers are low:high, low:high:step, low:high:log")
+    try:
+        return name, kind(*numbers[:2], log, *numbers[2:])  # low, high, log, step
+    except ValueError as error:
+        raise UserError(f"cannot search {text}: {error}") from None
+
+
+def sweep(
+    preset: str, base: RunConfig, folder: Path, search: Search, trials: int, storage: str = ""
+) -> Front:
+    """Go on until the study has `trials` that ended by themselves; returns where it then stands.
+
+    `storage` is the URL of a database, by default a SQLite file in `folder`; the study in it has
+    the folder's name. Trials that this folder was interrupted in are continued first. Raises
+    UserError if settings, data or database are bad; Stopped by a signal.
+    """
+    if trials < 1 or not search:
+        raise UserError("a sweep needs at least one --search section.field=low:high and one trial")
+    check_data([base])
+    here = f"{socket.gethostname()}:{folder.resolve()}"
+    with locked(folder) as lock:
+        study, base = _open(preset, base, folder, search, storage or _sqlite(folder / "study.db"))
+        _queue_interrupted(study, here)
+        while (done := len(_ended(study))) < trials:
+            trial = study.ask(search)
+            trial.set_user_attr("folder", here)
+            settings = {name: trial.params[name] for name in search}
+            job = Job(preset, with_settings(base, settings), folder / run_name(settings))
+            outcome = _make_run(job, study, lock)
+            said = _tell(study, trial, outcome)
+            say(f"{done + 1}/{trials} {job.folder.name}: {said}")
+        return _front(study)
+
+
+def worse_than_median(curve: Curve, others: list[Curve]) -> bool:
+    """True if the last val_bpb lies above the median of at least `ENOUGH` others at that step.
+
+    The rule of Optuna's MedianPruner, which itself serves single objectives only.
+    """
+    if not curve:
+        return False
+    step = max(curve)
+    there = [other[step] for other in others if step in other]
+    return len(there) >= ENOUGH and curve[step] > statistics.median(there)
+
+
+def _open(
+    preset: str, base: RunConfig, folder: Path, search: Search, storage: str
+) -> tuple[optuna.Study, RunConfig]:
+    """The study, begun or continued, and the settings its trials start from."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study(
+            study_name=folder.name,
+            storage=storage,
+            directions=["minimize", "minimize"],
+            load_if_exists=True,
+        )
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        raise UserError(f"cannot open the study's database: {str(error).splitlines()[0]}") from None
+    recorded = study.user_attrs.get("settings")
+    base = settle(base, from_dict(recorded["base"]) if recorded else None, folder)
+    searched = {name: distribution_to_json(where) for name, where in search.items()}
+    if recorded and recorded["search"] != searched:
+        raise UserError(f"{folder} holds a sweep with another --search; choose another --name")
+    study.set_user_attr("settings", {"preset": preset, "base": to_dict(base), "search": searched})
+    # Each start draws anew: the same seed would repeat the first start's random trials.
+    study.sampler = optuna.samplers.TPESampler(seed=base.train.seed + len(study.trials))
+    return study, base
+
+
+def _sqlite(path: Path) -> str:
+    return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def _queue_interrupted(study: optuna.Study, here: str) -> None:
+    """Have the trials that were running in this folder, which is locked, asked for again."""
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        if trial.user_attrs.get("folder") == here:
+            study.enqueue_trial(trial.params)
+            study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _ended(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that count: finished, pruned, or failed with an error of their own."""
+    states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    return [
+        t for t in study.get_trials(states=states) if t.state != TrialState.FAIL or "error" in t.user_attrs
+    ]
+
+
+def _make_run(job: Job, study: optuna.Study, lock: int) -> Outcome:
+    """Make the run, unless one of the same settings is there; given up where it falls behind the others."""
+    if job.finished:
+        return Outcome(job, error="", given_up=False)
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    others = [{step: bpb for step, bpb in trial.user_attrs["curve"]} for trial in complete]
+    (outcome,) = run_jobs([job], 1, lock, lambda job: worse_than_median(_curve(job), others))
+    return outcome
+
+
+def _tell(study: optuna.Study, trial: Trial, outcome: Outcome) -> str:
+    """Tell the study how a trial's run ended; returns it in words.
+
+    Optuna's trial.report and should_prune serve single objectives only, so the curve of a
+    trial is kept as its user attribute.
+    """
+    curve = _curve(outcome.job)
+    trial.set_user_attr("curve", list(curve.items()))
+    if outcome.given_up and outcome.error:
+        study.tell(trial, state=TrialState.PRUNED)
+        return f"pruned at step {max(curve)}, val_bpb {curve[max(curve)]:.4f}"
+    if outcome.error:
+        trial.set_user_attr("error", outcome.error)
+        study.tell(trial, state=TrialState.FAIL)
+        return outcome.error
+    record = read_record(outcome.job.folder)
+    assert record.bytes_total is not None  # as in every run of ours
+    trial.set_constraint("bytes over the budget", record.bytes_total - outcome.job.config.export.budget)
+    study.tell(trial, [record.val_bpb, record.bytes_total])
+    return f"val_bpb {record.val_bpb:.4f}, {record.bytes_total:,} bytes"
+
+
+def _curve(job: Job) -> Curve:
+    """val_bpb at the steps at which the run was scored on its way, its end left out."""
+    train = job.config.train
+    return {
+        line["step"]: line["val_bpb"]
+        for line in read_lines(Run(job.folder).metrics)
+        if "val_bpb" in line and train.val_every and line["step"] % train.val_every == 0
+        and line["step"] < train.iterations
+    }  # fmt: skip
+
+
+def _front(study: optuna.Study) -> Front:
+    points = {
+        run_name(trial.params): Point(trial.number, trial.params, trial.values[0], int(trial.values[1]))
+        for trial in study.best_trials
+    }
+    states = [trial.state for trial in _ended(study)]
+    return Front(
+        tuple(sorted(points.values(), key=lambda point: point.val_bpb)),
+        *(states.count(state) for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)),
+    )

@@ -1,0 +1,161 @@
+"""Comparisons, ablations and sweeps on real text: made, interrupted, continued."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from pargolf.analysis.records import read_record
+from pargolf.cli import dispatch
+from pargolf.run import read_lines
+from pargolf.study.sweep import ENOUGH
+from support import Dataset
+
+
+def interrupt_at_first_step(study: Path, run: str) -> threading.Thread:
+    """A Ctrl-C for this process as soon as a run whose folder matches has trained a step."""
+
+    def watch() -> None:
+        while not any(read_lines(path) for path in study.glob(f"{run}/metrics.jsonl")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_an_ablation(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = tmp_path / "study"
+    good, bad, other = (study / f"optim.embed_lr={rate}" for rate in (0.03, 1e30, 0.01))
+
+    def ablate(seeds: int, rates: str) -> int:
+        options = dataset.options(train__iterations=60, train__checkpoint_every=0, eval__stride=64)
+        return dispatch(
+            ["ablate", "demo", "--runs", str(tmp_path), "--name", "study", "--eval.no-compressors",
+             "--seeds", f"{seeds}", "--jobs", "2", "--vary", f"optim.embed_lr={rates}", *options]
+        )  # fmt: skip
+
+    watcher = interrupt_at_first_step(study, f"{good.name}-seed1337")
+    assert ablate(2, "0.03,1e30,0.01") == 128 + signal.SIGINT
+    watcher.join()
+    assert "saved their checkpoints; the same command continues" in capsys.readouterr().err
+    assert Path(f"{good}-seed1337/checkpoint.safetensors").exists()
+    assert not Path(f"{good}-seed1337/result.json").exists()
+
+    assert ablate(2, "0.03,1e30,0.01") == 0
+    out = capsys.readouterr().out
+    assert "6 runs, 0 of them finished before" in out
+    assert "2 of 6 runs failed" in out
+    assert "continuing from step" in Path(f"{good}-seed1337/train.log").read_text()
+    recorded = json.loads((study / "study.json").read_text())
+    assert set(recorded["failures"]) == {f"{bad.name}-seed1337", f"{bad.name}-seed1338"}
+    assert all(error.startswith("the loss is nan") for error in recorded["failures"].values())
+    groups = json.loads((study / "comparison.json").read_text())["groups"]
+    assert [g["label"] for g in groups] == ["optim.embed_lr=0.03", "optim.embed_lr=0.01"]
+    assert [[r["seed"] for r in g["records"]] for g in groups] == [[1337, 1338], [1337, 1338]]
+    assert groups[1]["difference"]["test"]["p"] > 0
+
+    # compare, on the folders alone, finds the same.
+    folders = [f"{variation}-seed{seed}" for variation in (good, other) for seed in (1337, 1338)]
+    assert dispatch(["compare", *folders, "--json", str(tmp_path / "again.json")]) == 0
+    assert json.loads((tmp_path / "again.json").read_text())["groups"] == groups
+    assert f"{groups[0]['val_bpb']:.4f}" in capsys.readouterr().out
+
+    # What is missing, and nothing else, is made again: the same run, bit by bit.
+    metrics = Path(f"{other}-seed1337/metrics.jsonl").read_bytes()
+    kept = Path(f"{good}-seed1337/result.json").stat().st_mtime_ns
+    shutil.rmtree(f"{other}-seed1337")
+    assert ablate(1, "0.03,0.01") == 0
+    assert "2 runs, 1 of them finished before" in capsys.readouterr().out
+    assert Path(f"{other}-seed1337/metrics.jsonl").read_bytes() == metrics
+    assert Path(f"{good}-seed1337/result.json").stat().st_mtime_ns == kept
+
+
+def test_a_sweep(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "sweep"
+
+    def sweep(trials: int, search: str = "model.q_rank=0,4,8,12,16,20,24,28,32") -> int:
+        options = dataset.options(train__iterations=60, train__val_every=10, eval__stride=64)
+        return dispatch(
+            ["sweep", "demo", "--runs", str(tmp_path), "--name", "sweep", "--trials", f"{trials}",
+             "--search", search, "--eval.no-compressors", *options]
+        )  # fmt: skip
+
+    watcher = interrupt_at_first_step(folder, "*")
+    assert sweep(3) == 128 + signal.SIGINT
+    watcher.join()
+    (started,) = folder.glob("model.*")
+    assert sweep(3) == 0
+    out = capsys.readouterr().out
+    assert f"1/3 {started.name}: val_bpb" in out  # before anything else
+    assert "continuing from step" in (started / "train.log").read_text()
+    assert "3 trials finished, 0 were pruned, 0 failed" in out
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder}/study.db")
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    for trial in complete:
+        record = read_record(folder / f"model.q_rank={trial.params['model.q_rank']}")
+        assert trial.values == [record.val_bpb, record.bytes_total]
+        assert trial.constraints == {"bytes over the budget": trial.values[1] - 16_000_000}
+    best = min(trial.values[0] for trial in complete)
+    assert f"{best:.4f}" in out
+
+    # Among trials that were far ahead at step 10, the next one is stopped there.
+    where, curve = complete[0].distributions, [[10, 0.1]]
+    untried = [rank for rank in range(0, 36, 4) if not (folder / f"model.q_rank={rank}").exists()]
+    for _ in range(ENOUGH):
+        ahead = create_trial(
+            values=[0.1, 1000], params={"model.q_rank": 32}, distributions=where, user_attrs={"curve": curve}
+        )
+        ahead.set_constraint("bytes over the budget", -1)
+        study.add_trial(ahead)
+    study.enqueue_trial({"model.q_rank": untried[0]})
+    assert sweep(4 + ENOUGH) == 0
+    assert "pruned at step 10, val_bpb" in capsys.readouterr().out
+    assert not (folder / f"model.q_rank={untried[0]}" / "result.json").exists()
+
+    assert sweep(9, search="model.q_rank=0:8") == 2
+    assert "sweep with another --search" in capsys.readouterr().err
+
+
+def test_mistakes_are_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, message in (
+        (["compare", "nowhere"], "nowhere is no run folder"),
+        (["compare"], "name the runs to compare"),
+        (["compare", "--values", "1.1,x"], "no list of val_bpb"),
+        (["ablate"], "name a preset first"),
+        (["ablate", "demo", "--model.qrank", "3"], "perhaps --model.q-rank"),
+        (["ablate", "demo"], "nothing to vary"),
+        (["ablate", "demo", "--vary", "model.q_rank=0,161"], "model.q_rank 161"),
+        (["ablate", "demo", "--vary", "model.q_rank=0", "--seeds", "0"], "must be at least 1"),
+        (["ablate", "demo", "--vary", "model.q_rank=0", "--data.corpus", "none"], "cannot read tokenizer"),
+        (["sweep", "demo"], "at least one --search"),
+        (["sweep", "demo", "--search", "model.q_rank=3:1"], "low <= high"),
+    ):
+        assert dispatch(arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_published_test_is_reproduced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "comparison.json"
+    values = ["--values", "1.1548,1.1552,1.1575", "--against", "1.1748"]
+    assert dispatch(["compare", *values, "--bytes-per-token", "2.436", "--json", str(file)]) == 0
+    difference = json.loads(file.read_text())["groups"][0]["difference"]
+    assert difference["test"]["t"] == pytest.approx(-22.5, abs=0.1)
+    assert difference["test"]["df"] == 2
+    assert difference["test"]["p"] < 0.001
+    assert difference["is_record"] is True
+    assert "yes" in capsys.readouterr().out
