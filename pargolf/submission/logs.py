@@ -15,8 +15,8 @@ LOSSES: tuple[str, ...] = ("train_loss", "val_loss", "val_bpb", "lr_scale")
 LONGEST_LINE = 2000  # characters; what is longer is no line that a training script prints
 MINUTE = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "": Decimal("0.001")}
 
-# Exponents are short, so that no arithmetic on a number from a stranger's log can overflow.
-NUMBER = r"[-+]?\d[\d,]*(?:\.\d*)?(?:[eE][-+]?\d{1,2})?"
+# Short, so that no arithmetic on a number from a stranger's log can overflow.
+NUMBER = r"[-+]?\d[\d,]{0,23}(?:\.\d{0,20})?(?:[eE][-+]?\d{1,2})?"
 FIELD = re.compile(rf"(?<!\S)([A-Za-z][\w/]*):\s?({NUMBER})(ms|s|m)?(?!\S)")
 STEP = re.compile(r"(?:step:\s?)?(\d{1,12})/(\d{1,12})\s")
 SIZE = re.compile(rf"(Serialized model|Code size|Total submission size)\b([^:]*):\s*({NUMBER}) bytes")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-LARGEST_CODE = 4_000_000  # bytes of one layer of code; the longest published script has 0.2 million
+LARGEST_CODE = 2_000_000  # bytes of one layer of code; the longest published script has 0.2 million
 LARGEST_MEMORY = 128 << 20  # bytes that unpacking may take
 DEEPEST_PACKING = 3  # layers of code that unpacks code
 
