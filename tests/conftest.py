@@ -2,12 +2,15 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 # Before PyTorch is imported, here and in the processes that tests start: threads that wait for
 # each other cost a tiny model more than they give.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+from submission_support import write_good
 
 from pargolf.data.corpus import embedded_documents
 from support import Dataset, pargolf
@@ -29,3 +32,10 @@ def dataset(articles: list[str], tmp_path_factory: pytest.TempPathFactory) -> Da
     return Dataset(
         root / "data/datasets/articles_sp512", root / "data/tokenizers/articles_512_bpe.model", articles
     )
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    """A submission's folder that breaks no rule."""
+    write_good(tmp_path / "submission")
+    return tmp_path / "submission"

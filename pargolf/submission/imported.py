@@ -136,19 +136,19 @@ def result(log: TrainLog) -> dict[str, Any]:
     label that the log gives them, such as "quantized_ttt".
     """
     figures: dict[str, Any] = {"artifact": {}, "checkpoint": {}}
-    trained = next((step for step in reversed(log.steps) if "val_bpb" in step.losses), None)
-    if trained and "val_loss" in trained.losses:
-        figures["checkpoint"]["standard"] = {k: float(trained.losses[k]) for k in ("val_loss", "val_bpb")}
+    last = log.steps[-1] if log.steps else None
+    if last and "val_loss" in last.losses and "val_bpb" in last.losses:
+        figures["checkpoint"]["standard"] = {k: float(last.losses[k]) for k in ("val_loss", "val_bpb")}
     for score in log.scores:
         if score.of_artifact:
             name = _how(score)
             figures["artifact"].pop(name, None)  # the last of a kind goes last
             figures["artifact"][name] = _figures(score)
     figures |= {
-        "steps": log.steps[-1].step if log.steps else None,
+        "steps": last.step if last else None,
         "train_seconds": float(log.train_seconds) if log.train_seconds is not None else None,
         "stride": next((score.stride for score in reversed(log.scores) if score.stride), None),
-        "seq_len": log.settings.get("train_seq_len"),
+        "seq_len": log.settings.get("eval_seq_len", log.settings.get("train_seq_len")),
         "bytes_model": log.model_bytes,
         "bytes_code": log.code_bytes,
         "bytes_total": log.total_bytes,

@@ -3,7 +3,16 @@
 import ast
 from collections.abc import Iterator
 
-from pargolf.submission.sources import Source, aliases, dynamic_import, imports, qualified, strings, words
+from pargolf.submission.sources import (
+    Source,
+    aliases,
+    calls,
+    dynamic_import,
+    imports,
+    qualified,
+    strings,
+    words,
+)
 
 # Modules that exist to talk to other machines: calling them is a network call, importing them
 # alone only looks like one.
@@ -38,36 +47,36 @@ def network_use(source: Source) -> tuple[list[str], list[str]]:
     suspicious: list[str] = []
     for tree in source.trees:
         names = aliases(tree)
-        called = [
-            found for call in ast.walk(tree) if isinstance(call, ast.Call) for found in _call(call, names)
+        for call in calls(tree):
+            for sure, what in _call(call, names):
+                (certain if sure else suspicious).append(f"line {call.lineno} {what}")
+        called = {_within(qualified(call.func, names), NETWORK_MODULES) for call in calls(tree)}
+        suspicious += [
+            f"line {found.line} imports {found.module}"
+            for found in imports(tree)
+            if _within(found.module, NETWORK_MODULES) not in {"", *called}
         ]
-        certain += [f"line {line} {what}" for sure, line, what in called if sure]
-        suspicious += [f"line {line} {what}" for sure, line, what in called if not sure]
-        for found in imports(tree):
-            module = _within(found.module, NETWORK_MODULES)
-            if module and not any(f" {module}" in line for line in certain):
-                suspicious.append(f"line {found.line} imports {found.module}")
     return certain, suspicious
 
 
-def _call(call: ast.Call, names: dict[str, str]) -> Iterator[tuple[bool, int, str]]:
-    """(whether it is certain, line, what) of a call that reaches or may reach the network."""
+def _call(call: ast.Call, names: dict[str, str]) -> Iterator[tuple[bool, str]]:
+    """(whether it is certain, what) of a call that reaches or may reach the network."""
     function = qualified(call.func, names)
     if _within(function, NETWORK_MODULES) and function not in HARMLESS_CALLS:
-        yield True, call.lineno, f"calls {function}"
+        yield True, f"calls {function}"
     elif _within(function, MAYBE_DOWNLOADS):
-        yield False, call.lineno, f"calls {function}, which may download"
+        yield False, f"calls {function}, which may download"
     elif function.startswith(RUNNERS):
         yield from _program(call, function)
     elif dynamic_import(call, names) == "":
-        yield False, call.lineno, "imports a module that is only known when it runs"
+        yield False, "imports a module that is only known when it runs"
     elif any(
         text.startswith(("http://", "https://", "ftp://")) for part in call.args for text in strings(part)
     ):
-        yield False, call.lineno, f"gives {function or 'a function'} an address"
+        yield False, f"gives {function or 'a function'} an address"
 
 
-def _program(call: ast.Call, function: str) -> Iterator[tuple[bool, int, str]]:
+def _program(call: ast.Call, function: str) -> Iterator[tuple[bool, str]]:
     """What a call that starts a program says of the network."""
     given = [
         word.rsplit("/", 1)[-1]
@@ -76,9 +85,9 @@ def _program(call: ast.Call, function: str) -> Iterator[tuple[bool, int, str]]:
     ]
     reaching = [word for word in given if word in NETWORK_PROGRAMS]
     if reaching:
-        yield True, call.lineno, f"calls {function} with {reaching[0]}"
+        yield True, f"calls {function} with {reaching[0]}"
     elif call.args and (not given or given[0] not in LOCAL_PROGRAMS):
-        yield False, call.lineno, f"calls {function} with {given[0] if given else 'what is only known then'}"
+        yield False, f"calls {function} with {given[0] if given else 'what is only known then'}"
 
 
 def _within(name: str, modules: tuple[str, ...]) -> str:
