@@ -144,6 +144,7 @@ def write_good(folder: Path) -> None:
 
 
 def by_rule(folder: Path, against: Record | None = RECORD) -> dict[str, Finding]:
+    """What `check` finds, by rule."""
     findings = check_folder(folder, against)
     assert len({found.rule for found in findings}) == len(findings)
     return {found.rule: found for found in findings}
@@ -170,12 +171,14 @@ def recount(folder: Path, before: int, after: int) -> None:
 
 
 def log(folder: Path, seed: int, old: str, new: str) -> None:
+    """Change the log of one seed."""
     path = folder / f"train_seed{seed}.log"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
 
 
 def statement(folder: Path, **changes: Any) -> None:
+    """Change fields of submission.json; `...` removes one."""
     path = folder / "submission.json"
     values = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({name: value for name, value in values.items() if value is not ...}))
@@ -190,5 +193,6 @@ def packed(folder: Path, hidden: str) -> None:
 
 
 def pack(text: str) -> str:
+    """Code that unpacks itself, as published."""
     payload = base64.b85encode(lzma.compress(text.encode())).decode()
     return f"import lzma as L,base64 as B\nexec(L.decompress(B.b85decode({payload!r})))\n"

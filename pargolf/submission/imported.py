@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pargolf.config import RunConfig, to_dict
 from pargolf.errors import UserError
 from pargolf.files import write_atomic, write_json
 from pargolf.run import Run, append_line
@@ -46,9 +45,8 @@ SETTINGS = {
     "muon_momentum_warmup_steps": "optim.muon_momentum_warmup",
     "muon_wd": "optim.muon_weight_decay",
     "muon_backend_steps": "optim.ns_steps",
-    # With tied embeddings the short form of the log gives tied_embed_lr as embed_lr.
     "embed_lr": "optim.embed_lr",
-    "tied_embed_lr": "optim.embed_lr",
+    "tied_embed_lr": "optim.embed_lr",  # after embed_lr, which then is that of an untied embedding
     "scalar_lr": "optim.vector_lr",
     "beta1": "optim.adam_beta1",
     "beta2": "optim.adam_beta2",
@@ -110,22 +108,18 @@ def imported(log: TrainLog, source: str, data: bytes) -> dict[str, Any]:
     "settings" has the sections and names of config.json, without those that the log does not
     name; "others" are settings that config.json has no name for, as the log gives them.
     """
-    known = {section: set(fields) for section, fields in to_dict(RunConfig()).items()}
-    settings: dict[str, dict[str, Setting]] = {section: {} for section in known}
-    others: dict[str, Setting] = {}
-    ours = dict(log.settings) if log.seed is None else log.settings | {"seed": log.seed}
-    for theirs, value in ours.items():
-        section, _, name = SETTINGS.get(theirs, "").partition(".")
-        if section:
-            settings[section][name] = value
-        else:
-            others[theirs] = value
+    stated = log.settings if log.seed is None else log.settings | {"seed": log.seed}
+    settings: dict[str, dict[str, Setting]] = {}
+    for theirs, ours in SETTINGS.items():
+        section, _, name = ours.partition(".")
+        if theirs in stated:
+            settings.setdefault(section, {})[name] = stated[theirs]
     return {
         "source": source,
         "sha256": hashlib.sha256(data).hexdigest(),
         "seed": log.seed,
-        "settings": {section: fields for section, fields in settings.items() if fields},
-        "others": others,
+        "settings": settings,
+        "others": {name: value for name, value in stated.items() if name not in SETTINGS},
     }
 
 

@@ -22,8 +22,8 @@ STEP = re.compile(r"(?:step:\s?)?(\d{1,12})/(\d{1,12})\s")
 SIZE = re.compile(rf"(Serialized model|Code size|Total submission size)\b([^:]*):\s*({NUMBER}) bytes")
 SETTING = re.compile(r"([A-Za-z]\w*):([\w.+-]+)")  # one of several on a line
 BLOCK_SETTING = re.compile(r"\s+([A-Za-z]\w*): (.*)")  # one a line, under "Hyperparameters:"
-SEED = re.compile(r"(?<!\S)seed[:=]?\s?(\d{1,12})(?!\S)")
-PARAMETERS = re.compile(r"(?<!\S)([\d,]+) parameters")  # of our own log
+SEED = re.compile(r"(?<!\S)seed[:=]\s?(\d{1,12})(?!\S)|, seed (\d{1,12})$")
+PARAMETERS = re.compile(rf": ({NUMBER}) parameters,")  # of our own log
 # Scripts print their own code first, and this line after it.
 RULE = "=" * 100
 
@@ -161,7 +161,7 @@ class _Reader:
         elif words and all(words):
             self.settings |= {word[1]: _value(word[2]) for word in words if word}
         if self.seed is None and (seed := SEED.search(line)):
-            self.seed = int(seed[1])
+            self.seed = int(seed[1] or seed[2])
         if parameters := PARAMETERS.search(line):
             self.settings["model_params"] = int(_number(parameters[1]))
 

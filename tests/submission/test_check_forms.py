@@ -6,6 +6,17 @@ from pathlib import Path
 import pytest
 from submission_support import by_rule, code, log, packed, statement
 
+
+def flash_attention(folder: Path) -> None:
+    code(folder, "import zstandard\n", "import zstandard\nfrom flash_attn_interface import x\n")
+    (folder / "requirements.txt").write_text("zstandard\nflash_attn_3\n")
+
+
+def four_hours(folder: Path) -> None:
+    log(folder, 42, "train_time:600021ms", "train_time:14400000ms")
+    statement(folder, track="non-record-unlimited-compute-16mb")
+
+
 OPTIONAL = "try:\n    import brotli\nexcept ImportError:\n    brotli = None\n"
 
 # Folders as they are published: what is unusual is no fault.
@@ -41,11 +52,7 @@ VARIANTS: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
         {"requirements.txt": "warning"},
     ),
     "flash attention": (
-        lambda f: (
-            code(f, "import zstandard\n", "import zstandard\nfrom flash_attn_interface import x\n"),
-            (f / "requirements.txt").write_text("zstandard\nflash_attn_3\n"),
-        ),
-        {},
+        flash_attention, {}
     ),
     "a network module that is not called": (
         lambda f: code(f, "import os\n", "import os\nimport socket\n"), {"network": "warning"}
@@ -69,11 +76,7 @@ VARIANTS: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
         lambda f: ((f / "notes.txt").write_text("p = 0.001"), (f / "shard_pull.log").write_text("100 %")), {}
     ),
     "unlimited track": (
-        lambda f: (
-            log(f, 42, "train_time:600021ms", "train_time:14400000ms"),
-            statement(f, track="non-record-unlimited-compute-16mb"),
-        ),
-        {"training time": "warning"},
+        four_hours, {"training time": "warning"}
     ),
     "an evaluation too many": (
         lambda f: log(f, 42, "eval_time:7750ms", "eval_time:599000ms"), {"evaluation time": "warning"}
