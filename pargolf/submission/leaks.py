@@ -8,11 +8,11 @@ training and no calibration on validation data, except test-time training on tok
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pargolf.submission.sources import Source, aliases, qualified
+from pargolf.submission.sources import Source, aliases, qualified, strings
 
 VALIDATION_NAME = re.compile(
     r"(^|_)val(id|idation)?_?(batch(es)?|chunks?|data(set)?|docs|files?|glob|ids|loader|paths?|pattern|set"
@@ -35,14 +35,14 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass
 class Leaks:
-    """What was found, one line each."""
+    """What was found, one line each: certain, or under a condition or otherwise only likely."""
 
     training: list[str] = field(default_factory=list)
-    """Validation data that is given to training or calibration."""
+    """Validation data is given to training or calibration."""
+    perhaps_training: list[str] = field(default_factory=list)
     late: list[str] = field(default_factory=list)
-    """Validation tokens scored after training on them."""
-    adapting: list[str] = field(default_factory=list)
-    """Training on validation tokens that may have been scored before."""
+    """Validation tokens are scored after training on them."""
+    perhaps_late: list[str] = field(default_factory=list)
     sees_shards: bool = False
     """Whether the text names the shards it reads at all."""
 
@@ -52,7 +52,7 @@ def find_leaks(source: Source) -> Leaks:
     leaks = Leaks()
     for tree in source.trees:
         _Flow(tree, leaks).run()
-    for name in ("training", "late", "adapting"):
+    for name in ("training", "perhaps_training", "late", "perhaps_late"):
         setattr(leaks, name, list(dict.fromkeys(getattr(leaks, name))))
     return leaks
 
@@ -63,6 +63,11 @@ class Event:
 
     kind: Literal["score", "train"]
     line: int
+    loops: frozenset[int]
+    """Of the loops around it."""
+    conditional: bool
+    tokens: frozenset[str] = frozenset()
+    """What a function that does it is given by a plain name: all of the tokens, not a part."""
 
 
 class _Flow:
@@ -77,7 +82,12 @@ class _Flow:
         }
         self.given: dict[str, set[str]] = {name: set() for name in self.functions}  # parameters
         self.events: dict[str, list[Event]] = {name: [] for name in self.functions}
+        self.returns: set[str] = set()  # functions whose result holds validation data
         self.globals: set[str] = set()  # names of the module that hold validation data
+        # Where the statement that is followed lies:
+        self.inside = ""  # in this function
+        self.loops: list[int] = []
+        self.conditions = 0
 
     def run(self) -> None:
         """Follow values until no function is given more than before; then note what happens in order."""
@@ -85,29 +95,42 @@ class _Flow:
             before = (
                 {name: set(given) for name, given in self.given.items()},
                 dict(self.events),
+                set(self.returns),
                 self.globals,
             )
             for name, function in self.functions.items():
+                self.inside = name
                 tainted = self.globals - set(_parameters(function)) | self.given[name]
                 self.events[name] = self._follow(function.body, tainted, _is_frozen(function))
-            self.globals = set()
+            self.inside, self.globals = "", set()
             main = self._follow(self.tree.body, self.globals, False)
-            if (self.given, self.events, self.globals) == before:
+            if (self.given, self.events, self.returns, self.globals) == before:
                 break
         for events in [*self.events.values(), main]:
             self._judge(events)
 
     def _judge(self, events: list[Event]) -> None:
-        kinds = [event.kind for event in events]
-        if "train" not in kinds:
-            return
-        first = kinds.index("train")
-        late = next((event for event in events[first:] if event.kind != "train"), None)
-        trains = f"line {events[first].line} trains on validation tokens"
-        if late:
-            self.leaks.late.append(f"{trains}, line {late.line} scores them after")
-        else:
-            self.leaks.adapting.append(trains)
+        """Training is late if the same tokens, all of them, are scored after it and not in its loop."""
+        for n, trained in enumerate(events):
+            if trained.kind != "train":
+                continue
+            text = f"line {trained.line} trains on validation tokens"
+            late = [
+                f"{text}, line {event.line} scores them after"
+                for event in events[n + 1 :]
+                if event.kind == "score" and event.tokens & trained.tokens and not event.loops & trained.loops
+            ]
+            if late and not trained.conditional:
+                self.leaks.late.append(late[0])
+            else:
+                self.leaks.perhaps_late.append(late[0] if late else text)
+
+    def _event(self, kind: Literal["score", "train"], line: int, tokens: Iterable[str] = ()) -> Event:
+        return Event(kind, line, frozenset(self.loops), self.conditions > 0, frozenset(tokens))
+
+    def _training(self, line: int, what: str) -> None:
+        leaks = self.leaks.perhaps_training if self.conditions else self.leaks.training
+        leaks.append(f"line {line} {what}")
 
     def _follow(self, body: list[ast.stmt], tainted: set[str], frozen: bool) -> list[Event]:
         """What the statements do, in order; `tainted` are the names that hold validation data."""
@@ -121,16 +144,21 @@ class _Flow:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             self._assign(node.targets if isinstance(node, ast.Assign) else [node.target], node.value, tainted)
         elif isinstance(node, ast.AugAssign) and self._is_validation(node.value, tainted):
-            if frozen:
-                yield Event("score", node.lineno)
-            tainted |= _names(node.target)
+            if frozen:  # a sum of losses, and no tokens any more
+                yield self._event("score", node.lineno)
+            else:
+                tainted |= _names(node.target)
+        elif isinstance(node, ast.Return) and node.value and self._is_validation(node.value, tainted):
+            self.returns.add(self.inside)
         elif isinstance(node, ast.For | ast.AsyncFor):
             self._assign([node.target], node.iter, tainted)
         elif isinstance(node, ast.If):
             # Only what holds on both ways is certain after them.
             ways = [set(tainted), set(tainted)]
+            self.conditions += 1
             for block, way in zip((node.body, node.orelse), ways, strict=True):
                 yield from self._follow(block, way, frozen)
+            self.conditions -= 1
             tainted.clear()
             tainted |= ways[0] & ways[1]
             return
@@ -140,22 +168,35 @@ class _Flow:
                 for item in node.items
                 if isinstance(item.context_expr, ast.Call)
             )
+        looping = isinstance(node, ast.For | ast.AsyncFor | ast.While)
+        if looping:
+            self.loops.append(id(node))
         for inner in _blocks(node):
             yield from self._follow(inner, tainted, frozen)
+        if looping:
+            self.loops.pop()
 
     def _assign(self, targets: Sequence[ast.expr], value: ast.expr, tainted: set[str]) -> None:
-        validation = self._is_validation(value, tainted)
         for target in targets:
-            names = _names(target)
-            trains = sorted(name for name in names if TRAINING_NAME.match(name.lstrip(".")))
-            if validation and trains:
-                self.leaks.training.append(
-                    f"line {target.lineno} makes {trains[0].lstrip('.')} of validation data"
-                )
-            elif validation:
-                tainted |= names
+            if isinstance(target, ast.Tuple | ast.List):
+                parts = value.elts if isinstance(value, ast.Tuple | ast.List) else []
+                pairwise = len(parts) == len(target.elts)
+                for n, element in enumerate(target.elts):
+                    self._bind(element, parts[n] if pairwise else value, tainted, certain=pairwise)
             else:
-                tainted -= names
+                self._bind(target, value, tainted, certain=True)
+
+    def _bind(self, target: ast.expr, value: ast.expr, tainted: set[str], certain: bool) -> None:
+        """Give a value to a name; it is `certain` that it is the value, and not a part of it."""
+        names = _names(target)
+        trains = sorted(name.lstrip(".") for name in names if TRAINING_NAME.match(name.lstrip(".")))
+        if not self._is_validation(value, tainted):
+            # A new value in one place of a list or tensor leaves the others as they are.
+            tainted -= names if isinstance(target, ast.Name | ast.Attribute) else set()
+        elif not trains:
+            tainted |= names
+        elif certain and not _separates(value):
+            self._training(target.lineno, f"makes {trains[0]} of validation data")
 
     def _expression(self, node: ast.expr, tainted: set[str], frozen: bool) -> Iterator[Event]:
         for call in ast.walk(node):
@@ -167,21 +208,25 @@ class _Flow:
         name = method or (call.func.id if isinstance(call.func, ast.Name) else "")
         for keyword in call.keywords:
             if TRAINING_NAME.match(keyword.arg or "") and self._is_validation(keyword.value, tainted):
-                self.leaks.training.append(f"line {call.lineno} gives validation data as {keyword.arg}")
+                self._training(call.lineno, f"gives validation data as {keyword.arg}")
         arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
         if name == "backward" and isinstance(call.func, ast.Attribute):
             arguments.append(call.func.value)  # loss.backward()
         if not any(self._is_validation(argument, tainted) for argument in arguments):
             return
         if name == "backward" or qualified(call.func, self.names) == "torch.autograd.grad":
-            yield Event("train", call.lineno)
+            yield self._event("train", call.lineno)
         elif CALIBRATION.search(name):
-            self.leaks.training.append(f"line {call.lineno} calls {name} with validation data")
+            self._training(call.lineno, f"calls {name} with validation data")
         elif name in self.functions:
             self._give(call, self.functions[name], tainted)
-            yield from self._inside(name, call.lineno)
+            kinds = {event.kind for event in self.events[name]}
+            if kinds:  # one that does both is judged for itself, and for its caller scores
+                whole = [a for a in arguments if isinstance(a, ast.Name | ast.Attribute)]
+                tokens = [ast.unparse(a) for a in whole if self._is_validation(a, tainted)]
+                yield self._event("train" if kinds == {"train"} else "score", call.lineno, tokens)
         elif frozen and name in ("append", "add_"):
-            yield Event("score", call.lineno)
+            yield self._event("score", call.lineno)
 
     def _give(self, call: ast.Call, function: Function, tainted: set[str]) -> None:
         """Note which parameters of a function receive validation data."""
@@ -190,14 +235,6 @@ class _Flow:
         self.given[function.name] |= {
             name for name, value in pairs if name and self._is_validation(value, tainted)
         }
-
-    def _inside(self, name: str, line: int) -> list[Event]:
-        """What a called function does, as its caller sees it: at the line of the call."""
-        kinds = {event.kind for event in self.events[name]}
-        # One that does both is judged for itself, and for its caller scores.
-        if not kinds:
-            return []
-        return [Event("train" if kinds == {"train"} else "score", line)]
 
     def _is_validation(self, node: ast.expr, tainted: set[str]) -> bool:
         """Whether any part of an expression holds validation tokens, or says where they are."""
@@ -208,10 +245,13 @@ class _Flow:
                 return False
             named = "." + node.attr in tainted or VALIDATION_NAME.search(node.attr)
             return bool(named) or self._is_validation(node.value, tainted)
+        if isinstance(node, ast.Compare):
+            return False
         if isinstance(node, ast.Constant):
             return isinstance(node.value, str) and self._is_validation_file(node.value)
         if isinstance(node, ast.Call):
-            if isinstance(node.func, ast.Name) and node.func.id == "len":
+            function = node.func.id if isinstance(node.func, ast.Name) else ""
+            if function == "len" or (function in self.functions and function not in self.returns):
                 return False
             split = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
             self.leaks.sees_shards |= "train" in split
@@ -228,6 +268,17 @@ class _Flow:
         """Whether a file pattern matches the validation shards, alone or beside the training shards."""
         self.leaks.sees_shards |= bool(SHARD.search(text))
         return bool(re.search(r"fineweb_(val|\*)|fineweb\*", text))
+
+
+def _separates(node: ast.expr) -> bool:
+    """Whether an expression names training data too, or picks by name: then it may keep both apart."""
+    return any(
+        (isinstance(part, ast.Name) and TRAINING_NAME.match(part.id))
+        or (isinstance(part, ast.Attribute) and TRAINING_ATTRIBUTE.match(part.attr))
+        or (isinstance(part, ast.Constant) and isinstance(part.value, str) and "train" in part.value)
+        or (isinstance(part, ast.Compare) and any("val" in text for text in strings(part)))
+        for part in ast.walk(node)
+    )
 
 
 def _parameters(function: Function) -> list[str]:

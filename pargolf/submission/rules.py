@@ -148,7 +148,12 @@ def validation(s: Submission) -> Finding:
     leaks = _leaks(s)
     if isinstance(leaks, str):
         return finding("validation data", "not checked", leaks)
-    result = judge("validation data", leaks.training, [], "kept out of training, as far as names tell")
+    result = judge(
+        "validation data",
+        leaks.training,
+        leaks.perhaps_training,
+        "kept out of training, as far as names tell",
+    )
     if result.level == "ok" and s.source and not leaks.sees_shards and not s.source.opaque:
         return finding("validation data", "not checked", "the code does not name the shards it reads")
     return _unless_opaque(result, s.source)
@@ -159,7 +164,9 @@ def score_first(s: Submission) -> Finding:
     leaks = _leaks(s)
     if isinstance(leaks, str):
         return finding("score first", "not checked", leaks)
-    doubts = [f"{line}: whether each was scored before cannot be told here" for line in leaks.adapting]
+    doubts = leaks.perhaps_late and [
+        *leaks.perhaps_late, "whether each was scored before it was trained on cannot be told here"
+    ]  # fmt: skip
     result = judge("score first", leaks.late, doubts, "no training on validation tokens found")
     return _unless_opaque(result, s.source)
 

@@ -76,6 +76,20 @@ IN_ORDER = {
                 x = val_tokens
             model(x).backward()
         """,
+    "a trained model is no validation data": """
+        def fit(h, val_data):
+            model = GPT(h)
+            return model, evaluate(model, val_data)
+        def main():
+            model, score = fit(h, val_data)
+            collect_hessians(model, train_loader)
+        """,
+    "both splits at once": """
+        train_data, val_data = load(train_files, val_files)
+        train_tokens, val_tokens = load(path, "train"), load(path, "val")
+        loaders = make(train_files, val_files)
+        train_files = [f for f in glob.glob("fineweb_*.bin") if "val" not in f]
+        """,
     "calibration on training data": "data = Loader(train_files)\ncollect_hessians(model, data)",
 }
 
@@ -83,8 +97,7 @@ IN_ORDER = {
 @pytest.mark.parametrize("name", IN_ORDER)
 def test_what_is_in_order(name: str) -> None:
     found = leaks(IN_ORDER[name])
-    assert (found.training, found.late, found.adapting) == ([], [], [])
-    assert found.sees_shards
+    assert found == Leaks(sees_shards=True)
 
 
 TRAINING = [
@@ -98,7 +111,7 @@ TRAINING = [
     "pattern = val_files\nfiles = glob.glob(pattern)\ntrain_shards = [load(f) for f in files]",
     "gptq_calibrate(model, val_tokens)",
     "class A:\n    V = 'fineweb_val_*.bin'\n    train_files = V",
-    "def f():\n    calib_data = val_tokens[:100]",
+    "calib_data = val_tokens[:100]",
 ]
 
 
@@ -107,6 +120,9 @@ def test_training_on_validation_data(code: str) -> None:
     found = leaks(code)
     assert len(found.training) == 1, found
     assert not found.late
+    under_a_condition = leaks("if args.overfit:\n" + textwrap.indent(code, "    "))
+    assert len(under_a_condition.perhaps_training) == 1, found
+    assert not under_a_condition.training
 
 
 LATE = {
@@ -120,15 +136,8 @@ LATE = {
         def main():
             tokens = load(val_files)
             evaluate(model, tokens)
-            adapt(model, tokens[1:])
-            evaluate(model, tokens)
-        """,
-    "in one loop, the wrong way round": """
-        def main():
-            for chunk in val_tokens.split(1024):
-                torch.autograd.grad(model(chunk), parameters)
-                with torch.inference_mode():
-                    losses.append(model(chunk))
+            adapt(model, tokens)
+            return evaluate(model, tokens)
         """,
     "through functions": """
         def step(batch):
@@ -136,16 +145,9 @@ LATE = {
         def tune(stream):
             for part in stream:
                 step(part)
-        def main():
-            tune(load(val_files))
-            score = evaluate(model, val_tokens)
-        """,
-    "compile warm-up on validation tokens": """
-        x = val_tokens[:1024]
-        loss = model(x)
-        loss.backward()
-        model.load_state_dict(before)
-        evaluate(model, val_tokens)
+        def main(self):
+            tune(self.val_tokens)
+            score = evaluate(model, self.val_tokens)
         """,
     "a decorated scorer": """
         @torch.inference_mode()
@@ -154,9 +156,8 @@ LATE = {
             for part in stream:
                 total += model(part)
             return total
-        def main():
-            adapt(model, val_tokens)
-            score(val_tokens)
+        adapt(model, val_data)
+        score(val_data)
         """,
     "minified": """
         def f(A,B):
@@ -192,14 +193,44 @@ ADAPTING = {
                 adapt(model, chunk)
         """,
     "trained at the end": "evaluate(model, val_tokens)\nadapt(model, val_tokens)",
+    # Its context was scored in the loop's last round, for all that can be seen.
+    "a window's context, then the window": """
+        for start in range(0, val_tokens.numel(), 64):
+            window = val_tokens[start : start + 1024]
+            bias_loss(model, window[:-64]).backward()
+            with torch.no_grad():
+                total += model(window).sum()
+        """,
+    "chunks by functions, one behind the other": """
+        for chunk in val_tokens.split(1024):
+            evaluate(model, chunk)
+            adapt(model, chunk)
+            evaluate(model, chunk)
+        """,
+    "compile warm-up on validation tokens": """
+        x = val_tokens[:1024]
+        torch.autograd.grad(model(x), parameters)
+        evaluate(model, val_tokens)
+        """,
+    "only if it is asked for": """
+        if args.adapt:
+            adapt(model, val_tokens)
+        evaluate(model, val_tokens)
+        """,
+    "a batch filled in place": """
+        batch = torch.zeros(8, 1024)
+        batch[0] = val_tokens[:1024]
+        batch[1] = 0
+        model(batch).backward()
+        """,
 }
 
 
 @pytest.mark.parametrize("name", ADAPTING)
 def test_test_time_training_is_only_suspicious(name: str) -> None:
     found = leaks(ADAPTING[name])
-    assert found.adapting, found
-    assert (found.training, found.late) == ([], [])
+    assert found.perhaps_late, found
+    assert (found.training, found.perhaps_training, found.late) == ([], [], [])
 
 
 def test_code_that_names_no_shards() -> None:
