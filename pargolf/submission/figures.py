@@ -1,10 +1,12 @@
 """The rules on figures: everything that is stated is worked out again from the logs and the files."""
 
+import math
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
 from pargolf.config import CHALLENGE_BUDGET
 from pargolf.submission.evidence import CODE, STATEMENT, Finding, RunLog, Submission, finding, judge
+from pargolf.submission.logs import Score
 
 TIME_LIMIT = 600  # seconds, of training and again of evaluation
 MARGIN = 0.005  # nats by which a record must be beaten
@@ -108,6 +110,9 @@ def stated_scores(s: Submission) -> Finding:
     doubts = [f"{run.name} holds no score of the artifact" for run in s.logs if run.log.final is None]
     if not scored:
         return finding(rule, "fault", "; ".join(doubts))
+    for run in scored:
+        if not fits(run.log.final):
+            faults.append(f"{run.name}: val_bpb is not val_loss / ln 2 x tokens / bytes")
     for seed, figures in s.statement.seed_results.items():
         for name in ("val_loss", "val_bpb"):
             if name in figures and s.logs_of(seed):
@@ -121,6 +126,15 @@ def stated_scores(s: Submission) -> Finding:
                 if len(scored) > 1 and not faults:
                     doubts.append(f"{name} is that of one log; the mean is {means[0]}")
     return judge(rule, faults, doubts, "equal to the logs")
+
+
+def fits(score: Score | None) -> bool:
+    """Whether val_bpb follows from val_loss, where a log states the tokens and bytes it scored."""
+    if score is None or not score.tokens or not score.bytes:
+        return True
+    worked_out = float(score.val_loss) / math.log(2) * score.tokens / score.bytes
+    # Both are rounded.
+    return abs(worked_out - float(score.val_bpb)) < 2 * 10.0 ** -_decimals(score.val_bpb)
 
 
 def _means(s: Submission, scored: list[RunLog], name: str) -> list[Decimal]:

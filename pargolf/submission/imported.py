@@ -157,5 +157,11 @@ def _how(score: Score) -> str:
 
 
 def _figures(score: Score) -> dict[str, float]:
-    figures = {"val_loss": float(score.val_loss), "val_bpb": float(score.val_bpb)}
-    return figures if score.seconds is None else figures | {"seconds": float(score.seconds)}
+    figures: dict[str, float | None] = {
+        "val_loss": float(score.val_loss),
+        "val_bpb": float(score.val_bpb),
+        "tokens": score.tokens,
+        "bytes": score.bytes,
+        "seconds": float(score.seconds) if score.seconds is not None else None,
+    }
+    return {name: value for name, value in figures.items() if value is not None}

@@ -80,6 +80,14 @@ class _Flow:
         self.functions: dict[str, Function] = {
             node.name: node for node in ast.walk(tree) if isinstance(node, Function)
         }
+        # Minified code gives a name to a text that it uses twice.
+        self.texts: dict[str, str] = {
+            target.id: node.value.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+            for target in node.targets
+            if isinstance(target, ast.Name) and isinstance(node.value.value, str)
+        }
         self.given: dict[str, set[str]] = {name: set() for name in self.functions}  # parameters
         self.events: dict[str, list[Event]] = {name: [] for name in self.functions}
         self.returns: set[str] = set()  # functions whose result holds validation data
@@ -250,19 +258,25 @@ class _Flow:
         if isinstance(node, ast.Constant):
             return isinstance(node.value, str) and self._is_validation_file(node.value)
         if isinstance(node, ast.Call):
+            split = {self._text(argument) for argument in node.args}
+            self.leaks.sees_shards |= "train" in split
+            if {"val", "valid", "validation"} & split:
+                return True
             function = node.func.id if isinstance(node.func, ast.Name) else ""
             if function == "len" or (function in self.functions and function not in self.returns):
                 return False
-            split = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-            self.leaks.sees_shards |= "train" in split
-            if {"val", "valid", "validation"} & set(split):
-                return True
         return any(
             self._is_validation(child, tainted)
             for part in ast.iter_child_nodes(node)
             for child in ([part] if isinstance(part, ast.expr) else ast.iter_child_nodes(part))
             if isinstance(child, ast.expr)
         )
+
+    def _text(self, node: ast.expr) -> str:
+        """The text that an expression is; "" if it is none."""
+        if isinstance(node, ast.Name):
+            return self.texts.get(node.id, "")
+        return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
     def _is_validation_file(self, text: str) -> bool:
         """Whether a file pattern matches the validation shards, alone or beside the training shards."""

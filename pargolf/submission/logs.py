@@ -51,6 +51,9 @@ class Score:
     val_bpb: Decimal
     seconds: Decimal | None
     stride: int | None
+    tokens: int | None
+    """Scored tokens and the bytes of text they stand for; our own scripts state them."""
+    bytes: int | None
 
     @property
     def of_artifact(self) -> bool:
@@ -139,14 +142,15 @@ class _Reader:
 
     def _score(self, label: str, fields: dict[str, tuple[Decimal, str]]) -> None:
         seconds = _seconds(*fields["eval_time"]) if "eval_time" in fields else None
-        stride = int(fields["stride"][0]) if "stride" in fields else None
-        score = Score(
-            label.removesuffix("_exact"), fields["val_loss"][0], fields["val_bpb"][0], seconds, stride
-        )
-        # "..._exact" repeats a score with all its decimals, and without its time.
-        rounded = self.scores.pop(score.label, None)
+        counts = {
+            name: int(fields[name][0]) if name in fields else None for name in ("stride", "tokens", "bytes")
+        }
+        name = label.removesuffix("_exact")
+        score = Score(name, fields["val_loss"][0], fields["val_bpb"][0], seconds, **counts)
+        # "..._exact" repeats the losses of the line before with all their decimals, and nothing else.
+        rounded = self.scores.pop(name, None)
         if rounded is not None and label.endswith("_exact"):
-            score = replace(score, seconds=rounded.seconds, stride=rounded.stride)
+            score = replace(rounded, val_loss=score.val_loss, val_bpb=score.val_bpb)
         self.scores[score.label] = score
         if score.seconds is not None and score.of_artifact:
             self.eval_seconds = score.seconds

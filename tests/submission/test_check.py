@@ -154,6 +154,10 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str, str, set[str]]] = {
         lambda f: log(f, 42, "1.95112345", "1.95122345"), "scores stated",
         "seed 42: val_loss is 1.95112345", set(),
     ),
+    "bits that do not follow from nats": (
+        lambda f: log(f, 42, "stride:64 eval", "stride:64 tokens:71526 bytes:202030 eval"), "scores stated",
+        "train_seed42.log: val_bpb is not val_loss / ln 2 x tokens / bytes", set(),
+    ),
     "record claimed from one seed": (one_seed, "record", "1 scored seeds", set()),
     "training too long": (
         lambda f: log(f, 42, "train_time:600021ms", "train_time:601100ms"), "training time",

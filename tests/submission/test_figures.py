@@ -1,5 +1,6 @@
 """Figures worked out again: rounding, and the test against a record, compared with formulas."""
 
+import math
 from decimal import Decimal
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from submission_support import by_rule
 
-from pargolf.submission.figures import Record, agrees
+from pargolf.submission.figures import Record, agrees, fits
+from pargolf.submission.logs import Score
 
 
 @given(
@@ -19,6 +21,19 @@ def test_a_figure_agrees_with_its_roundings_alone(value: Decimal, places: int, r
     rounded = value.quantize(step, rounding=rounding)
     assert agrees(rounded, value) and agrees(value, rounded)
     assert not agrees(rounded + 2 * step, value) and not agrees(rounded - 2 * step, value)
+
+
+@given(st.floats(0.5, 9), st.integers(1000, 10**8), st.floats(1, 8), st.sampled_from([4, 8]))
+def test_bits_follow_from_nats(nats: float, tokens: int, bytes_a_token: float, places: int) -> None:
+    size = int(tokens * bytes_a_token)
+    val_loss, val_bpb = (
+        Decimal(f"{value:.{places}f}") for value in (nats, nats / math.log(2) * tokens / size)
+    )
+    assert fits(Score("a", val_loss, val_bpb, None, None, tokens, size))
+    # A byte-fallback token counted as three bytes, say: 4 % too many.
+    wrong = Decimal(f"{nats / math.log(2) * tokens / (size * 1.04):.{places}f}")
+    assert not fits(Score("a", val_loss, wrong, None, None, tokens, size))
+    assert fits(Score("a", val_loss, wrong, None, None, None, None))
 
 
 def test_two_decimals_are_too_few_to_agree() -> None:

@@ -72,12 +72,14 @@ def test_a_test_time_trained_score_keeps_its_name_and_goes_last(tmp_path: Path) 
         "  eval_seq_len: 2048\n  train_seq_len: 1024\n"
         "10/10 train_loss: 2.5 train_time: 0.5m tok/s: 1\n"
         "quantized_ttt val_loss:2.1 val_bpb:1.05\nquantized val_loss:2.2 val_bpb:1.06 eval_time:2000ms\n"
-        "quantized_ttt val_loss:2.0 val_bpb:1.04\n"
+        "quantized_ttt val_loss:2.0 val_bpb:1.04 stride:8 tokens:71526 bytes:202030\n"
     )
     import_run(path, tmp_path / "runs", "late")
     result = json.loads((tmp_path / "runs/late/result.json").read_text())
     assert list(result["artifact"]) == ["standard", "quantized_ttt"]
-    assert result["artifact"]["quantized_ttt"] == {"val_loss": 2.0, "val_bpb": 1.04}
+    assert result["artifact"]["quantized_ttt"] == {
+        "val_loss": 2.0, "val_bpb": 1.04, "tokens": 71526, "bytes": 202030
+    }  # fmt: skip
     assert "checkpoint" not in result
     assert (result["seq_len"], result["steps"]) == (2048, 10)
     settings = json.loads((tmp_path / "runs/late/imported.json").read_text())["settings"]
