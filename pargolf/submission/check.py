@@ -18,7 +18,7 @@ from pargolf.errors import UserError
 from pargolf.submission import figures, rules
 from pargolf.submission.evidence import STATEMENT, Finding, gather
 from pargolf.submission.figures import Record
-from pargolf.submission.folder import Unreadable, open_folder
+from pargolf.submission.folder import Folder, Unreadable, open_folder
 from pargolf.submission.statement import LARGEST_SCORE, LARGEST_TEXT, read_statement
 from pargolf.submission.trial import Limits, run_submission
 
@@ -61,18 +61,17 @@ def find_record(against: str) -> Record:
         if not 0 < number < LARGEST_SCORE:
             raise UserError(f"--against {against}: a val_bpb lies between 0 and {LARGEST_SCORE}")
         return Record(against, number)
-    path = Path(against)
-    folder = open_folder(path if path.is_dir() else path.parent)
-    name = STATEMENT if path.is_dir() else path.name
-    if name not in folder.sizes:
+    path = Path(against, STATEMENT) if Path(against).is_dir() else Path(against)
+    if not path.is_file():
         raise UserError(f"--against {against}: neither a number nor a submission.json or its folder")
+    folder = Folder(path.parent, {path.name: path.stat().st_size}, ())
     try:
-        statement = read_statement(folder.read_text(name, LARGEST_TEXT))
+        statement = read_statement(folder.read_text(path.name, LARGEST_TEXT))
     except (Unreadable, UserError) as problem:
         raise UserError(f"--against {against}: {problem}") from None
     if "val_bpb" not in statement.values:
         raise UserError(f"--against {against}: it states no val_bpb")
-    return Record(statement.values.get("name", name), float(statement.values["val_bpb"]))
+    return Record(statement.values.get("name", against), float(statement.values["val_bpb"]))
 
 
 def show_findings(root: Path, findings: list[Finding]) -> None:

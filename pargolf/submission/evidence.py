@@ -4,11 +4,13 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import PurePosixPath
 from typing import Literal, TypeVar
 
 from pargolf.errors import UserError
 from pargolf.submission.folder import Folder, Unreadable
+from pargolf.submission.leaks import Leaks, find_leaks
 from pargolf.submission.logs import TrainLog, parse_log
 from pargolf.submission.sources import LARGEST_CODE, Broken, Source, read_source
 from pargolf.submission.statement import LARGEST_TEXT, Statement, read_statement
@@ -78,12 +80,21 @@ class Submission:
     problems: dict[str, Exception] = field(default_factory=dict)
     """By file: why it could not be read, though it is there."""
 
+    @cached_property
+    def leaks(self) -> Leaks | None:
+        """What becomes of the validation data in the code; None if it cannot be followed."""
+        try:
+            return find_leaks(self.source) if self.source else None
+        except RecursionError:  # expressions nested as nobody writes them
+            return None
+
     def logs_of(self, seed: int) -> list[RunLog]:
         """The logs of one seed."""
         return [run for run in self.logs if run.seed == seed]
 
     @property
     def code_bytes(self) -> int | None:
+        """Bytes of train_gpt.py."""
         return self.folder.sizes.get(CODE)
 
     @property
@@ -110,7 +121,7 @@ def gather(folder: Folder) -> Submission:
         path = PurePosixPath(name)
         if path.suffix not in (".log", ".txt") or path.name.startswith("requirements"):
             continue
-        text = _attempt(s, name, lambda name=name: folder.read_text(name, LARGEST_LOG))  # type: ignore[misc]
+        text = _attempt(s, name, partial(folder.read_text, name, LARGEST_LOG))
         if text is None:
             continue
         try:

@@ -81,7 +81,8 @@ def stated_size(s: Submission) -> Finding:
             faults.append(f"seed {seed}: {figures['bytes_total']:,} bytes, its log states {max(sizes):,}")
     for run in s.logs:
         log = run.log
-        if log.code_bytes and log.model_bytes and log.total_bytes != log.code_bytes + log.model_bytes:
+        parts = (log.code_bytes or 0) + (log.model_bytes or 0)
+        if log.code_bytes and log.model_bytes and log.total_bytes not in (None, parts):
             doubts.append(f"{run.name}: code and model do not add up to the total it states")
         if log.code_bytes and log.code_bytes != s.code_bytes:
             doubts.append(f"{run.name} ran {log.code_bytes:,} bytes of code, {CODE} has {s.code_bytes:,}")
@@ -111,7 +112,7 @@ def stated_scores(s: Submission) -> Finding:
     if not scored:
         return finding(rule, "fault", "; ".join(doubts))
     for run in scored:
-        if not fits(run.log.final):
+        if run.log.final and not fits(run.log.final):
             faults.append(f"{run.name}: val_bpb is not val_loss / ln 2 x tokens / bytes")
     for seed, figures in s.statement.seed_results.items():
         for name in ("val_loss", "val_bpb"):
@@ -128,9 +129,9 @@ def stated_scores(s: Submission) -> Finding:
     return judge(rule, faults, doubts, "equal to the logs")
 
 
-def fits(score: Score | None) -> bool:
+def fits(score: Score) -> bool:
     """Whether val_bpb follows from val_loss, where a log states the tokens and bytes it scored."""
-    if score is None or not score.tokens or not score.bytes:
+    if not score.tokens or not score.bytes:
         return True
     worked_out = float(score.val_loss) / math.log(2) * score.tokens / score.bytes
     # Both are rounded.

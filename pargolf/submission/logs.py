@@ -13,7 +13,7 @@ from pargolf.errors import UserError
 
 LOSSES: tuple[str, ...] = ("train_loss", "val_loss", "val_bpb", "lr_scale")
 LONGEST_LINE = 2000  # characters; what is longer is no line that a training script prints
-MINUTE = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "": Decimal("0.001")}
+UNITS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "": Decimal("0.001")}  # in seconds
 
 # Short, so that no arithmetic on a number from a stranger's log can overflow.
 NUMBER = r"[-+]?\d[\d,]{0,23}(?:\.\d{0,20})?(?:[eE][-+]?\d{1,2})?"
@@ -57,8 +57,8 @@ class Score:
 
     @property
     def of_artifact(self) -> bool:
-        """False for a look at the weights before they became the artifact."""
-        return not re.search(r"\b(diagnostic|pre|pre-quantization)\b", self.label, re.IGNORECASE)
+        """False for a diagnostic beside the scores that count, such as of weights not yet quantized."""
+        return not re.search(r"diagnostic|\bpre[-_ ]", self.label, re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _number(text: str) -> Decimal:
 
 
 def _seconds(number: Decimal, unit: str) -> Decimal:
-    return number * MINUTE[unit]
+    return number * UNITS[unit]
 
 
 def _value(text: str) -> Setting:

@@ -6,7 +6,6 @@ from pathlib import PurePosixPath
 
 from pargolf.submission.evidence import CODE, STATEMENT, Finding, Submission, finding, judge
 from pargolf.submission.folder import Unreadable
-from pargolf.submission.leaks import Leaks, find_leaks
 from pargolf.submission.network import network_use
 from pargolf.submission.sources import Source, aliases, calls, imports, qualified, third_party
 from pargolf.submission.statement import LARGEST_TEXT
@@ -110,7 +109,7 @@ def logs(s: Submission) -> Finding:
 def requirements(s: Submission) -> Finding:
     """requirements.txt names the packages beyond the challenge's own."""
     if s.source is None:
-        return finding(REQUIREMENTS, "not checked", f"no readable {CODE}")
+        return finding(REQUIREMENTS, "not checked", f"no {CODE} that can be read")
     needed = {name: opt for name, opt in third_party(s.source).items() if not _is_local(name, s)}
     if REQUIREMENTS not in s.folder.sizes:
         missing = [f"{name} is imported, and there is no {REQUIREMENTS}" for name in needed]
@@ -133,55 +132,35 @@ def _normal(name: str) -> str:
 def network(s: Submission) -> Finding:
     """No network calls."""
     if s.source is None:
-        return finding("network", "not checked", f"no readable {CODE}")
-    try:
-        faults, doubts = network_use(s.source)
-    except RecursionError:
-        return finding("network", "not checked", "the code is nested too deep to follow")
-    return _unless_opaque(
-        judge("network", faults, doubts, "no call of network modules or programs"), s.source
-    )
+        return finding("network", "not checked", f"no {CODE} that can be read")
+    faults, doubts = network_use(s.source)
+    return _if_seen(s.source, judge("network", faults, doubts, "no call of network modules or programs"))
 
 
 def validation(s: Submission) -> Finding:
     """The training path reads no validation data."""
-    leaks = _leaks(s)
-    if isinstance(leaks, str):
-        return finding("validation data", "not checked", leaks)
-    result = judge(
-        "validation data",
-        leaks.training,
-        leaks.perhaps_training,
-        "kept out of training, as far as names tell",
-    )
-    if result.level == "ok" and s.source and not leaks.sees_shards and not s.source.opaque:
-        return finding("validation data", "not checked", "the code does not name the shards it reads")
-    return _unless_opaque(result, s.source)
+    rule = "validation data"
+    if s.source is None or s.leaks is None:
+        return finding(rule, "not checked", f"no {CODE} that can be followed")
+    good = "kept out of training, as far as names tell"
+    result = _if_seen(s.source, judge(rule, s.leaks.training, s.leaks.perhaps_training, good))
+    if result.level == "ok" and not s.leaks.sees_shards:
+        return finding(rule, "not checked", "the code does not name the shards it reads")
+    return result
 
 
 def score_first(s: Submission) -> Finding:
     """No token is scored after it was trained on."""
-    leaks = _leaks(s)
-    if isinstance(leaks, str):
-        return finding("score first", "not checked", leaks)
-    doubts = leaks.perhaps_late and [
-        *leaks.perhaps_late, "whether each was scored before it was trained on cannot be told here"
-    ]  # fmt: skip
-    result = judge("score first", leaks.late, doubts, "no training on validation tokens found")
-    return _unless_opaque(result, s.source)
+    rule = "score first"
+    if s.source is None or s.leaks is None:
+        return finding(rule, "not checked", f"no {CODE} that can be followed")
+    doubts = [f"{line}: whether each was scored before cannot be told here" for line in s.leaks.perhaps_late]
+    good = "no training on validation tokens found"
+    return _if_seen(s.source, judge(rule, s.leaks.late, doubts, good))
 
 
-def _leaks(s: Submission) -> Leaks | str:
-    if s.source is None:
-        return f"no readable {CODE}"
-    try:
-        return find_leaks(s.source)
-    except RecursionError:
-        return "the code is nested too deep to follow"
-
-
-def _unless_opaque(result: Finding, source: Source | None) -> Finding:
+def _if_seen(source: Source, result: Finding) -> Finding:
     """Code that cannot be seen may do anything: then nothing found is not "ok"."""
-    if result.level == "ok" and source and source.opaque:
+    if result.level == "ok" and source.opaque:
         return finding(result.rule, "not checked", source.opaque[0])
     return result

@@ -46,7 +46,7 @@ def read_source(data: bytes) -> Source:
     """Parse Python code, and the code packed in it; Broken if a layer does not compile here."""
     trees: list[ast.Module] = []
     opaque: list[str] = []
-    layers: list[tuple[bytes, int]] = [(data, 0)]
+    layers: list[tuple[bytes | str, int]] = [(data, 0)]
     while layers:
         code, depth = layers.pop(0)
         where = "" if depth == 0 else " of the unpacked code"
@@ -62,7 +62,7 @@ def read_source(data: bytes) -> Source:
     return Source(tuple(trees), tuple(opaque))
 
 
-def _parse(code: bytes, where: str) -> ast.Module:
+def _parse(code: bytes | str, where: str) -> ast.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old escapes in strings
@@ -75,45 +75,62 @@ def _parse(code: bytes, where: str) -> ast.Module:
         raise Broken(f"it does not compile{where}: {error or type(error).__name__}") from None
 
 
-def _unpack(node: ast.expr, tree: ast.Module) -> bytes | None:
-    """The bytes that an expression of literals and decoders stands for; None if it is no such thing."""
+def _unpack(node: ast.expr, tree: ast.Module) -> bytes | str | None:
+    """The code that an expression of literals and decoders stands for; None if it is no such thing."""
     try:
         value = _literal(node, tree, 0)
-    except (ValueError, TypeError, RecursionError, EOFError, OSError, lzma.LZMAError, zlib.error):
+    except Exception:  # decoders fail in many ways on bytes that were made to break them
         return None
-    data = value.encode() if isinstance(value, str) else value
-    return data if isinstance(data, bytes) and len(data) <= LARGEST_CODE else None
+    return value if isinstance(value, bytes | str) and len(value) <= LARGEST_CODE else None
 
 
 def _literal(node: ast.expr, tree: ast.Module, depth: int) -> Any:
+    """The value of the expression; an exception if anything in it could give another one when it runs."""
     if depth > 20:
         raise ValueError("too deep")
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name):
-        values = [
-            statement.value
-            for statement in tree.body
-            if isinstance(statement, ast.Assign)
-            for target in statement.targets
-            if isinstance(target, ast.Name) and target.id == node.id
-        ]
-        if len(values) != 1:
-            raise ValueError("no constant")
-        return _literal(values[0], tree, depth + 1)
+        return _literal(_only_value(node.id, tree), tree, depth + 1)
     if not isinstance(node, ast.Call):
         raise ValueError("no constant")
-    if isinstance(node.func, ast.Attribute) and node.func.attr in ("encode", "decode") and not node.keywords:
+    if isinstance(node.func, ast.Attribute) and node.func.attr in ("encode", "decode"):
+        if node.keywords or [ast.literal_eval(a) for a in node.args] not in ([], ["utf-8"], ["utf8"]):
+            raise ValueError("another encoding")
         value = _literal(node.func.value, tree, depth + 1)
         return value.encode() if isinstance(value, str) else value.decode()
     function = qualified(node.func, aliases(tree))
-    if function not in DECODERS or not node.args:
+    options = {keyword.arg or "": keyword.value for keyword in node.keywords}
+    if function not in DECODERS or (function != "compile" and len(node.args) != 1):
         raise ValueError("no decoder")
     value = _literal(node.args[0], tree, depth + 1)
+    if function == "compile":
+        return value
     data = value.encode() if isinstance(value, str) else value
     if function == "lzma.decompress":
-        return _lzma(data, {k.arg: _option(k.value) for k in node.keywords if k.arg})
+        return _lzma(data, {name: _option(option) for name, option in options.items()})
+    if options:
+        raise ValueError("options unknown here")
     return DECODERS[function](data)
+
+
+def _only_value(name: str, tree: ast.Module) -> ast.expr:
+    """What a name of the module is set to; ValueError if it is ever set to something else."""
+    bound = [
+        n
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Name) and n.id == name and not isinstance(n.ctx, ast.Load)
+    ]
+    values = [
+        statement.value
+        for statement in tree.body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name) and target.id == name
+    ]
+    if len(values) != 1 or len(bound) != 1:
+        raise ValueError("no constant")
+    return values[0]
 
 
 def _option(node: ast.expr) -> Any:
@@ -128,25 +145,34 @@ def _option(node: ast.expr) -> Any:
 
 
 def _lzma(data: bytes, options: dict[str, Any]) -> bytes:
-    options = {name: value for name, value in options.items() if name in ("format", "filters")}
+    if not options.keys() <= {"format", "filters"}:
+        raise ValueError("options unknown here")
     if any(f.get("dict_size", 0) > LARGEST_MEMORY for f in options.get("filters") or ()):
         raise ValueError("too much memory")
     if options.get("format") != lzma.FORMAT_RAW:  # which takes its needs from the filters alone
         options["memlimit"] = LARGEST_MEMORY
-    return lzma.LZMADecompressor(**options).decompress(data, LARGEST_CODE + 1)
+    return _whole(lzma.LZMADecompressor(**options), data)
 
 
-# What packs code in published scripts; each gives at most LARGEST_CODE + 1 bytes.
+def _whole(decompressor: Any, data: bytes) -> bytes:
+    """The one stream that `data` holds; ValueError if it is too large or more follows it."""
+    code: bytes = decompressor.decompress(data, LARGEST_CODE)
+    if not decompressor.eof or decompressor.unused_data:
+        raise ValueError("not one whole stream")
+    return code
+
+
+# What packs code in published scripts.
 DECODERS: dict[str, Callable[[bytes], bytes]] = {
     "base64.b64decode": base64.b64decode,
     "base64.b85decode": base64.b85decode,
     "base64.a85decode": base64.a85decode,
     "bytes.fromhex": lambda data: bytes.fromhex(data.decode()),
-    "zlib.decompress": lambda data: zlib.decompressobj().decompress(data, LARGEST_CODE + 1),
-    "gzip.decompress": lambda data: zlib.decompressobj(31).decompress(data, LARGEST_CODE + 1),
-    "bz2.decompress": lambda data: bz2.BZ2Decompressor().decompress(data, LARGEST_CODE + 1),
+    "zlib.decompress": lambda data: _whole(zlib.decompressobj(), data),
+    "gzip.decompress": lambda data: _whole(zlib.decompressobj(31), data),
+    "bz2.decompress": lambda data: _whole(bz2.BZ2Decompressor(), data),
     "lzma.decompress": lambda data: _lzma(data, {}),
-    "compile": lambda data: data,
+    "compile": lambda data: data,  # which may be a text, too
 }
 
 
@@ -189,7 +215,12 @@ def qualified(node: ast.expr, names: dict[str, str]) -> str:
 
 def dynamic_import(call: ast.Call, names: dict[str, str]) -> str | None:
     """The module that a call of __import__ or import_module names, "" if only known when it runs."""
-    if qualified(call.func, names) not in ("__import__", "importlib.import_module"):
+    function = call.func
+    if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+        name = f"{names.get(function.value.id, function.value.id)}.{function.attr}"
+    else:
+        name = names.get(function.id, function.id) if isinstance(function, ast.Name) else ""
+    if name not in ("__import__", "importlib.import_module"):
         return None
     argument = call.args[0] if call.args else None
     return argument.value if isinstance(argument, ast.Constant) and isinstance(argument.value, str) else ""
@@ -218,24 +249,23 @@ def imports(tree: ast.Module) -> list[Import]:
     names = aliases(tree)
     found: list[Import] = []
     for node in ast.walk(tree):
-        modules: list[str] = []
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             modules = ["." * node.level + (node.module or "")]
         elif isinstance(node, ast.Call) and (module := dynamic_import(node, names)):
             modules = [module]
-        found += [Import(module, node.lineno, id(node) in optional) for module in modules]  # type: ignore[attr-defined]
+        else:
+            continue
+        found += [Import(module, node.lineno, id(node) in optional) for module in modules]
     return found
 
 
 def _catches_imports(handler: ast.ExceptHandler) -> bool:
-    caught = (
-        {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)} if handler.type else None
-    )
-    return caught is None or bool(
-        caught & {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
-    )
+    if handler.type is None:
+        return True
+    caught = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)}
+    return bool(caught & {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
 
 
 def third_party(source: Source) -> dict[str, bool]:

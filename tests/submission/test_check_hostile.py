@@ -24,6 +24,27 @@ def test_nothing_in_the_folder_is_run(good: Path) -> None:
         assert not marker.exists()
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x" + "()" * 900,
+        "x" + ".y" * 3000,
+        "x" + "[0]" * 900,
+        "val_tokens" + "+1" * 900,
+        "f(" * 90 + "val_tokens" + ")" * 90,
+        "x = [" + "val_tokens," * 50_000 + "]",
+        "if 1:\n" + "".join(" " * n + "if val_tokens:\n" for n in range(1, 95)) + " " * 95 + "pass",
+        "exec(" * 90 + "''" + ")" * 90,
+        "A = A\nexec(A)",
+        "A = B\nB = A\nexec(A)",
+        "exec()\nexec(*a)\n__import__()\n__import__(*a)\nsubprocess.run()\n(lambda: 0).backward()",
+    ],
+)
+def test_twisted_code_is_judged_without_a_crash(good: Path, code: str) -> None:
+    (good / "train_gpt.py").write_text(code)
+    assert by_rule(good)["network"].level in ("ok", "warning", "not checked")
+
+
 def test_hostile_words_stay_words(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     statement(good, date="[red]\x1b[31m\ud800 not a date")
     (good / "\x1b[31m[bold]").symlink_to("/")

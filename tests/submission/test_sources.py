@@ -24,6 +24,7 @@ PACKED = {
     f"{base64.b64encode(zlib.compress(TEXT))!r})))",
     "gzip literal": f"import gzip\nexec(gzip.decompress({gzip.compress(TEXT)!r}))",
     "bz2, from-imports": f"from bz2 import decompress as d\nexec(d({bz2.compress(TEXT)!r}).decode())",
+    "lzma of the old form": f"import lzma\nexec(lzma.decompress({lzma.compress(TEXT, lzma.FORMAT_ALONE)!r}))",
     "raw lzma": "import lzma as L,base64 as B\nexec(L.decompress(B.b85decode("
     f'"{base64.b85encode(lzma.compress(TEXT, lzma.FORMAT_RAW, filters=RAW)).decode()}"),format=L.FORMAT_RAW,'
     'filters=[{"id":L.FILTER_LZMA2}]))',
@@ -48,6 +49,13 @@ OPAQUE = {
     "encrypted": "exec(bytes(b ^ 7 for b in b'...'))",
     "damaged": "import zlib\nexec(zlib.decompress(b'abc'))",
     "damaged base64": "import base64\nexec(base64.b85decode('\\x00'))",
+    "a second stream": f"import lzma\nexec(lzma.decompress({lzma.compress(b'') + lzma.compress(TEXT)!r}))",
+    "a second member": f"import gzip\nexec(gzip.decompress({gzip.compress(b'') + gzip.compress(TEXT)!r}))",
+    "added to": f"import zlib\nD={zlib.compress(b'pass')!r}\nD+=b'x'\nexec(zlib.decompress(D))",
+    "another encoding": "exec(b'+AGEAPQAx-'.decode('utf-7'))",
+    "another alphabet": "import base64\nexec(base64.b64decode(b'eD0x', b'-_'))",
+    "other bits": f"import zlib\nexec(zlib.decompress({zlib.compress(b'pass')!r}, wbits=15))",
+    "filters that are none": "import lzma\nexec(lzma.decompress(b'abc',filters=[3]))",
     "a bomb": f"import zlib,base64\nexec(zlib.decompress(zlib.decompress(base64.b64decode({BOMB!r}))))",
     "a dictionary of 1 GiB": "import lzma\nexec(lzma.decompress(b'abc',format=lzma.FORMAT_RAW,"
     "filters=[{'id':lzma.FILTER_LZMA2,'dict_size':1<<30}]))",
