@@ -29,6 +29,11 @@ class Run:
         return self.folder / "config.json"
 
     @property
+    def imported(self) -> Path:
+        """In the place of a config: the settings that somebody else's log names."""
+        return self.folder / "imported.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a line: losses by step. The same seed gives the same file."""
         return self.folder / "metrics.jsonl"

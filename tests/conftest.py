@@ -16,6 +16,7 @@ from pargolf.cli import dispatch
 from pargolf.config import ModelConfig
 from pargolf.data.corpus import embedded_documents
 from pargolf.run import Run
+from submission_support import write_good
 from support import Dataset, pargolf, shaken, write_run
 
 
@@ -71,3 +72,10 @@ def handmade(tmp_path: Path) -> Run:
         assert model.skip_weights is not None
         model.skip_weights.copy_(torch.tensor([[0.5], [-0.25]]).expand(2, 16))
     return write_run(tmp_path / "handmade", model)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    """A submission's folder that breaks no rule."""
+    write_good(tmp_path / "submission")
+    return tmp_path / "submission"

@@ -53,13 +53,13 @@ def read_record(folder: Path) -> Record:
         if run.config.exists():
             raise UserError(f"{folder} is unfinished: it has no result.json; finish it with `pargolf run`")
         raise UserError(f"{folder} is no run folder: it has no result.json")
-    result, settings = read_json(run.result), _read_settings(run.config)
+    result, settings = read_json(run.result), _read_settings(run)
     try:
         scores = result["artifact"]
-        how = "sliding" if "sliding" in scores else "standard"
+        how = list(scores)[-1]  # "sliding"; of an imported run the score that its log ends with
         score = scores[how]
         val_bpb = float(score["val_bpb"])
-    except (KeyError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError):
         raise UserError(
             f"{run.result} holds no score of an artifact; make it with `pargolf eval {folder}`"
         ) from None
@@ -71,7 +71,7 @@ def read_record(folder: Path) -> Record:
         folder=folder,
         settings=settings,
         seed=settings.get("train.seed"),
-        stride=result.get("stride" if how == "sliding" else "seq_len"),
+        stride=result.get("seq_len" if how == "standard" else "stride"),
         val_loss=score.get("val_loss"),
         val_bytes=score.get("bytes"),
         bytes_total=result.get("bytes_total"),
@@ -104,10 +104,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_settings(path: Path) -> Settings:
-    if not path.exists():
+def _read_settings(run: Run) -> Settings:
+    if run.imported.exists():
+        return flatten(read_json(run.imported).get("settings", {}))
+    if not run.config.exists():
         return {}
-    values = read_json(path)
+    values = read_json(run.config)
     # All sections: written by pargolf, perhaps by a version that lacked some options, which are then
     # off, their default. Fewer: an imported run, whose unknown settings stay unknown.
     if values.keys() >= to_dict(RunConfig()).keys():

@@ -23,7 +23,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "ablate": study.ablate,
     "sweep": study.sweep,
     "report": study.report,
+    "check": submit.check,
     "verify": submit.verify,
+    "import-log": submit.import_log,
 }
 
 

@@ -10,6 +10,25 @@ from pargolf.config import EvalConfig
 
 
 @dataclass
+class CheckArgs:
+    """Judge a submission's folder against the challenge's rules, without running what is in it."""
+
+    folder: tyro.conf.Positional[Path]
+    """The folder with submission.json, train_gpt.py, README.md and the logs."""
+    against: str = ""
+    """Record to beat: its val_bpb, or its folder or submission.json."""
+    json: Path | None = None
+    """Also write the findings to this file."""
+    run: bool = False
+    """Run train_gpt.py in a copy of the folder, within limits. They are no sandbox: run the code of
+    strangers in a container."""
+    run_seconds: int = 60
+    """Longest time of that run."""
+    run_memory_gb: float = 16.0
+    """Largest address space of that run; 0 means no limit, which CUDA needs."""
+
+
+@dataclass
 class VerifyArgs:
     """Try on the running model what makes a score valid; exit code 2 if a condition does not hold."""
 
@@ -31,6 +50,36 @@ class VerifyArgs:
     """File for the verdict."""
 
 
+@dataclass
+class ImportLogArgs:
+    """Turn a published training log into a run's folder, to compare it with one's own."""
+
+    log: tyro.conf.Positional[Path]
+    """A log of the challenge's train_gpt.py, or of one made from it."""
+    name: str = ""
+    """Name of the run's folder; default: those of the log and of its folder."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+
+
+def check(argv: list[str]) -> None:
+    """Judge a submission's folder, anybody's, against the written rules."""
+    from pargolf.errors import UserError
+    from pargolf.files import write_json
+    from pargolf.submission.check import as_json, check_folder, faults, find_record, show_findings
+    from pargolf.submission.trial import Limits
+
+    args = parse(CheckArgs, argv, "pargolf check")
+    record = find_record(args.against) if args.against else None
+    limits = Limits(args.run_seconds, args.run_memory_gb) if args.run else None
+    findings = check_folder(args.folder, record, limits)
+    show_findings(args.folder, findings)
+    if args.json:
+        write_json(args.json, as_json(args.folder, findings))
+    if broken := faults(findings):
+        raise UserError(f"{args.folder} breaks {len(broken)} of {len(findings)} rules: {', '.join(broken)}")
+
+
 def verify(argv: list[str]) -> None:
     """Prove on the running model that its score is valid: causal, normalized, repeatable, all counted."""
     from pargolf import tables
@@ -45,3 +94,11 @@ def verify(argv: list[str]) -> None:
     if args.json is not None:
         write_verdict(args.json, verdict, target)
     check_verdict(verdict, target)
+
+
+def import_log(argv: list[str]) -> None:
+    """Turn a published training log into a run's folder."""
+    from pargolf.submission.imported import import_run
+
+    args = parse(ImportLogArgs, argv, "pargolf import-log")
+    print(import_run(args.log, args.runs, args.name))
