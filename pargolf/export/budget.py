@@ -16,7 +16,7 @@ from pargolf.tensors import Slot
 # tables and analysis stay at home.
 SUBMITTED = (
     "checkpoint.py", "config.py", "data/batches.py", "data/shards.py", "data/tokenizer.py",
-    "distributed.py", "errors.py", "export", "files.py", "launch.py", "machine.py", "model", "optim",
+    "distributed.py", "errors.py", "export", "files.py", "keeper.py", "launch.py", "machine.py", "model", "optim",
     "pipeline.py", "run.py", "score.py", "tensors.py", "train.py",
 )  # fmt: skip
 
