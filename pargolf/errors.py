@@ -15,3 +15,9 @@ class Stopped(Exception):
     def __init__(self, signal_number: int, step: int):
         super().__init__(f"at step {step}, checkpoint saved; the same command continues from there")
         self.signal_number = signal_number
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise UserError with `message` unless `holds`."""
+    if not holds:
+        raise UserError(message)
