@@ -18,7 +18,7 @@ from pargolf.export.quantize import top_value
 
 @dataclass(frozen=True)
 class Codec:
-    """compress(data, level) and decompress(data, raw_size); that may return any bytes, or raise ValueError."""
+    """compress(data, level); decompress(data, raw_size) may return any bytes, or raise ValueError."""
 
     compress: Callable[[bytes, int], bytes]
     decompress: Callable[[bytes, int], bytes]
