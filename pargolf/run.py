@@ -79,7 +79,7 @@ def start_run(folder: Path, config: RunConfig) -> Run:
         existing = read_config(run.config)
         if existing != config:
             raise UserError(
-                f"{folder} holds a run with other settings ({_first_difference(existing, config)});"
+                f"{folder} holds a run with other settings ({first_difference(existing, config)});"
                 " choose another --name or remove it"
             )
     try:
@@ -92,7 +92,8 @@ def start_run(folder: Path, config: RunConfig) -> Run:
     return run
 
 
-def _first_difference(a: RunConfig, b: RunConfig) -> str:
+def first_difference(a: RunConfig, b: RunConfig) -> str:
+    """The first setting in which they differ, with the value of `a` there and of `b` here."""
     left, right = to_dict(a), to_dict(b)
     return next(
         f"{section}.{name} is {left[section][name]} there, {value} here"

@@ -20,10 +20,10 @@ from pargolf.submission.modules import (
     read_module,
 )
 
-# Heading -> the modules under it, or the folders of modules.
-CHAPTERS = {
+# Heading -> the modules under it, or the folders of modules; what is listed nowhere is a tool.
+CHAPTERS: dict[str, tuple[str, ...]] = {
     "Settings": ("config", "errors", "tensors"),
-    "Machine, ranks and files": ("launch", "distributed", "machine", "files"),
+    "Tools": (),
     "Data": ("data",),
     "Model": ("model",),
     "Optimizers": ("optim",),
@@ -174,26 +174,25 @@ def _imports(live: Mapping[Key, Node]) -> str:
 
 def _chapters(definitions: Mapping[Key, Node], last: str) -> Iterator[str]:
     """The definitions under headings; within one, each module after those it needs."""
-    modules = _in_order(last, {key[0] for key in definitions})
-    placed = set()
-    for chapter, members in CHAPTERS.items():
+    chapter_of = {member: chapter for chapter, members in CHAPTERS.items() for member in members}
+    modules = defaultdict(list)
+    for module in _in_order(last, {key[0] for key in definitions}, set()):
+        name = module.removeprefix(f"{PACKAGE}.").partition(".")[0]
+        modules[chapter_of.get(name, "Tools")].append(module)
+    for chapter in CHAPTERS:
         yield f"\n\n{RULE}\n# {chapter}\n{RULE}"
-        for module in modules:
-            if module.removeprefix(f"{PACKAGE}.").partition(".")[0] in members:
-                placed.add(module)
-                yield from _module_text(module, definitions)
-    if homeless := set(modules) - placed:
-        raise ValueError(f"no chapter for {', '.join(sorted(homeless))}; add it to CHAPTERS")
+        for module in modules[chapter]:
+            yield from _module_text(module, definitions)
 
 
-def _in_order(module: str, wanted: set[str], before: tuple[str, ...] = ()) -> list[str]:
-    """The `wanted` modules that `module` needs, and itself, each after those it needs."""
-    order: list[str] = []
+def _in_order(module: str, wanted: set[str], seen: set[str]) -> Iterator[str]:
+    """Those of the `wanted` modules that `module` needs, and itself, each after what it needs."""
+    seen.add(module)
     for name in read_module(module).imports:
         target = find_module(module, name) or (find_definition(module, name) or ("",))[0]
-        if target in wanted and target not in (*before, module):
-            order += [m for m in _in_order(target, wanted, (*before, module)) if m not in order]
-    return [*order, module]
+        if target in wanted - seen:
+            yield from _in_order(target, wanted, seen)
+    yield module
 
 
 def _module_text(module: str, definitions: Mapping[Key, Node]) -> Iterator[str]:

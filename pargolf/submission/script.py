@@ -20,7 +20,7 @@ from pargolf.config import RunConfig, validate, validate_world
 from pargolf.data.shards import open_split
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.errors import UserError
-from pargolf.export.artifact import MAX_BYTES, pack, unpack
+from pargolf.export.artifact import pack, read_artifact
 from pargolf.files import write_atomic
 from pargolf.final import final_lines
 from pargolf.model.gpt import tensor_kinds
@@ -95,11 +95,10 @@ def from_environment(config: RunConfig, environment: Mapping[str, str]) -> RunCo
     return validate(config)
 
 
-def make_artifact(
-    config: RunConfig, device: torch.device, path: Path, compile_cache: Path, log: Callable[[str], None]
-) -> None:
+def make_artifact(config: RunConfig, device: torch.device, path: Path, log: Callable[[str], None]) -> None:
     """Train a model and pack it into `path`; every rank calls this, the first one packs."""
     data = load_data(config)
+    compile_cache = LOGS / "compile-cache"
     if launch.is_main():
         shutil.rmtree(compile_cache, ignore_errors=True)
     distributed.barrier()
@@ -109,16 +108,12 @@ def make_artifact(
         packed = pack(state, tensor_kinds(model), config.model, config.export, data.tokenizer.sha256)
         write_atomic(path, packed)
     distributed.barrier()
+    log(f"artifact in {path}")
 
 
 def score_artifact(config: RunConfig, device: torch.device, path: Path, log: Callable[[str], None]) -> None:
     """Score the artifact in `path` on the validation tokens, by plain rows and by the sliding window."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    artifact = unpack(data, str(path))
+    artifact = read_artifact(path)
     tokenizer = Tokenizer(Path(config.data.tokenizer))
     if (artifact.model, artifact.export) != (config.model, config.export):
         raise UserError(f"{path} was made with other settings than this script's")
@@ -132,7 +127,8 @@ def score_artifact(config: RunConfig, device: torch.device, path: Path, log: Cal
         start = time.perf_counter()
         result = score(model, tokens, table, stride, config.eval.batch_rows)
         scores[name] = result, stride, time.perf_counter() - start
-    for line in final_lines(config.export, Path(__file__).stat().st_size, len(data), scores):
+    code_bytes, model_bytes = (file.stat().st_size for file in (Path(__file__), path))
+    for line in final_lines(config.export, code_bytes, model_bytes, scores):
         log(line)
 
 
@@ -142,22 +138,24 @@ def run(arguments: list[str], environment: Mapping[str, str]) -> None:
         raise UserError("give no arguments to train, or --eval MODEL.PGZ to score an artifact")
     config = from_environment(CONFIG, environment)
     validate_world(config, launch.world_size())
+    LOGS.mkdir(exist_ok=True)
     log_file = LOGS / f"{environment.get('RUN_ID', uuid.uuid4())}.txt"
 
     def log(line: str) -> None:
         if launch.is_main():
             print(line, flush=True)
-            log_file.parent.mkdir(exist_ok=True)
             with open(log_file, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
     with distributed.world(machine.resolve_device(config.train.device)) as device:
-        config = resolve(config, device.type)
+        settings = resolve(config, device.type)
         if arguments:
-            score_artifact(config, device, Path(arguments[1]), log)
+            path = Path(arguments[1])
         else:
-            make_artifact(config, device, ARTIFACT, LOGS / "compile-cache", log)
-            score_artifact(config, device, ARTIFACT, log)
+            (taken,) = distributed.agree(float(ARTIFACT.exists()))
+            path = LOGS / ARTIFACT if taken else ARTIFACT  # a submitted artifact stays as it is
+            make_artifact(settings, device, path, log)
+        score_artifact(settings, device, path, log)
 
 
 def main() -> None:
