@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pargolf import launch
-from pargolf.cli import runs
+from pargolf.cli import runs, submit
 from pargolf.config import preset_names
 from pargolf.errors import Stopped, UserError
 
@@ -18,6 +18,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": runs.evaluate,
     "run": runs.run,
     "sample": runs.sample,
+    "submit": submit.submit,
 }
 
 
