@@ -91,7 +91,9 @@ def show_submission(submission: Submission) -> None:
     table.add_column()
     table.add_column(justify="right")
     seeds = len(summary["seeds"])
-    table.add_row("val_bpb" + (f", mean over {seeds} seeds" if seeds > 1 else ""), f"{summary['val_bpb']:.4f}")
+    table.add_row(
+        "val_bpb" + (f", mean over {seeds} seeds" if seeds > 1 else ""), f"{summary['val_bpb']:.4f}"
+    )
     table.add_row("val_loss", f"{summary['val_loss']:.4f}")
     if summary["p_value"] is not None:
         table.add_row("p-value", f"{summary['p_value']:.3g}")

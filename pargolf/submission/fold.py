@@ -82,7 +82,10 @@ class _Folder(cst.CSTTransformer):
             return kept
         if isinstance(kept, cst.If):
             return kept.with_changes(leading_lines=updated_node.leading_lines)
-        first, *rest = _statements(kept.body)
+        statements = _statements(kept.body)
+        if not statements:
+            return cst.RemoveFromParent()
+        first, *rest = statements
         # What the comment above the branch says goes for what is left of it.
         lines = (*updated_node.leading_lines, *getattr(first, "leading_lines", ()))
         return cst.FlattenSentinel([first.with_changes(leading_lines=lines), *rest])
@@ -182,10 +185,9 @@ class _Folder(cst.CSTTransformer):
                 left, right = _without(targets, leave_out), _without(values, leave_out)
                 if not left:
                     return cst.RemoveFromParent()
-                pair = (
-                    (left[0].value, right[0].value) if len(left) == 1 else (cst.Tuple(left), cst.Tuple(right))
+                return updated_node.with_changes(
+                    body=[cst.Assign([cst.AssignTarget(_tuple(left))], _tuple(right))]
                 )
-                return updated_node.with_changes(body=[cst.Assign([cst.AssignTarget(pair[0])], pair[1])])
             case [cst.Assign([cst.AssignTarget(target)])] | [cst.AnnAssign(target)] if self.is_unread(target):
                 return cst.RemoveFromParent()
         return updated_node
@@ -226,6 +228,10 @@ def _statements(body: cst.BaseSuite) -> Sequence[cst.BaseStatement]:
         return body.body
     assert isinstance(body, cst.SimpleStatementSuite)
     return [cst.SimpleStatementLine(body.body)]
+
+
+def _tuple(elements: Sequence[Any]) -> Any:
+    return elements[0].value if len(elements) == 1 else cst.Tuple(elements, lpar=(), rpar=())
 
 
 def _without(items: Sequence[Any], leave_out: Sequence[bool]) -> Sequence[Any]:
