@@ -42,6 +42,11 @@ def save_checkpoint(path: Path, model: GPT, optimizers: Optimizers, progress: Pr
     write_atomic(path, data)
 
 
+def read_progress(path: Path) -> Progress:
+    """How far the checkpoint is, without reading its tensors; UserError if it is damaged."""
+    return _read(path, with_tensors=False)[1]
+
+
 def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers) -> Progress:
     """Put a checkpoint into the model and its optimizers; UserError if it is damaged or does not fit."""
     tensors, progress = _read(path)
@@ -73,10 +78,11 @@ def _load_weights(path: Path, model: GPT, weights: dict[str, Tensor]) -> None:
         raise UserError(f"checkpoint {path} does not fit the model: {' '.join(str(error).split())}") from None
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], Progress]:
+def _read(path: Path, with_tensors: bool = True) -> tuple[dict[str, Tensor], Progress]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if with_tensors else ()
+            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in names}
             return tensors, Progress(**json.loads(file.metadata()["progress"]))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; train the run first") from None

@@ -1,9 +1,4 @@
-"""Every setting of a run, typed and validated.
-
-The dataclass defaults are the published seed system (challenge pull request #215), so
-`presets/lowrank-q192.toml` and `RunConfig()` say the same thing; a preset file still lists
-every field, so that a reader of the TOML sees all of them.
-"""
+"""Every setting of a run, typed and validated."""
 
 import dataclasses
 import json
@@ -14,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from pargolf.errors import UserError
+from pargolf.errors import UserError, require
 
 CHALLENGE_BUDGET = 16_000_000  # bytes of code + compressed model, decimal
 
@@ -196,19 +191,19 @@ class RunConfig:
 def validate_model(m: ModelConfig) -> None:
     """Raise UserError, naming the first fault, if no model of this shape can be built."""
     for name in ("vocab_size", "seq_len", "n_layers", "d_model", "n_heads", "kv_heads", "mlp_ratio"):
-        _require(getattr(m, name) >= 1, f"model.{name} must be at least 1, is {getattr(m, name)}")
-    _require(m.n_layers >= 2, "model.n_layers must be at least 2: half of the layers encode, half decode")
-    _require(m.n_layers <= 1000, f"model.n_layers {m.n_layers} is more than 1000")
-    _require(m.vocab_size <= 65_536, f"model.vocab_size {m.vocab_size}: shards hold 16-bit token ids")
-    _require(
+        require(getattr(m, name) >= 1, f"model.{name} must be at least 1, is {getattr(m, name)}")
+    require(m.n_layers >= 2, "model.n_layers must be at least 2: half of the layers encode, half decode")
+    require(m.n_layers <= 1000, f"model.n_layers {m.n_layers} is more than 1000")
+    require(m.vocab_size <= 65_536, f"model.vocab_size {m.vocab_size}: shards hold 16-bit token ids")
+    require(
         m.d_model % m.n_heads == 0,
         f"model.d_model {m.d_model} is not a multiple of model.n_heads {m.n_heads}",
     )
-    _require(
+    require(
         m.d_model // m.n_heads % 2 == 0,
         f"head size {m.d_model // m.n_heads} is odd; RoPE rotates pairs, so d_model / n_heads must be even",
     )
-    _require(
+    require(
         m.n_heads % m.kv_heads == 0,
         f"model.n_heads {m.n_heads} is not a multiple of model.kv_heads {m.kv_heads}",
     )
@@ -218,18 +213,16 @@ def validate_model(m: ModelConfig) -> None:
         ("fc_rank", m.d_model), ("proj_rank", m.d_model), ("rotation_rank", m.d_model // 2),
     ):  # fmt: skip
         rank = getattr(m, name)
-        _require(
-            0 <= rank <= most, f"model.{name} {rank} is outside 0 (off) .. {most}, the matrix's own rank"
-        )
+        require(0 <= rank <= most, f"model.{name} {rank} is outside 0 (off) .. {most}, the matrix's rank")
     for name in ("mix_order", "depth_order"):
-        _require(0 <= getattr(m, name) <= 16, f"model.{name} must be in 0..16, is {getattr(m, name)}")
+        require(0 <= getattr(m, name) <= 16, f"model.{name} must be in 0..16, is {getattr(m, name)}")
     if m.depth_attention != "off":
-        _require(
+        require(
             m.mix_init == "identity",
             f"model.mix_init {m.mix_init} has no mix to set: model.depth_attention replaces it",
         )
     for name in ("rope_base", "softcap", "embed_std"):
-        _require(getattr(m, name) > 0, f"model.{name} must be above 0, is {getattr(m, name)}")
+        require(getattr(m, name) > 0, f"model.{name} must be above 0, is {getattr(m, name)}")
 
 
 def validate(c: RunConfig) -> RunConfig:
@@ -242,7 +235,7 @@ def validate(c: RunConfig) -> RunConfig:
         ("export", "budget"),
     ):  # fmt: skip
         value = getattr(getattr(c, section), name)
-        _require(value >= 1, f"{section}.{name} must be at least 1, is {value}")
+        require(value >= 1, f"{section}.{name} must be at least 1, is {value}")
     for section, name in (
         ("train", "max_seconds"), ("train", "compile_warmup_steps"), ("train", "warmdown_steps"),
         ("train", "val_every"), ("train", "checkpoint_every"), ("optim", "muon_lr"),
@@ -250,39 +243,39 @@ def validate(c: RunConfig) -> RunConfig:
         ("optim", "muon_momentum_warmup"),
     ):  # fmt: skip
         value = getattr(getattr(c, section), name)
-        _require(value >= 0, f"{section}.{name} must not be negative, is {value}")
+        require(value >= 0, f"{section}.{name} must not be negative, is {value}")
     for name in ("muon_momentum", "muon_momentum_start", "adam_beta1", "adam_beta2"):
-        _require(0 <= getattr(o, name) < 1, f"optim.{name} must be in [0, 1), is {getattr(o, name)}")
-    _require(
+        require(0 <= getattr(o, name) < 1, f"optim.{name} must be in [0, 1), is {getattr(o, name)}")
+    require(
         t.batch_tokens % (t.micro_batches * c.model.seq_len) == 0,
         f"train.batch_tokens {t.batch_tokens} is not a multiple of train.micro_batches"
         f" {t.micro_batches} x model.seq_len {c.model.seq_len}",
     )
-    _require(
+    require(
         e.stride <= c.model.seq_len,
         f"eval.stride {e.stride} is larger than the window, model.seq_len {c.model.seq_len}",
     )
-    _require(
+    require(
         0 <= t.warmdown_fraction <= 1, f"train.warmdown_fraction must be in [0, 1], is {t.warmdown_fraction}"
     )
-    _require(0.5 <= x.clip_quantile <= 1, f"export.clip_quantile must be in [0.5, 1], is {x.clip_quantile}")
+    require(0.5 <= x.clip_quantile <= 1, f"export.clip_quantile must be in [0.5, 1], is {x.clip_quantile}")
     top = {"zstd": 22, "zlib": 9}[x.codec]
-    _require(1 <= x.level <= top, f"export.level of {x.codec} must be in 1..{top}, is {x.level}")
+    require(1 <= x.level <= top, f"export.level of {x.codec} must be in 1..{top}, is {x.level}")
     return c
 
 
 def validate_world(c: RunConfig, world_size: int) -> None:
     """Raise UserError if `world_size` ranks cannot share a step's micro-batches evenly."""
-    _require(
+    require(
         c.train.micro_batches % world_size == 0,
         f"world size {world_size} does not divide train.micro_batches {c.train.micro_batches}"
         " (8 under the challenge's rule); launch a divisor of it, or change --train.micro-batches",
     )
 
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise UserError(message)
+# The defaults above are the published seed system (challenge pull request #215), so
+# `presets/lowrank-q192.toml` and `RunConfig()` say the same thing; a preset file still lists
+# every field, so that a reader of the TOML sees all of them.
 
 
 def preset_names() -> list[str]:
@@ -346,6 +339,12 @@ def model_from_dict(values: Any) -> ModelConfig:
     model: ModelConfig = _build(ModelConfig, values, "model")
     validate_model(model)
     return model
+
+
+def export_from_dict(values: Any) -> ExportConfig:
+    """ExportConfig from plain values, as an artifact's header holds them; UserError as `from_dict`."""
+    export: ExportConfig = _build(ExportConfig, values, "export")
+    return export
 
 
 def read_config(path: Path) -> RunConfig:

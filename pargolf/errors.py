@@ -15,3 +15,9 @@ class Stopped(Exception):
     def __init__(self, signal_number: int, where: str):
         super().__init__(f"{where}; the same command continues from there")
         self.signal_number = signal_number
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise UserError with `message` unless `holds`."""
+    if not holds:
+        raise UserError(message)

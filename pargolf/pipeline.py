@@ -21,9 +21,10 @@ from pargolf.errors import UserError
 from pargolf.export.artifact import Artifact, check_state, pack, read_artifact
 from pargolf.export.budget import Ledger, check_budget, code_bytes, ledger
 from pargolf.files import write_atomic, write_json
+from pargolf.final import final_lines
 from pargolf.model.gpt import GPT, tensor_kinds
-from pargolf.run import Run, open_run
-from pargolf.score import score
+from pargolf.run import Log, Run, open_run
+from pargolf.score import Score, score
 from pargolf.train import train
 
 
@@ -59,7 +60,7 @@ def pack_run(folder: Path) -> Ledger:
         Tokenizer(run.tokenizer).sha256,
     )
     write_atomic(run.artifact, data)
-    return ledger(data, code_bytes())
+    return ledger(data, code_bytes(config))
 
 
 def load_model(artifact: Artifact, dtype: torch.dtype = torch.float32) -> GPT:
@@ -158,7 +159,8 @@ def eval_run(target: Target, settings: EvalConfig) -> dict[str, Any]:
             trained.to(device)
             result["checkpoint"] = _scores(trained, tokens, table, settings, "checkpoint")
             result["steps"], result["train_seconds"] = progress.step, round(progress.seconds, 1)
-        sizes = ledger(target.artifact.read_bytes(), code_bytes())
+        config = target.config or RunConfig(artifact.model, export=artifact.export)
+        sizes = ledger(target.artifact.read_bytes(), code_bytes(config))
         result |= {
             "stride": settings.stride,
             "seq_len": artifact.model.seq_len,
@@ -172,6 +174,7 @@ def eval_run(target: Target, settings: EvalConfig) -> dict[str, Any]:
             if launch.is_main():
                 result["compressors"] = [dataclasses.asdict(row) for row in compressor_table(*texts)]
         if target.run and launch.is_main():
+            _log_score(target.run, artifact, result)
             write_json(target.run.result, result)
         return result
 
@@ -186,6 +189,21 @@ def _scores(
             result = score(model, tokens, table, stride, settings.batch_rows, bar)
         scores[name] = dataclasses.asdict(result) | {"seconds": round(time.perf_counter() - start, 2)}
     return scores
+
+
+def _log_score(run: Run, artifact: Artifact, result: dict[str, Any]) -> None:
+    """Close a run's log with the figures of its artifact, as a submission's script does."""
+    scores = {}
+    for name, how, stride in (
+        ("roundtrip", "standard", result["seq_len"]),
+        ("sliding_window", "sliding", result["stride"]),
+    ):
+        figures = dict(result["artifact"][how])
+        seconds = figures.pop("seconds")
+        scores[name] = Score(**figures), stride, seconds
+    log = Log(run.log)
+    for line in final_lines(artifact.export, result["bytes_code"], result["bytes_model"], scores):
+        log(line)
 
 
 def run_all(config: RunConfig, folder: Path) -> tuple[Ledger, dict[str, Any]]:
@@ -203,8 +221,7 @@ def run_all(config: RunConfig, folder: Path) -> tuple[Ledger, dict[str, Any]]:
             pack_run(folder)
         distributed.barrier()
         marks.append(time.perf_counter())
-        target = find_target(folder)
-        result = eval_run(target, config.eval)
+        result = eval_run(find_target(folder), config.eval)
         marks.append(time.perf_counter())
     stages = ("data", "train", "pack", "eval")
     result["seconds"] = {
@@ -212,7 +229,7 @@ def run_all(config: RunConfig, folder: Path) -> tuple[Ledger, dict[str, Any]]:
     }
     if launch.is_main():
         write_json(Run(folder).result, result)
-    return ledger(target.artifact.read_bytes(), code_bytes()), result
+    return ledger(Run(folder).artifact.read_bytes(), result["bytes_code"]), result
 
 
 def check_run_budget(folder: Path, sizes: Ledger) -> None:

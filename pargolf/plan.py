@@ -73,7 +73,7 @@ def plan(config: RunConfig) -> Plan:
         forward,
         3 * forward,
         predict_bytes(shapes, slots, config.export),
-        code_bytes(),
+        code_bytes(config),
         config.export.budget,
         weight_memory,
         activation_memory,

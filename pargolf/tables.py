@@ -9,6 +9,7 @@ from pargolf.console import console
 from pargolf.export.budget import Ledger
 from pargolf.plan import Plan
 from pargolf.strides import StrideSample
+from pargolf.submission.submit import Submission
 from pargolf.submission.verify import Verdict
 
 
@@ -107,6 +108,28 @@ def show_verdict(verdict: Verdict) -> None:
         console.print(
             f"{row.condition:<13}  {words[row.holds]:<7}  {row.measured}", highlight=False, soft_wrap=True
         )
+
+
+def show_submission(submission: Submission) -> None:
+    """Print what a submission scores, and the size of its code in each form."""
+    summary = submission.summary
+    table = Table(title=f"submission {submission.folder}", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    seeds = len(summary["seeds"])
+    table.add_row(
+        "val_bpb" + (f", mean over {seeds} seeds" if seeds > 1 else ""), f"{summary['val_bpb']:.4f}"
+    )
+    table.add_row("val_loss", f"{summary['val_loss']:.4f}")
+    if summary["p_value"] is not None:
+        table.add_row("p-value", f"{summary['p_value']:.3g}")
+    table.add_section()
+    for form, size in submission.sizes.items():
+        table.add_row(f"code, {form}" + (" (written)" if form == submission.form else ""), f"{size:,}")
+    table.add_section()
+    table.add_row("largest artifact", f"{summary['bytes_model']:,}")
+    table.add_row("artifact + code", f"{summary['bytes_total']:,}")
+    console.print(table)
 
 
 def _megabytes(size: int) -> str:

@@ -3,31 +3,26 @@
 import dataclasses
 import math
 import shutil
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pargolf import distributed, launch, machine
-from pargolf.checkpoint import Progress, load_checkpoint, read_weights, save_checkpoint
-from pargolf.config import RunConfig, read_config, validate, validate_world
-from pargolf.console import Bar
+from pargolf.checkpoint import Progress
+from pargolf.config import RunConfig, TrainConfig, read_config, validate, validate_world
 from pargolf.data.batches import Batches
 from pargolf.data.shards import TokenStream, open_split
 from pargolf.data.tokenizer import Tokenizer
-from pargolf.errors import Stopped, UserError
+from pargolf.errors import UserError
+from pargolf.keeper import Keeper
 from pargolf.model.gpt import GPT
-from pargolf.model.init import take_weights
 from pargolf.optim.groups import Optimizers
 from pargolf.optim.schedule import lr_scale, muon_momentum
-from pargolf.run import Log, Run, append_line, start_run
+from pargolf.run import Log, Run, start_run
 from pargolf.score import score
 
 SAMPLED_TOKENS = 1_000_000  # looked at to see that shards and tokenizer belong together
@@ -70,9 +65,8 @@ def train(config: RunConfig, folder: Path) -> Progress:
     """
     validate(config)
     validate_world(config, launch.world_size())
-    device_type = machine.resolve_device(config.train.device)
-    with distributed.world(device_type) as device, _stop_signals() as stop, Bar("training") as bar:
-        config = _resolve(config, device_type, folder)
+    with distributed.world(machine.resolve_device(config.train.device)) as device:
+        config = resolve(_as_recorded(config, folder), device.type)
         data = load_data(config)
         run = Run(folder)
         if launch.is_main():
@@ -80,12 +74,29 @@ def train(config: RunConfig, folder: Path) -> Progress:
             shutil.copyfile(config.data.tokenizer, run.tokenizer)
         distributed.barrier()
         log = Log(run.log if launch.is_main() else None)
-        return _train(config, run, data, device, log, stop, bar)
+        with Keeper(run, config.train) as keeper:
+            if keeper.progress.finished:
+                log(f"{folder}: training is already finished, at step {keeper.progress.step}")
+            else:
+                if config.train.start_from and not keeper.progress.step:
+                    log(f"starting from the weights of {config.train.start_from}")
+                train_model(config, data, device, run.compile_cache, log, keeper)
+                log(f"weights in {run.checkpoint}")
+            return keeper.progress
 
 
-def _train(
-    config: RunConfig, run: Run, data: Data, device: torch.device, log: Log, stop: list[int], bar: Bar
-) -> Progress:
+def train_model(
+    config: RunConfig,
+    data: Data,
+    device: torch.device,
+    compile_cache: Path,
+    log: Callable[[str], None],
+    keeper: Keeper | None = None,
+) -> GPT:
+    """Train a model from its init, or from where `keeper` left it; `config` must be resolved.
+
+    Raises UserError if the loss is no longer a number. Every rank calls this.
+    """
     t = config.train
     # On a CPU: forbid the few operations that add in whatever order their threads finish.
     torch.use_deterministic_algorithms(device.type == "cpu")
@@ -97,19 +108,10 @@ def _train(
         data.train, config.model.seq_len, t.batch_tokens, t.micro_batches, config.data.order, t.seed
     )
     val_tokens, table = data.val.read(0, len(data.val)), data.tokenizer.byte_table()
-
-    progress = Progress()
-    if t.start_from and not run.checkpoint.exists():
-        take_weights(model, read_weights(Run(Path(t.start_from)).checkpoint))
-        log(f"starting from the weights of {t.start_from}")
-    if run.checkpoint.exists():
-        progress = load_checkpoint(run.checkpoint, model, optimizers)
-        if progress.finished:
-            log(f"{run.folder}: training is already finished, at step {progress.step}")
-            return progress
+    step, seconds = keeper.resume(model, optimizers) if keeper is not None else (0, 0.0)
     parameters = sum(p.numel() for p in model.parameters())
     log(
-        f"{run.folder}: {parameters:,} parameters, {t.dtype} on {launch.world_size()} x {device.type}"
+        f"{parameters:,} parameters, {t.dtype} on {launch.world_size()} x {device.type}"
         f" with {torch.get_num_threads()} threads, seed {t.seed}"
     )
 
@@ -117,18 +119,18 @@ def _train(
     scorer = GPT(config.model, model.dtype).to(device)
     scorer.load_state_dict(model.state_dict(), assign=True)
     if t.compile == "on":
-        log(machine.use_compile_cache(t.compile_cache, run.compile_cache))
+        log(machine.use_compile_cache(t.compile_cache, compile_cache))
         model.compile_regions()
     stepper = Stepper(model, distributed.data_parallel(model, device), optimizers, batches, device)
     if t.compile == "on" and t.compile_warmup_steps:
-        seconds = stepper.warm_up(t.compile_warmup_steps)
-        log(f"compiled in {seconds:.1f} s, {t.compile_warmup_steps} warm-up steps undone")
-    if progress.step:
-        log(f"continuing from step {progress.step}, {progress.seconds:.1f} s of training")
+        warm_up_seconds = stepper.warm_up(t.compile_warmup_steps)
+        log(f"compiled in {warm_up_seconds:.1f} s, {t.compile_warmup_steps} warm-up steps undone")
+    if keeper is not None and step:
+        log(f"continuing from step {step}, {seconds:.1f} s of training")
 
-    step, clock = progress.step, _Clock(progress.seconds)
+    clock = _Clock(seconds)
     while True:
-        (elapsed, stop_signal) = distributed.agree(clock.seconds, float(stop[0] if stop else 0))
+        (elapsed,) = distributed.agree(clock.seconds)
         scale = lr_scale(step, elapsed, t)
         last = step >= t.iterations or bool(t.max_seconds and elapsed >= t.max_seconds)
 
@@ -139,27 +141,20 @@ def _train(
                 f"step:{step}/{t.iterations} val_loss:{result.val_loss:.4f} val_bpb:{result.val_bpb:.4f}"
                 f" train_time:{elapsed * 1000:.0f}ms"
             )
-            if launch.is_main():
-                append_line(
-                    run.metrics, {"step": step, "val_loss": result.val_loss, "val_bpb": result.val_bpb}
-                )
-        due = bool(t.checkpoint_every) and step > progress.step and step % t.checkpoint_every == 0
-        if last or stop_signal or due:
+            if keeper is not None:
+                keeper.note_score(step, result)
+        if keeper is not None and keeper.due(step, last):
             clock.pause(device)
-            progress = Progress(step, elapsed, finished=last)
-            if launch.is_main():
-                save_checkpoint(run.checkpoint, model, optimizers, progress)
-            distributed.barrier()
+            keeper.save(step, elapsed, last)
         if last:
-            log(f"trained {step} steps in {elapsed:.1f} s; weights in {run.checkpoint}")
-            return progress
-        if stop_signal:
-            raise Stopped(int(stop_signal), f"at step {step}, checkpoint saved")
+            log(f"trained {step} steps in {elapsed:.1f} s")
+            return model
 
         clock.resume()
         loss = stepper.step(step, scale, muon_momentum(step, config.optim))
         step += 1
-        bar(max(step / t.iterations, clock.seconds / t.max_seconds if t.max_seconds else 0.0), 1.0)
+        if keeper is not None:
+            keeper.show(step, clock.seconds)
         reading = step % t.log_every == 0 or step <= 3 or step == t.iterations
         # Reading the loss makes a GPU's host wait, so there it is checked only where it is shown.
         if reading or device.type == "cpu":
@@ -167,10 +162,21 @@ def _train(
             if not math.isfinite(train_loss):
                 raise UserError(
                     f"the loss is {train_loss} at step {step}; lower optim.muon_lr or optim.embed_lr"
-                    f" (last checkpoint: step {progress.step})"
                 )
         if reading:
-            _report(run, log, step, t.iterations, train_loss, scale, clock.seconds, t.batch_tokens)
+            seconds = clock.seconds
+            log(step_line(t, step, train_loss, scale, seconds))
+            if keeper is not None:
+                keeper.note_loss(step, train_loss, scale, seconds)
+
+
+def step_line(t: TrainConfig, step: int, train_loss: float, scale: float, seconds: float) -> str:
+    """The log's line for a step, in the form of the challenge's published logs."""
+    return (
+        f"step:{step}/{t.iterations} train_loss:{train_loss:.4f} lr_scale:{scale:.3f}"
+        f" train_time:{seconds * 1000:.0f}ms step_avg:{seconds * 1000 / step:.2f}ms"
+        f" tok/s:{t.batch_tokens * step / seconds:,.0f}"
+    )
 
 
 @dataclass(frozen=True)
@@ -210,41 +216,39 @@ class Stepper:
         return time.perf_counter() - start
 
 
-def _report(
-    run: Run,
-    log: Log,
-    step: int,
-    iterations: int,
-    train_loss: float,
-    scale: float,
-    seconds: float,
-    batch_tokens: int,
-) -> None:
-    log(
-        f"step:{step}/{iterations} train_loss:{train_loss:.4f} lr_scale:{scale:.3f}"
-        f" train_time:{seconds * 1000:.0f}ms step_avg:{seconds * 1000 / step:.2f}ms"
-        f" tok/s:{batch_tokens * step / seconds:,.0f}"
-    )
-    if launch.is_main():
-        append_line(run.metrics, {"step": step, "train_loss": train_loss, "lr_scale": scale})
-        append_line(run.timing, {"step": step, "seconds": round(seconds, 4)})
+def resolve(config: RunConfig, device: str) -> RunConfig:
+    """`config` with every "auto" replaced by what this machine offers, and its device by `device`.
 
-
-def _resolve(config: RunConfig, device: Literal["cpu", "cuda"], folder: Path) -> RunConfig:
-    """`config` with every "auto" replaced: as an interrupted run recorded it, else by this machine."""
-    dtype, compiling = config.train.dtype, config.train.compile
-    if (folder / "config.json").exists():
-        recorded = read_config(folder / "config.json").train
-        dtype = recorded.dtype if dtype == "auto" else dtype
-        compiling = recorded.compile if compiling == "auto" else compiling
-    (bfloat16,) = distributed.agree(float(machine.resolve_dtype(dtype, device) == "bfloat16"))
-    dtype = "bfloat16" if bfloat16 else "float32"
-    compiling = machine.resolve_compile(compiling, device)
+    All ranks get the same; UserError if compilation is asked for and impossible.
+    """
+    dtype = config.train.dtype
+    if config.train.dtype == "auto":
+        (bfloat16,) = distributed.agree(float(machine.resolve_dtype("auto", device) == "bfloat16"))
+        dtype = "bfloat16" if bfloat16 else "float32"
+    compiling = machine.resolve_compile(config.train.compile, device)
     ns_dtype = dtype if config.optim.ns_dtype == "auto" else config.optim.ns_dtype
     return dataclasses.replace(
         config,
-        train=dataclasses.replace(config.train, dtype=dtype, device=device, compile=compiling),
+        train=dataclasses.replace(
+            config.train, dtype=dtype, device="cuda" if device == "cuda" else "cpu", compile=compiling
+        ),
         optim=dataclasses.replace(config.optim, ns_dtype=ns_dtype),
+    )
+
+
+def _as_recorded(config: RunConfig, folder: Path) -> RunConfig:
+    """`config` with its "auto" replaced by what an interrupted run in `folder` recorded, if there is one."""
+    if not (folder / "config.json").exists():
+        return config
+    recorded = read_config(folder / "config.json").train
+    t = config.train
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(
+            t,
+            dtype=recorded.dtype if t.dtype == "auto" else t.dtype,
+            compile=recorded.compile if t.compile == "auto" else t.compile,
+        ),
     )
 
 
@@ -266,21 +270,3 @@ class _Clock:
     def resume(self) -> None:
         if self._since is None:
             self._since = time.perf_counter()
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Within the block SIGINT and SIGTERM are noted in the list, for the loop to act on between steps."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if received:  # asked twice: do not wait for the step
-            raise KeyboardInterrupt
-        received.append(number)
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -23,6 +23,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "ablate": study.ablate,
     "sweep": study.sweep,
     "report": study.report,
+    "submit": submit.submit,
     "check": submit.check,
     "verify": submit.verify,
     "import-log": submit.import_log,

@@ -25,8 +25,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pargolf.config import ExportConfig, ModelConfig, from_dict, model_from_dict
-from pargolf.errors import UserError
+from pargolf.config import ExportConfig, ModelConfig, export_from_dict, model_from_dict
+from pargolf.errors import UserError, require
 from pargolf.export.codec import CODECS, compress, decompress, pack_bits, unpack_bits
 from pargolf.export.quantize import FLOATS, Quantized, dequantize, kind_bits, quantize_state, top_value
 from pargolf.tensors import TENSOR_KINDS, Slot
@@ -153,8 +153,8 @@ def unpack(data: bytes, source: str = "artifact") -> Artifact:
         try:
             raw = decompress(data[at : at + section.bytes], section.codec, section.raw_bytes)
             tensors = _decode_section(raw, kind_bits(section.kind, header.export), header.export.layout)
-            _require(sum(t.numel() for t in tensors.values()) == section.values, "wrong number of values")
-            _require(not tensors.keys() & state.keys(), "a tensor is there twice")
+            require(sum(t.numel() for t in tensors.values()) == section.values, "wrong number of values")
+            require(not tensors.keys() & state.keys(), "a tensor is there twice")
         except UserError as error:
             raise UserError(f"{source}: section {place}: {_short(error)}") from None
         state |= tensors
@@ -213,104 +213,103 @@ def _decode_section(raw: bytes, bits: int, layout: str) -> dict[str, Tensor]:
         raise UserError(f"not a safetensors blob: {error}") from None
     names = sorted({key.partition("/")[2] for key in stored})
     parts = {"float"} if bits in FLOATS else {"int", "scale"} | ({"cols"} if layout == "packed" else set())
-    _require(
+    require(
         stored.keys() == {f"{part}/{name}" for part in parts for name in names},
         f"its tensors are not {', '.join(sorted(parts))} for each name",
     )
     if bits in FLOATS:
         return {name: _decode_floats(stored[f"float/{name}"], bits) for name in names}
-    return {
-        name: dequantize(
-            _decode_matrix(stored[f"int/{name}"], stored[f"scale/{name}"], stored.get(f"cols/{name}"), bits)
+    matrices = {}
+    for name in names:
+        values, scale = stored[f"int/{name}"], stored[f"scale/{name}"]
+        matrices[name] = dequantize(
+            _decode_matrix(values, scale, stored[f"cols/{name}"] if layout == "packed" else None, bits)
         )
-        for name in names
-    }
+    return matrices
 
 
 def _decode_floats(x: Tensor, bits: int) -> Tensor:
-    _require(x.dtype == FLOATS[bits], f"floats stored as {x.dtype}, not {FLOATS[bits]}")
-    _require(bool(x.isfinite().all()), "NaN or infinite values")
+    require(x.dtype == FLOATS[bits], f"floats stored as {x.dtype}, not {FLOATS[bits]}")
+    require(bool(x.isfinite().all()), "NaN or infinite values")
     return x.to(torch.float32, copy=True)  # the loaded tensor may share the read-only bytes
 
 
 def _decode_matrix(values: Tensor, scale: Tensor, cols: Tensor | None, bits: int) -> Quantized:
-    _require(scale.dtype == torch.float16 and scale.ndim == 1, "scales must be a float16 vector")
-    _require(bool((scale.isfinite() & (scale > 0)).all()), "scales must be positive and finite")
+    require(scale.dtype == torch.float16 and scale.ndim == 1, "scales must be a float16 vector")
+    require(bool((scale.isfinite() & (scale > 0)).all()), "scales must be positive and finite")
     if cols is not None:
-        _require(cols.dtype == torch.int32 and cols.shape == (1,), "the column count must be one int32")
-        _require(values.dtype == torch.uint8 and values.ndim == 1, "packed values must be uint8 bytes")
+        require(cols.dtype == torch.int32 and cols.shape == (1,), "the column count must be one int32")
+        require(values.dtype == torch.uint8 and values.ndim == 1, "packed values must be uint8 bytes")
         shape = (scale.numel(), int(cols.item()))
         values = torch.from_numpy(unpack_bits(values.numpy().tobytes(), bits, shape[0] * shape[1])).reshape(
             shape
         )
-    _require(values.dtype == torch.int8 and values.ndim == 2, "quantized values must be an int8 matrix")
-    _require(values.numel() > 0 and values.size(0) == scale.numel(), "there must be one scale a row")
+    require(values.dtype == torch.int8 and values.ndim == 2, "quantized values must be an int8 matrix")
+    require(values.numel() > 0 and values.size(0) == scale.numel(), "there must be one scale a row")
     top = top_value(bits)
-    _require(-top <= int(values.min()) and int(values.max()) <= top, f"a value lies outside -{top}..{top}")
+    require(-top <= int(values.min()) and int(values.max()) <= top, f"a value lies outside -{top}..{top}")
     return Quantized(values, scale, bits)
 
 
 def _read_header(data: bytes) -> Header:
-    _require(data[: len(MAGIC)] == MAGIC, "not a pargolf artifact")
-    _require(len(data) >= PREFIX.size + CHECKSUM_BYTES, "cut off")
+    require(data[: len(MAGIC)] == MAGIC, "not a pargolf artifact")
+    require(len(data) >= PREFIX.size + CHECKSUM_BYTES, "cut off")
     _, version, total, size, raw_size = PREFIX.unpack_from(data)
-    _require(version == VERSION, f"artifact version {version}; this pargolf reads version {VERSION}")
-    _require(total == len(data), f"has {len(data):,} bytes, should have {total:,}; copy it again")
-    _require(total <= MAX_BYTES, f"larger than any artifact, {MAX_BYTES:,} bytes")
+    require(version == VERSION, f"artifact version {version}; this pargolf reads version {VERSION}")
+    require(total == len(data), f"has {len(data):,} bytes, should have {total:,}; copy it again")
+    require(total <= MAX_BYTES, f"larger than any artifact, {MAX_BYTES:,} bytes")
     checksum = hashlib.sha256(memoryview(data)[:-CHECKSUM_BYTES]).digest()
-    _require(checksum == data[-CHECKSUM_BYTES:], "wrong checksum; copy it again")
+    require(checksum == data[-CHECKSUM_BYTES:], "wrong checksum; copy it again")
     start = PREFIX.size + size
-    _require(start + CHECKSUM_BYTES <= total and raw_size <= MAX_HEADER_BYTES, "header too large")
+    require(start + CHECKSUM_BYTES <= total and raw_size <= MAX_HEADER_BYTES, "header too large")
     text = decompress(data[PREFIX.size : start], "zlib", raw_size)
     try:
         header = _parse_header(json.loads(text), start)
     except (ValueError, RecursionError, OverflowError) as error:
         raise UserError(f"malformed header: {error}") from None
     sections = header.sections
-    _require(
-        sum(s.bytes for s in sections) == total - CHECKSUM_BYTES - start, "sections do not fill the file"
-    )
-    _require(
+    require(sum(s.bytes for s in sections) == total - CHECKSUM_BYTES - start, "sections do not fill the file")
+    require(
         sum(s.raw_bytes for s in sections) <= MAX_BYTES, f"holds more than {MAX_BYTES:,} bytes of weights"
     )
     values = sum(s.values for s in sections)
-    _require(4 * values <= MAX_BYTES, f"holds more than {MAX_BYTES // 4:,} values")
+    require(4 * values <= MAX_BYTES, f"holds more than {MAX_BYTES // 4:,} values")
     _require_plausible(header.model, values)
     return header
 
 
 def _parse_header(header: Any, start: int) -> Header:
     fields = {"model", "export", "tokenizer_sha256", "sections"}
-    _require(
+    require(
         isinstance(header, dict) and header.keys() == fields, f"header must have {', '.join(sorted(fields))}"
     )
     model = model_from_dict(header["model"])
-    export = from_dict({"export": header["export"]}).export
+    export = export_from_dict(header["export"])
     for name, value in (asdict(model) | asdict(export)).items():
-        _require(not isinstance(value, float) or math.isfinite(value), f"setting {name} is not finite")
+        require(not isinstance(value, float) or math.isfinite(value), f"setting {name} is not finite")
     tokenizer = header["tokenizer_sha256"]
-    _require(
+    require(
         isinstance(tokenizer, str) and re.fullmatch("[0-9a-f]{64}", tokenizer) is not None,
         "tokenizer_sha256 must be 64 lower-case hex digits",
     )
-    _require(isinstance(header["sections"], list), "the table of sections must be a list")
+    require(isinstance(header["sections"], list), "the table of sections must be a list")
     sections = tuple(_parse_section(row, model.n_layers) for row in header["sections"])
-    _require(len({(s.kind, s.layer) for s in sections}) == len(sections), "a section is there twice")
+    require(len({(s.kind, s.layer) for s in sections}) == len(sections), "a section is there twice")
     return Header(model, export, tokenizer, sections, start)
 
 
 def _parse_section(row: Any, n_layers: int) -> Section:
     names = Section.__dataclass_fields__.keys()
-    _require(isinstance(row, dict) and row.keys() == names, f"a section must have {', '.join(names)}")
+    require(isinstance(row, dict) and row.keys() == names, f"a section must have {', '.join(names)}")
     for name, known in (("kind", TENSOR_KINDS), ("codec", CODECS)):
         value = row[name]
-        _require(
+        require(
             isinstance(value, str) and value in known, f"section {name} must be one of {', '.join(known)}"
         )
     for name in ("bytes", "raw_bytes", "values"):
-        _require(type(row[name]) is int and row[name] >= 1, f"section {name} must be a positive integer")
+        require(type(row[name]) is int and row[name] >= 1, f"section {name} must be a positive integer")
     layer = row["layer"]
-    _require(
+    require(
         layer is None or (type(layer) is int and 0 <= layer < n_layers), "section layer is not in the model"
     )
     return Section(**row)
@@ -322,11 +321,11 @@ def _require_plausible(m: ModelConfig, values: int) -> None:
     least = m.vocab_size * m.d_model + m.n_layers * sum(
         rank * (m.d_model + d_mlp) if rank else m.d_model * d_mlp for rank in (m.fc_rank, m.proj_rank)
     )
-    _require(
+    require(
         least <= values,
         f"its model config needs at least {_digits(least)} values, but {_digits(values)} are there",
     )
-    _require(m.seq_len * m.d_model <= MAX_BYTES // 4, f"model.seq_len {_digits(m.seq_len)} is too long")
+    require(m.seq_len * m.d_model <= MAX_BYTES // 4, f"model.seq_len {_digits(m.seq_len)} is too long")
 
 
 def _digits(n: int) -> str:
@@ -338,8 +337,3 @@ def _digits(n: int) -> str:
 def _short(error: UserError) -> str:
     """The message, without what a hostile file may have smuggled in by the page."""
     return " ".join(str(error)[:300].split())
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise UserError(message)

@@ -2,23 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
-from importlib.resources.abc import Traversable
 from math import ceil, prod
 
-from pargolf.config import ExportConfig
+from pargolf.config import ExportConfig, RunConfig
 from pargolf.errors import UserError
 from pargolf.export.artifact import read_header
 from pargolf.export.quantize import kind_bits
 from pargolf.tensors import Slot
-
-# Files and folders of the package that training, packing and scoring run; making data, commands,
-# tables and analysis stay at home.
-SUBMITTED = (
-    "checkpoint.py", "config.py", "data/batches.py", "data/shards.py", "data/tokenizer.py",
-    "distributed.py", "errors.py", "export", "files.py", "launch.py", "machine.py", "model", "optim",
-    "pipeline.py", "run.py", "score.py", "tensors.py", "train.py",
-)  # fmt: skip
 
 # Bits a quantized value saved by the codec, measured on published records of trained models with
 # scales and floats counted whole (OpenAI parameter-golf, its records and pull request #215):
@@ -121,19 +111,11 @@ def check_budget(ledger: Ledger, budget: int) -> None:
         )
 
 
-def code_bytes() -> int:
-    """UTF-8 bytes of the package's modules that a submission runs (see SUBMITTED).
+def code_bytes(config: RunConfig) -> int:
+    """UTF-8 bytes of the train_gpt.py that `pargolf submit` writes for `config`, in its readable form."""
+    from pargolf.submission.bundle import bundle  # takes its time to import
 
-    An upper bound until the modules are bundled into one file.
-    """
-    package = resources.files("pargolf")
-    return sum(_python_bytes(package.joinpath(*name.split("/"))) for name in SUBMITTED)
-
-
-def _python_bytes(entry: Traversable) -> int:
-    if entry.is_dir():
-        return sum(map(_python_bytes, entry.iterdir()))
-    return len(entry.read_bytes()) if entry.name.endswith(".py") else 0
+    return len(bundle(config).encode())
 
 
 def predict_bytes(

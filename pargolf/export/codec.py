@@ -18,7 +18,7 @@ from pargolf.export.quantize import top_value
 
 @dataclass(frozen=True)
 class Codec:
-    """compress(data, level) and decompress(data, raw_size), which may return any bytes."""
+    """compress(data, level); decompress(data, raw_size) may return any bytes, or raise ValueError."""
 
     compress: Callable[[bytes, int], bytes]
     decompress: Callable[[bytes, int], bytes]
@@ -29,17 +29,23 @@ def _zstd_compress(data: bytes, level: int) -> bytes:
 
 
 def _zstd_decompress(data: bytes, raw_size: int) -> bytes:
-    # The decoder allocates what the frame itself claims, so the claim is checked first.
-    claimed = zstandard.get_frame_parameters(data).content_size
-    if claimed != raw_size:
-        raise ValueError(f"it claims to hold {claimed} bytes, not {raw_size}")
-    return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+    try:
+        # The decoder allocates what the frame itself claims, so the claim is checked first.
+        claimed = zstandard.get_frame_parameters(data).content_size
+        if claimed != raw_size:
+            raise ValueError(f"it claims to hold {claimed} bytes, not {raw_size}")
+        return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ValueError(error) from None
 
 
 def _zlib_decompress(data: bytes, raw_size: int) -> bytes:
     # One byte more than expected lets the stream reach its end, or betray that it is too long.
     stream = zlib.decompressobj()
-    raw = stream.decompress(data, raw_size + 1)
+    try:
+        raw = stream.decompress(data, raw_size + 1)
+    except zlib.error as error:
+        raise ValueError(error) from None
     if not stream.eof or stream.unused_data:
         raise ValueError("the stream is cut off, too long or followed by other bytes")
     return raw
@@ -71,7 +77,7 @@ def decompress(data: bytes, codec: str, raw_size: int) -> bytes:
         raw = _codec(codec).decompress(data, raw_size)
         if len(raw) != raw_size:
             raise ValueError(f"it holds {len(raw)} bytes, not {raw_size}")
-    except (ValueError, zlib.error, zstandard.ZstdError) as error:
+    except ValueError as error:
         raise UserError(f"corrupt {codec} data: {error}") from None
     return raw
 

@@ -26,7 +26,7 @@ def test_two_ranks_train_and_score_as_one(dataset: Dataset, tmp_path: Path) -> N
         folder = tmp_path / f"ranks{ranks}"
         losses = [r["train_loss"] for r in read_lines(folder / "metrics.jsonl") if "train_loss" in r]
         results.append((losses, json.loads((folder / "result.json").read_text())["artifact"]))
-        assert done.stdout.count("val_bpb:") == 1  # one writer
+        assert done.stdout.count("sliding_window_exact val_loss:") == 1  # one writer
     (one, score_one), (two, score_two) = results
     assert len(one) == 20
     assert two == pytest.approx(one, abs=1e-4)

@@ -1,17 +1,15 @@
 """Logs of three generations of scripts, and our own, line by line."""
 
-import tempfile
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pargolf.config import TrainConfig
 from pargolf.errors import UserError
-from pargolf.run import Run
 from pargolf.submission.logs import RULE, parse_log
-from pargolf.train import _report
+from pargolf.train import step_line
 
 # The code of the script comes first, with lines that look like figures of a run.
 BASELINE = f"""\
@@ -126,9 +124,8 @@ def test_our_own_lines_come_back(
     steps: list[tuple[int, float, float, float]], batch_tokens: int, seed: int
 ) -> None:
     lines = [f"runs/a: 1,231,696 parameters, bfloat16 on 1 x cpu with 2 threads, seed {seed}"]
-    with tempfile.TemporaryDirectory() as folder:
-        for step, loss, scale, seconds in steps:
-            _report(Run(Path(folder)), lines.append, step, 10**6, loss, scale, seconds, batch_tokens)  # type: ignore[arg-type]
+    t = TrainConfig(batch_tokens=batch_tokens, iterations=10**6)
+    lines += [step_line(t, step, loss, scale, seconds) for step, loss, scale, seconds in steps]
     log = parse_log("\n".join(lines))
     assert (log.seed, log.settings) == (seed, {"model_params": 1231696})
     assert len(log.steps) == len(steps)

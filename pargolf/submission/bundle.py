@@ -1,0 +1,124 @@
+"""From the package's modules to the one file that a submission runs.
+
+The file holds what `script.main` needs under one configuration, and nothing else. It is made in
+three steps: find the definitions that are reached, take out of them what constants make
+needless, and again, until nothing changes (`shake.py`, `learn.py`, `fold.py`); keep the settings
+that are left to read; write all of it out in reading order (`layout.py`).
+"""
+
+import ast
+import base64
+import json
+import lzma
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+
+import libcst as cst
+
+from pargolf.config import RunConfig
+from pargolf.submission.fold import fold
+from pargolf.submission.known import SECTIONS, Known, Settings, scope_of
+from pargolf.submission.layout import write_out
+from pargolf.submission.learn import learn
+from pargolf.submission.modules import Key, Node, mentions, parts_of, read_module
+from pargolf.submission.shake import reach
+
+ENTRY = ("pargolf.submission.script", "main")
+
+
+@cache
+def bundle(config: RunConfig) -> str:
+    """The source of train_gpt.py for `config`: readable, with comments and docstrings.
+
+    Raises ValueError if the package holds something that cannot be moved into one file.
+    """
+    # What a finished run has recorded of its own machine is left open.
+    t = replace(config.train, device="auto", compile="off" if config.train.compile == "off" else "auto")
+    return write_out(_reduce(replace(config, train=t)), ENTRY)
+
+
+def minified(source: str) -> str:
+    """The same program in fewer bytes: no comments, no docstrings, short names."""
+    from python_minifier import RemoveAnnotationsOptions, minify
+
+    # Annotations in classes are what makes fields of dataclasses.
+    annotations = RemoveAnnotationsOptions(remove_class_attribute_annotations=False)
+    return minify(source, remove_annotations=annotations, remove_literal_statements=True, rename_globals=True)
+
+
+def compressed(source: str) -> str:
+    """The minified program as a file that unpacks and runs itself."""
+    data = lzma.compress(minified(source).encode(), lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME)
+    text = base64.b85encode(data).decode()
+    return f'import base64,lzma;exec(lzma.decompress(base64.b85decode("{text}")))\n'
+
+
+def _reduce(config: RunConfig) -> dict[Key, Node]:
+    """The definitions and methods that remain under `config`."""
+    from pargolf.submission.script import ENVIRONMENT
+
+    settings = Settings(config, frozenset(ENVIRONMENT.values()))
+    nodes: dict[Key, Node] = {("pargolf.config", kind): _freeze(kind, config) for kind in SECTIONS}
+    known = None
+    while True:
+        live = reach(nodes, ENTRY)
+        known = learn(live, settings, known)
+        changed = fold(live, known)
+        if not changed:
+            return live | _read_settings(live, known)
+        nodes |= changed
+
+
+def _freeze(kind: str, config: RunConfig) -> Node:
+    """The class of settings `kind` with the values of `config` for defaults."""
+    section = getattr(config, SECTIONS[kind])
+    node = read_module("pargolf.config").nodes["pargolf.config", kind]
+    assert isinstance(node, cst.ClassDef)
+    lines: list[cst.CSTNode] = []
+    for line in node.body.body:
+        match line:
+            case cst.SimpleStatementLine([cst.AnnAssign(cst.Name(name)) as declaration]):
+                default = cst.parse_expression(_literal(getattr(section, name)))
+                lines.append(line.with_changes(body=[declaration.with_changes(value=default)]))
+            case _:
+                lines.append(line)
+    return node.with_changes(body=node.body.with_changes(body=lines))
+
+
+def _literal(value: str | bool | int | float) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return f"{value:_}" if type(value) is int and value >= 10_000 else repr(value)
+
+
+def _read_settings(live: Mapping[Key, Node], known: Known) -> dict[Key, Node]:
+    """The classes of settings with those fields alone that the program reads."""
+    words = {word for key, node in live.items() if key[-1] not in SECTIONS for word in mentions(node).words}
+    whole: set[str] = set()  # handed to a function that looks at all fields
+    for key, node in live.items():
+        scope = scope_of(key, node, known)
+        for part in parts_of(node):
+            if isinstance(part, ast.Call):
+                whole |= {x.id for x in part.args if isinstance(x, ast.Name)}
+                if ast.unparse(part.func) in ("asdict", "dataclasses.asdict"):
+                    whole |= {scope.section(x) for x in part.args}
+    return {
+        key: _without_fields(node, words)
+        for key, node in live.items()
+        if key[0] == "pargolf.config" and key[1] in SECTIONS and key[1] not in whole
+    }
+
+
+def _without_fields(node: Node, read: set[str]) -> Node:
+    """A dataclass with the fields that are read; each goes with the string that explains it."""
+    assert isinstance(node, cst.ClassDef)
+    lines: list[cst.CSTNode] = []
+    keeps = True
+    for line in node.body.body:
+        match line:
+            case cst.SimpleStatementLine([cst.AnnAssign(cst.Name(name))]):
+                keeps = name in read
+        if keeps:
+            lines.append(line)
+    return node.with_changes(body=node.body.with_changes(body=lines))

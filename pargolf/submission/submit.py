@@ -1,0 +1,262 @@
+"""A submission folder from finished runs of one configuration, one a seed."""
+
+import ast
+import dataclasses
+import datetime
+import json
+import re
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pargolf.config import RunConfig, to_dict
+from pargolf.errors import UserError, require
+from pargolf.export.artifact import read_header
+from pargolf.files import write_atomic, write_json
+from pargolf.run import Run, first_difference, open_run
+from pargolf.submission.bundle import bundle, compressed, minified
+
+Form = Literal["readable", "minified", "compressed"]
+RECORD_MARGIN = 0.005  # nats by which a new record must beat the old one
+
+
+@dataclass(frozen=True)
+class About:
+    """Who submits what."""
+
+    author: str
+    github_id: str
+    name: str
+    blurb: str = ""
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """The figures of one finished run: those of its artifact, by the sliding window."""
+
+    run: Run
+    seed: int
+    val_loss: float
+    val_bpb: float
+    pre_quant_val_loss: float
+    pre_quant_val_bpb: float
+    steps: int
+    train_seconds: float
+    bytes_model: int
+    parameters: int
+    machine: str
+    """The line of the log that says where it was run."""
+
+    @property
+    def step_ms(self) -> float:
+        """Mean milliseconds a training step."""
+        return 1000 * self.train_seconds / self.steps if self.steps else 0.0
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What has been written."""
+
+    folder: Path
+    sizes: dict[Form, int]
+    """Bytes of train_gpt.py in each form."""
+    form: Form
+    summary: dict[str, Any]
+    """Content of submission.json."""
+
+
+def submit(
+    folders: Sequence[Path],
+    about: About,
+    out: Path | None = None,
+    form: Form = "readable",
+    record_loss: float | None = None,
+    verdict: str = "",
+) -> Submission:
+    """Write a submission folder; `out` is by default submissions/<date>_<name>.
+
+    `record_loss` is the val_loss in nats of the record to beat. `verdict` is what a check of the
+    score's validity has found, in Markdown. Raises UserError, and writes nothing, unless the
+    runs are finished, differ in nothing but the seed, fit the budget, and their logs hold their
+    scores; or if `out` already holds something.
+    """
+    require(bool(folders), "name at least one finished run")
+    config = _common_config(folders)
+    seeds = [_read_run(folder) for folder in folders]
+    source = bundle(config)
+    texts: dict[Form, str] = {
+        "readable": source, "minified": minified(source), "compressed": compressed(source)
+    }  # fmt: skip
+    sizes: dict[Form, int] = {name: len(text.encode()) for name, text in texts.items()}
+    date = datetime.date.today().isoformat()
+    out = out or Path("submissions") / f"{date}_{re.sub('[^A-Za-z0-9.]+', '_', about.name).strip('_')}"
+    summary = _summary(about, date, seeds, sizes[form], record_loss)
+    over = summary["bytes_total"] - config.export.budget
+    require(over <= 0, f"code and model are {over:,} bytes over the budget of {config.export.budget:,}")
+    require(
+        not out.exists() or (out.is_dir() and not any(out.iterdir())),
+        f"{out} is there already; name another --out",
+    )
+
+    best = min(seeds, key=lambda run: run.val_bpb)
+    readme = _readme(config, about, seeds, best, summary, form, record_loss, verdict)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "train_gpt.py", texts[form].encode())
+    write_atomic(out / "README.md", readme.encode())
+    write_json(out / "submission.json", summary)
+    write_atomic(out / "requirements.txt", "".join(f"{line}\n" for line in requirements(source)).encode())
+    for run in seeds:
+        shutil.copyfile(run.run.log, out / f"train_seed{run.seed}.log")
+    shutil.copyfile(best.run.artifact, out / "model.pgz")
+    return Submission(out, sizes, form, summary)
+
+
+def requirements(source: str) -> list[str]:
+    """name==version of every distribution that a program imports, as installed here."""
+    modules = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add((node.module or "").partition(".")[0])
+    owners = metadata.packages_distributions()
+    names = {owners[module][0] for module in modules - sys.stdlib_module_names}
+    # A local version, such as 2.13.0+cpu, says how this machine's copy was built.
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in sorted(names, key=str.lower)]
+
+
+def _common_config(folders: Sequence[Path]) -> RunConfig:
+    """The configuration of all runs, with the first one's seed; UserError if they differ in more than it."""
+    configs = [open_run(folder)[1] for folder in folders]
+    for folder, config in zip(folders, configs, strict=True):
+        same_seed = dataclasses.replace(
+            config, train=dataclasses.replace(config.train, seed=configs[0].train.seed)
+        )
+        if same_seed != configs[0]:
+            difference = first_difference(configs[0], same_seed)
+            raise UserError(f"{folders[0]} and {folder} are runs of two configurations: {difference}")
+    seeds = [config.train.seed for config in configs]
+    require(
+        len(set(seeds)) == len(seeds), f"two of the runs have the same seed: {', '.join(map(str, seeds))}"
+    )
+    return configs[0]
+
+
+def _read_run(folder: Path) -> SeedRun:
+    """The figures of a run; UserError if it is not finished, or its files do not agree on them."""
+    run, config = open_run(folder)
+    again = f"finish it with `pargolf pack {folder}` and `pargolf eval {folder}`"
+    try:
+        result = json.loads(run.result.read_text())
+        score, before = result["artifact"]["sliding"], result["checkpoint"]["sliding"]
+        data, log = run.artifact.read_bytes(), run.log.read_text()
+        figures = {
+            "val_loss": score["val_loss"], "val_bpb": score["val_bpb"],
+            "pre_quant_val_loss": before["val_loss"], "pre_quant_val_bpb": before["val_bpb"],
+            "steps": result["steps"], "train_seconds": result["train_seconds"],
+        }  # fmt: skip
+        fits = (result["bytes_model"], result["stride"]) == (len(data), config.eval.stride)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is not finished: it has no {Path(error.filename).name}; {again}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{run.result} lacks a figure; {again}") from None
+    header = read_header(data, str(run.artifact))
+    require(
+        fits and (header.model, header.export) == (config.model, config.export),
+        f"{run.artifact} is not what {run.result} and {run.config} tell of; {again}",
+    )
+    line = f"val_loss:{score['val_loss']:.8f} val_bpb:{score['val_bpb']:.8f}"
+    require(line in log, f"{run.log} does not hold the score of its artifact; {again}")
+    machine = next((text for text in log.splitlines() if " parameters, " in text), "")
+    parameters = sum(section.values for section in header.sections)
+    return SeedRun(
+        run, config.train.seed, **figures, bytes_model=len(data), parameters=parameters, machine=machine
+    )
+
+
+def _summary(
+    about: About, date: str, seeds: Sequence[SeedRun], code_bytes: int, record_loss: float | None
+) -> dict[str, Any]:
+    """Content of submission.json: means over the seeds, sizes of the largest artifact, figures a seed."""
+
+    def mean(name: str) -> float:
+        return statistics.fmean(getattr(run, name) for run in seeds)
+
+    model_bytes = max(run.bytes_model for run in seeds)
+    losses = [run.val_loss for run in seeds]
+    return {
+        "author": about.author,
+        "github_id": about.github_id,
+        "name": about.name,
+        "blurb": about.blurb,
+        "date": date,
+        "val_loss": mean("val_loss"),
+        "val_bpb": mean("val_bpb"),
+        "val_bpb_std": statistics.stdev(run.val_bpb for run in seeds) if len(seeds) > 1 else None,
+        "p_value": _p_value(losses, record_loss),
+        "pre_quant_val_loss": mean("pre_quant_val_loss"),
+        "pre_quant_val_bpb": mean("pre_quant_val_bpb"),
+        "wallclock_seconds": max(run.train_seconds for run in seeds),
+        "bytes_total": model_bytes + code_bytes,
+        "bytes_model": model_bytes,
+        "bytes_code": code_bytes,
+        "seeds": [run.seed for run in seeds],
+        "seed_results": {
+            str(run.seed): {
+                "val_loss": run.val_loss,
+                "val_bpb": run.val_bpb,
+                "steps": run.steps,
+                "step_avg_ms": round(run.step_ms, 2),
+                "train_seconds": run.train_seconds,
+                "bytes_model": run.bytes_model,
+                "bytes_total": run.bytes_model + code_bytes,
+            }
+            for run in seeds
+        },
+    }
+
+
+def _p_value(losses: Sequence[float], record_loss: float | None) -> float | None:
+    """One-sided p of losses whose mean beats a record by RECORD_MARGIN nats; None where they do not vary."""
+    if record_loss is None or len(set(losses)) < 2:
+        return None
+    from scipy.stats import ttest_1samp
+
+    return float(ttest_1samp(losses, record_loss - RECORD_MARGIN, alternative="less").pvalue)
+
+
+def _readme(
+    config: RunConfig,
+    about: About,
+    seeds: Sequence[SeedRun],
+    best: SeedRun,
+    summary: dict[str, Any],
+    form: Form,
+    record_loss: float | None,
+    verdict: str,
+) -> str:
+    import jinja2
+
+    text = (resources.files("pargolf.submission") / "README.md.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    ranks = re.search(r" on (\d+) x ", best.machine)
+    return environment.from_string(text).render(
+        config=config,
+        settings=to_dict(config),
+        about=about,
+        seeds=seeds,
+        best=best,
+        summary=summary,
+        form=form,
+        record_loss=record_loss,
+        margin=RECORD_MARGIN,
+        verdict=verdict,
+        ranks=int(ranks[1]) if ranks else 1,
+        machine=best.machine,
+        parameters=best.parameters,
+    )
