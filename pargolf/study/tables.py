@@ -38,7 +38,7 @@ def _show_differences(comparison: Comparison) -> None:
     tested = sum(d.test is not None for _, d in compared)
     several = tested > 1
     pairs = any(d.p_paired is not None for _, d in compared)
-    more = [*(["p, Holm"] if several else []), *(["p, paired"] if pairs else [])]
+    more = [*(["Holm"] if several else []), *(["paired"] if pairs else [])]
     columns = ["", "bpb ± 95 %", "nats", "t", "df", "p", *more, "record"]
     table = _table(f"difference from {escape(comparison.reference)}; negative is better", *columns)
     for number, d in compared:
@@ -73,7 +73,7 @@ def show_front(front: "Front") -> None:
 
 def _table(title: str, *columns: str) -> Table:
     """A table in which, on a narrow terminal, only words wrap, and no number."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         words = column in ("group", "settings")
         table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
