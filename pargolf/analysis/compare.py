@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pargolf.analysis.records import Record
-from pargolf.analysis.ttest import Reference, TTest, holm, p_better_by, t_test, why_no_test
+from pargolf.analysis.ttest import Reference, TTest, holm, p_better_by, p_paired, t_test, why_no_test
 from pargolf.errors import UserError
 from pargolf.settings import Settings
 
@@ -45,6 +45,8 @@ class Difference:
     """Why there is none, or empty."""
     p_holm: float | None
     """The test's p, corrected for all groups tested."""
+    p_paired: float | None
+    """Of the paired test, where both groups have the same seeds; raw."""
     p_record: float | None
     """p of "better by less than 0.005 nats", one-sided, corrected likewise."""
     is_record: bool | None
@@ -237,9 +239,18 @@ def _difference(group: Group, reference: Group | float) -> Difference:
         test=None if no_test else t_test(scores, other),
         no_test=no_test,
         p_holm=None,
+        p_paired=_paired(group, reference) if isinstance(reference, Group) else None,
         p_record=p_better_by(RECORD_NATS, *losses) if losses and not no_test else None,
         is_record=None,
     )
+
+
+def _paired(group: Group, reference: Group) -> float | None:
+    """p of the differences seed by seed, which share the order of the data; None unless all seeds pair up."""
+    ours, theirs = ({r.seed: r.val_bpb for r in g.records} for g in (group, reference))
+    if None in ours or ours.keys() != theirs.keys() or len(ours) < len(group.records):
+        return None
+    return p_paired([ours[seed] - theirs[seed] for seed in ours])
 
 
 def _losses(group: Group, reference: Group | float) -> tuple[list[float], Reference] | None:

@@ -61,6 +61,13 @@ def p_better_by(margin: float, values: Sequence[float], reference: Reference) ->
     return float(_scipy_test(values, [value - margin for value in reference], "less").pvalue)
 
 
+def p_paired(differences: Sequence[float]) -> float | None:
+    """Two-sided p of the paired t-test, from the difference of each pair; None where no test is possible."""
+    if why_no_test(differences):
+        return None
+    return float(_scipy_test(differences, 0.0, "two-sided").pvalue)
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Each p adjusted for testing all of them (Holm, Scand. J. Statist. 6:65, 1979); None stays None."""
     tested = sorted((p, index) for index, p in enumerate(p_values) if p is not None)

@@ -37,22 +37,26 @@ def _show_differences(comparison: Comparison) -> None:
     compared = [(n, g.difference) for n, g in enumerate(comparison.groups, 1) if g.difference]
     tested = sum(d.test is not None for _, d in compared)
     several = tested > 1
-    columns = ["", "bpb ± 95 %", "nats", "t", "df", "p", *(["p, Holm"] if several else []), "record"]
+    pairs = any(d.p_paired is not None for _, d in compared)
+    more = [*(["Holm"] if several else []), *(["paired"] if pairs else [])]
+    columns = ["", "bpb ± 95 %", "nats", "t", "df", "p", *more, "record"]
     table = _table(f"difference from {escape(comparison.reference)}; negative is better", *columns)
     for number, d in compared:
         test = ("", "no test", "", "")
         if d.test:
             half = (d.test.high - d.test.low) / 2
             test = (f" ± {half:.4f}", f"{d.test.t:.1f}", f"{d.test.df:.1f}", f"{d.test.p:.2g}")
-        corrected = [_number(d.p_holm, ".2g")] if several else []
+        others = [_number(d.p_holm, ".2g")] if several else []
+        others += [_number(d.p_paired, ".2g")] if pairs else []
         record = "" if d.is_record is None else "yes" if d.is_record else "no"
         table.add_row(
-            f"{number}", f"{d.bpb:+.4f}{test[0]}", _number(d.nats, "+.4f"), *test[1:], *corrected, record
+            f"{number}", f"{d.bpb:+.4f}{test[0]}", _number(d.nats, "+.4f"), *test[1:], *others, record
         )
     console.print(table)
     console.print(
         f"p: {comparison.method}; record: at least {RECORD_NATS} nats better at p < {RECORD_LEVEL}"
-        + (f"\nHolm: corrected for {tested} comparisons, and so is record" if several else ""),
+        + (f"\nHolm: corrected for {tested} comparisons, and so is record" if several else "")
+        + ("\npaired: t-test of the differences seed by seed, two-sided, not corrected" if pairs else ""),
         highlight=False,
     )
 
@@ -69,7 +73,7 @@ def show_front(front: "Front") -> None:
 
 def _table(title: str, *columns: str) -> Table:
     """A table in which, on a narrow terminal, only words wrap, and no number."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         words = column in ("group", "settings")
         table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")

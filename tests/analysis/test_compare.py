@@ -178,3 +178,17 @@ def test_the_table_and_the_json_say_what_was_found(capsys: pytest.CaptureFixture
     assert values["groups"][1]["difference"]["bpb"] == pytest.approx(-0.03)
     show_comparison(compare(BASE))
     assert "difference" not in capsys.readouterr().out
+
+
+def test_runs_of_the_same_seeds_are_compared_in_pairs_too() -> None:
+    noisy, moved = [1.10, 1.20, 1.30], [1.081, 1.179, 1.280]
+    pairs = compare([*runs("a", noisy), *runs("b", moved, model__q_rank=0)])
+    d = pairs.groups[1].difference
+    assert d and d.test and d.p_paired is not None
+    assert d.test.p > 0.5  # drowned in what the seeds differ by
+    assert d.p_paired == pytest.approx(stats.ttest_rel(moved, noisy).pvalue)
+    unpaired = [
+        Record(**{**vars(r), "seed": 100 + i}) for i, r in enumerate(runs("c", moved, model__q_rank=7))
+    ]
+    d = compare([*runs("a", noisy), *unpaired]).groups[1].difference
+    assert d and d.p_paired is None
