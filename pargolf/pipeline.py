@@ -11,7 +11,7 @@ import torch
 
 from pargolf import distributed, launch, machine
 from pargolf.analysis.compressors import compressor_table
-from pargolf.checkpoint import load_weights
+from pargolf.checkpoint import Progress, load_weights
 from pargolf.config import EvalConfig, RunConfig, read_config
 from pargolf.console import Bar, console
 from pargolf.data.prepare import prepare_embedded, read_text
@@ -30,12 +30,19 @@ from pargolf.train import train
 
 def prepare_data(config: RunConfig) -> None:
     """Make the embedded dataset if `config` asks for it and it is not there yet; one rank does."""
+    if config.data.corpus == "embedded" and launch.is_main():
+        root = Path(config.data.dataset).parent.parent
+        summary = prepare_embedded(config.model.vocab_size, root=root).summary()
+        console.print(summary, highlight=False, soft_wrap=True)
+    distributed.barrier()
+
+
+def train_run(config: RunConfig, folder: Path) -> Progress:
+    """Prepare a run's data and train it; under torchrun every rank calls this."""
+    # One world for both: ranks that leave it and join again at once miss each other now and then.
     with distributed.world(machine.resolve_device(config.train.device)):
-        if config.data.corpus == "embedded" and launch.is_main():
-            root = Path(config.data.dataset).parent.parent
-            summary = prepare_embedded(config.model.vocab_size, root=root).summary()
-            console.print(summary, highlight=False, soft_wrap=True)
-        distributed.barrier()
+        prepare_data(config)
+        return train(config, folder)
 
 
 def pack_run(folder: Path) -> Ledger:

@@ -119,12 +119,10 @@ def plan(argv: list[str]) -> None:
 
 def train(argv: list[str]) -> None:
     """Train a preset into runs/<name>/; continues a run that was interrupted."""
-    from pargolf import train as training
-    from pargolf.pipeline import prepare_data
+    from pargolf.pipeline import train_run
 
     args = run_args(argv, "train")
-    prepare_data(args.config)
-    training.train(args.config, args.folder)
+    train_run(args.config, args.folder)
 
 
 def pack(argv: list[str]) -> None:
