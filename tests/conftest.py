@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ import pytest
 # each other cost a tiny model more than they give.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from pargolf.cli import dispatch
 from pargolf.data.corpus import embedded_documents
 from support import Dataset, pargolf
 
@@ -29,3 +31,12 @@ def dataset(articles: list[str], tmp_path_factory: pytest.TempPathFactory) -> Da
     return Dataset(
         root / "data/datasets/articles_sp512", root / "data/tokenizers/articles_512_bpe.model", articles
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny run, trained, packed and scored; copy it to change anything."""
+    runs = tmp_path_factory.mktemp("runs")
+    options = dataset.options(eval__stride=32, train__val_every=10)
+    assert dispatch(["run", "demo", "--runs", str(runs), "--name", "tiny", *options]) == 0
+    return runs / "tiny"
