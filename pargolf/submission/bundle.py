@@ -21,7 +21,7 @@ from pargolf.submission.fold import fold
 from pargolf.submission.known import SECTIONS, Known, Settings, scope_of
 from pargolf.submission.layout import write_out
 from pargolf.submission.learn import learn
-from pargolf.submission.modules import Key, Node, mentions, parts_of, read_module
+from pargolf.submission.modules import Key, Node, mentions, parts_of, read_module, tree_of
 from pargolf.submission.shake import reach
 
 ENTRY = ("pargolf.submission.script", "main")
@@ -56,9 +56,7 @@ def compressed(source: str) -> str:
 
 def _reduce(config: RunConfig) -> dict[Key, Node]:
     """The definitions and methods that remain under `config`."""
-    from pargolf.submission.script import ENVIRONMENT
-
-    settings = Settings(config, frozenset(ENVIRONMENT.values()))
+    settings = Settings(config, frozenset(_environment().values()))
     nodes: dict[Key, Node] = {("pargolf.config", kind): _freeze(kind, config) for kind in SECTIONS}
     known = None
     while True:
@@ -68,6 +66,15 @@ def _reduce(config: RunConfig) -> dict[Key, Node]:
         if not changed:
             return live | _read_settings(live, known)
         nodes |= changed
+
+
+def _environment() -> dict[str, tuple[str, str]]:
+    """The script's table of environment variables, read and not imported: that would load PyTorch."""
+    module = ENTRY[0]
+    table = tree_of(read_module(module).nodes[module, "ENVIRONMENT"])
+    assert isinstance(table, ast.Assign)
+    variables: dict[str, tuple[str, str]] = ast.literal_eval(table.value)
+    return variables
 
 
 def _freeze(kind: str, config: RunConfig) -> Node:

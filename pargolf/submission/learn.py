@@ -8,7 +8,7 @@ from typing import Any
 
 import libcst as cst
 
-from pargolf.submission.known import Known, Scope, Settings, assignments, parameters, scope_of
+from pargolf.submission.known import SECTIONS, Known, Scope, Settings, assignments, parameters, scope_of
 from pargolf.submission.modules import Key, Node, find_definition, find_module, mentions, parts_of, tree_of
 
 Program = Mapping[Key, Node]
@@ -19,9 +19,16 @@ def learn(live: Program, settings: Settings, before: Known | None) -> Known:
     known = dataclasses.replace(before or Known(settings, live), live=live)
     scopes = {key: scope_of(key, node, known) for key, node in live.items()}
     arguments, unused = _arguments(live, scopes)
-    attributes, holders, unread = _attributes(live, scopes)
+    attributes, unread = _attributes(live, scopes)
     return Known(
-        settings, live, arguments, attributes, holders, unused | _passed_on(live, known), unread, _words(live)
+        settings,
+        live,
+        arguments,
+        attributes,
+        _holders(live, scopes),
+        unused | _passed_on(live, known),
+        unread,
+        _words(live),
     )
 
 
@@ -113,8 +120,8 @@ def _is_idle(node: ast.expr) -> bool:
 
 def _attributes(
     live: Program, scopes: Mapping[Key, Scope]
-) -> tuple[dict[Key, dict[str, Any]], dict[str, str], frozenset[str]]:
-    """Constant attributes by class, attributes that hold settings, and constant ones that nothing reads."""
+) -> tuple[dict[Key, dict[str, Any]], frozenset[str]]:
+    """Constant attributes by class, and those of them that nothing reads."""
     stores: Counter[str] = Counter()
     reads: set[str] = set()
     for key, node in live.items():
@@ -126,23 +133,32 @@ def _attributes(
                     reads.add(name)
                 case ast.Constant(value=str() as text):  # getattr(x, "name")
                     reads.add(text)
-    # A method or a field of another class may have the same name.
-    members = {key[2] for key in live if len(key) == 3}
-    members = members.union(
-        *(mentions(node).bound for node in live.values() if isinstance(node, cst.ClassDef))
-    )
     constant: dict[Key, dict[str, Any]] = {}
-    holders: dict[str, str] = {}
     for key, node in live.items():
         for target, value in assignments(node):
             match target:
                 case ast.Attribute(value=ast.Name(id="self"), attr=name) if stores[name] == 1:
                     if scopes[key].knows(value):
                         constant.setdefault(key[:2], {})[name] = scopes[key].evaluate(value)
-                    elif name not in members and (section := scopes[key].section(value)):
-                        holders[name] = section
     names = {name for attributes in constant.values() for name in attributes}
-    return constant, holders, frozenset(names - reads)
+    return constant, frozenset(names - reads)
+
+
+def _holders(live: Program, scopes: Mapping[Key, Scope]) -> dict[str, str]:
+    """Attributes that hold settings of one class, whatever object of the program has them."""
+    kinds: dict[str, set[str]] = {key[2]: {""} for key in live if len(key) == 3}  # methods
+    for key, node in live.items():
+        for part in parts_of(node):
+            match part:
+                case ast.AnnAssign(target=ast.Name(id=name), annotation=kind) if isinstance(
+                    node, cst.ClassDef
+                ):
+                    found = kind.id if isinstance(kind, ast.Name) and kind.id in SECTIONS else ""
+                    kinds.setdefault(name, set()).add(found)
+                case ast.Attribute(attr=name, ctx=ast.Store()):
+                    values = [value for target, value in assignments(node) if target is part]
+                    kinds.setdefault(name, set()).add(scopes[key].section(values[0]) if values else "")
+    return {name: next(iter(found)) for name, found in kinds.items() if len(found) == 1 and found != {""}}
 
 
 def _passed_on(live: Program, known: Known) -> dict[Key, frozenset[str]]:

@@ -88,21 +88,20 @@ def submit(
     require(bool(folders), "name at least one finished run")
     config = _common_config(folders)
     seeds = [_read_run(folder) for folder in folders]
+    date = datetime.date.today().isoformat()
+    out = out or Path("submissions") / f"{date}_{re.sub('[^A-Za-z0-9.]+', '_', about.name).strip('_')}"
+    require(
+        not out.exists() or (out.is_dir() and not any(out.iterdir())),
+        f"{out} is there already; name another --out",
+    )
     source = bundle(config)
     texts: dict[Form, str] = {
         "readable": source, "minified": minified(source), "compressed": compressed(source)
     }  # fmt: skip
     sizes: dict[Form, int] = {name: len(text.encode()) for name, text in texts.items()}
-    date = datetime.date.today().isoformat()
-    out = out or Path("submissions") / f"{date}_{re.sub('[^A-Za-z0-9.]+', '_', about.name).strip('_')}"
     summary = _summary(about, date, seeds, sizes[form], record_loss)
     over = summary["bytes_total"] - config.export.budget
     require(over <= 0, f"code and model are {over:,} bytes over the budget of {config.export.budget:,}")
-    require(
-        not out.exists() or (out.is_dir() and not any(out.iterdir())),
-        f"{out} is there already; name another --out",
-    )
-
     best = min(seeds, key=lambda run: run.val_bpb)
     readme = _readme(config, about, seeds, best, summary, form, record_loss, verdict)
     out.mkdir(parents=True, exist_ok=True)
