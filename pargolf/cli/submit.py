@@ -30,6 +30,8 @@ class SubmitArgs:
     """Write it minified, compressed and unpacking itself."""
     record_loss: float | None = None
     """val_loss in nats of the record to beat, for the p-value."""
+    positions: int = 64
+    """Windows in which the validity of the score is tried, as by `pargolf verify`."""
 
 
 @dataclass
@@ -94,8 +96,7 @@ def submit(argv: list[str]) -> None:
 
     about = About(args.author, args.github_id, args.name, args.blurb)
     form: Form = "compressed" if args.compressed else "minified" if args.minify else "readable"
-    # Here the verdict of validity checks enters the README: submit(..., verdict=...), in Markdown.
-    tables.show_submission(submit(args.runs, about, args.out, form, args.record_loss))
+    tables.show_submission(submit(args.runs, about, args.out, form, args.record_loss, args.positions))
 
 
 def check(argv: list[str]) -> None:

@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
+from pargolf.analysis.compare import RECORD_LEVEL, RECORD_NATS
+from pargolf.analysis.ttest import t_test
 from pargolf.config import CHALLENGE_BUDGET
 from pargolf.submission.evidence import CODE, STATEMENT, Finding, RunLog, Submission, finding, judge
 from pargolf.submission.logs import Score
 
 TIME_LIMIT = 600  # seconds, of training and again of evaluation
-MARGIN = 0.005  # nats by which a record must be beaten
-SIGNIFICANCE = 0.01
 FEWEST_DECIMALS = 4  # a score that is stated with fewer is compared as if it had these
 
 
@@ -194,15 +194,13 @@ def record(s: Submission, against: Record | None) -> Finding:
     losses = [float(score.val_loss) for score in scores]
     if len(set(losses)) == 1:
         return finding(rule, "fault", "all seeds have the same val_loss; nothing can be said of chance")
-    from scipy.stats import ttest_1samp
-
     nats = against.val_bpb * sum(losses) / sum(float(score.val_bpb) for score in scores)
-    test = ttest_1samp(losses, nats - MARGIN, alternative="less")
+    test = t_test(losses, nats - RECORD_NATS)
     text = (
-        f"{len(losses)} seeds, mean val_loss {sum(losses) / len(losses):.4f} against {nats:.4f} - {MARGIN}"
-        f" ({against.name}): t = {test.statistic:.2f}, df = {test.df}, p = {test.pvalue:.2g}"
+        f"{len(losses)} seeds, mean val_loss {sum(losses) / len(losses):.4f} against {nats:.4f} - {RECORD_NATS}"
+        f" ({against.name}): t = {test.t:.2f}, df = {test.df:g}, p = {test.p:.2g}"
     )
-    return finding(rule, "ok" if test.pvalue < SIGNIFICANCE else "fault", text)
+    return finding(rule, "ok" if test.p < RECORD_LEVEL else "fault", text)
 
 
 def training_time(s: Submission) -> Finding:

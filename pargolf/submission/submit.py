@@ -14,15 +14,18 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, Literal
 
+from pargolf.analysis.compare import RECORD_NATS
+from pargolf.analysis.ttest import p_better_by, why_no_test
 from pargolf.config import RunConfig, to_dict
 from pargolf.errors import UserError, require
 from pargolf.export.artifact import read_header
 from pargolf.files import write_atomic, write_json
+from pargolf.pipeline import find_target
 from pargolf.run import Run, first_difference, open_run
 from pargolf.submission.bundle import bundle, compressed, minified
+from pargolf.submission.verify import Verdict, check_verdict, verify_target
 
 Form = Literal["readable", "minified", "compressed"]
-RECORD_MARGIN = 0.005  # nats by which a new record must beat the old one
 
 
 @dataclass(frozen=True)
@@ -76,17 +79,21 @@ def submit(
     out: Path | None = None,
     form: Form = "readable",
     record_loss: float | None = None,
-    verdict: str = "",
+    positions: int = 64,
 ) -> Submission:
     """Write a submission folder; `out` is by default submissions/<date>_<name>.
 
-    `record_loss` is the val_loss in nats of the record to beat. `verdict` is what a check of the
-    score's validity has found, in Markdown. Raises UserError, and writes nothing, unless the
-    runs are finished, differ in nothing but the seed, fit the budget, and their logs hold their
-    scores; or if `out` already holds something.
+    `record_loss` is the val_loss in nats of the record to beat. The best seed's artifact is
+    verified at so many `positions` (see verify.py), for the README. Raises UserError, and writes
+    nothing, unless the runs are finished, start from scratch, differ in nothing but the seed, fit
+    the budget, are valid, and their logs hold their scores; or if `out` already holds something.
     """
     require(bool(folders), "name at least one finished run")
     config = _common_config(folders)
+    require(
+        not config.train.start_from,
+        f"{folders[0]} started from the weights of {config.train.start_from}; a submission starts from scratch",
+    )
     seeds = [_read_run(folder) for folder in folders]
     date = datetime.date.today().isoformat()
     out = out or Path("submissions") / f"{date}_{re.sub('[^A-Za-z0-9.]+', '_', about.name).strip('_')}"
@@ -103,6 +110,9 @@ def submit(
     over = summary["bytes_total"] - config.export.budget
     require(over <= 0, f"code and model are {over:,} bytes over the budget of {config.export.budget:,}")
     best = min(seeds, key=lambda run: run.val_bpb)
+    target = find_target(best.run.folder)
+    verdict = verify_target(target, None, config.eval.stride, positions, seed=0)
+    check_verdict(verdict, target)
     readme = _readme(config, about, seeds, best, summary, form, record_loss, verdict)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "train_gpt.py", texts[form].encode())
@@ -221,12 +231,10 @@ def _summary(
 
 
 def _p_value(losses: Sequence[float], record_loss: float | None) -> float | None:
-    """One-sided p of losses whose mean beats a record by RECORD_MARGIN nats; None where they do not vary."""
-    if record_loss is None or len(set(losses)) < 2:
+    """One-sided p of losses whose mean beats a record by RECORD_NATS nats; None where they do not vary."""
+    if record_loss is None or why_no_test(losses):
         return None
-    from scipy.stats import ttest_1samp
-
-    return float(ttest_1samp(losses, record_loss - RECORD_MARGIN, alternative="less").pvalue)
+    return p_better_by(RECORD_NATS, losses, record_loss)
 
 
 def _readme(
@@ -237,7 +245,7 @@ def _readme(
     summary: dict[str, Any],
     form: Form,
     record_loss: float | None,
-    verdict: str,
+    verdict: Verdict,
 ) -> str:
     import jinja2
 
@@ -253,7 +261,7 @@ def _readme(
         summary=summary,
         form=form,
         record_loss=record_loss,
-        margin=RECORD_MARGIN,
+        margin=RECORD_NATS,
         verdict=verdict,
         ranks=int(ranks[1]) if ranks else 1,
         machine=best.machine,

@@ -11,7 +11,9 @@ from scipy import stats
 
 from pargolf.cli import dispatch
 from pargolf.errors import UserError
-from pargolf.submission.submit import RECORD_MARGIN, About, _p_value, requirements, submit
+from pargolf.analysis.compare import RECORD_NATS
+from pargolf.submission.submit import About, _p_value, requirements, submit
+from pargolf.submission.verify import Row, Verdict
 
 ABOUT = About("A", "G", "Tiny")
 
@@ -101,15 +103,33 @@ def test_nothing_is_overwritten(finished: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
-def test_a_verdict_is_stated(finished: Path, tmp_path: Path) -> None:
-    submit([finished], ABOUT, tmp_path / "out", verdict="All four conditions hold.")
-    assert "## Validity\n\nAll four conditions hold.\n" in (tmp_path / "out" / "README.md").read_text()
+def test_the_verdict_on_the_running_model_is_stated(finished: Path, tmp_path: Path) -> None:
+    submit([finished], ABOUT, tmp_path / "out", positions=8)
+    readme = (tmp_path / "out" / "README.md").read_text()
+    for condition in ("causality", "normalization", "determinism", "accounting", "one pass"):
+        assert f"- **{condition}**: " in readme
+
+
+def test_a_score_that_is_not_valid_is_not_submitted(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Row("causality", False, 1, 1.0, 0.0, "a later token shows")
+    monkeypatch.setattr("pargolf.submission.submit.verify_target", lambda *_, **__: Verdict((broken,)))
+    with pytest.raises(UserError, match="not valid: causality"):
+        submit([finished], ABOUT, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_started_from_another_is_refused(finished: Path, tmp_path: Path) -> None:
+    cut = edited(finished, tmp_path / "cut", "config.json", lambda c: c["train"].update(start_from="runs/a"))
+    with pytest.raises(UserError, match="starts from scratch"):
+        submit([cut], ABOUT, tmp_path / "out")
 
 
 def test_the_p_value_is_that_of_the_challenge() -> None:
     losses = [1.9498, 1.9505, 1.9543]
     mean, spread = stats.tmean(losses), stats.tstd(losses)
-    t = (mean - (1.98 - RECORD_MARGIN)) / (spread / 3**0.5)
+    t = (mean - (1.98 - RECORD_NATS)) / (spread / 3**0.5)
     assert _p_value(losses, 1.98) == pytest.approx(stats.t.cdf(t, df=2))
     assert _p_value(losses, 1.98) < 0.01 < _p_value(losses, 1.957)  # type: ignore[operator]
     assert _p_value([1.95], 1.98) is None
