@@ -1,7 +1,8 @@
 """What is known of a program before it runs, and what its expressions come to with that.
 
 Only facts that hold for every run are used:
-- a setting that no environment variable changes and that is not "auto";
+- a setting that no environment variable changes and that is not "auto" (the script refuses an
+  artifact of other settings, so this goes for those read from one, too);
 - an argument that every call of a function gives the same constant, or leaves at its default;
 - an attribute that one assignment alone sets, to a constant;
 - a parameter annotated `X | None` whose class X nothing makes: it is None.
@@ -170,7 +171,7 @@ def scope_of(key: Key, node: Node, known: Known) -> Scope:
     given = known.arguments.get(key, {})
     scope.values |= {name: value for name, value in given.items() if name in once}
     for target, value in assignments(node):
-        if isinstance(target, ast.Name) and target.id in once and len(key) > 1:
+        if isinstance(target, ast.Name) and target.id in once:
             if section := scope.section(value):
                 scope.types[target.id] = section
             elif scope.knows(value):

@@ -17,6 +17,7 @@ from libcst.helpers import get_full_name_for_node_or_raise
 PACKAGE = "pargolf"
 Key = tuple[str, ...]
 Node = cst.FunctionDef | cst.ClassDef | cst.SimpleStatementLine
+NOT_RUN = ("TYPE_CHECKING", '__name__ == "__main__"')  # when a module is imported
 
 
 @dataclass(frozen=True)
@@ -51,51 +52,36 @@ def read_module(name: str) -> Module:
     tree = cst.parse_module(Path(spec.origin).read_text(encoding="utf-8"))
     nodes: dict[Key, Node] = {}
     imports: dict[str, Import] = {}
-    for statement in tree.body:
-        if isinstance(statement, cst.If):  # if TYPE_CHECKING, if __name__ == "__main__"
-            continue
-        if isinstance(statement, cst.SimpleStatementLine) and isinstance(
-            statement.body[0], cst.Import | cst.ImportFrom
-        ):
-            imports |= {entry.bound: entry for entry in _imports(statement.body[0])}
-        elif isinstance(statement, cst.ClassDef):
-            shell, methods = _split(statement)
-            nodes[name, statement.name.value] = shell
-            nodes |= {(name, statement.name.value, m.name.value): m for m in methods}
-        elif isinstance(statement, cst.FunctionDef):
-            nodes[name, statement.name.value] = statement
-        elif isinstance(statement, cst.SimpleStatementLine) and (target := _target(statement)):
-            nodes[name, target] = statement
-        elif statement is not tree.body[0]:
-            raise ValueError(f"{name} cannot be bundled because of: {tree.code_for_node(statement).strip()}")
+    for index, statement in enumerate(tree.body):
+        match statement:
+            case cst.SimpleStatementLine([cst.Import() | cst.ImportFrom() as line]):
+                imports |= {entry.bound: entry for entry in _imports(line)}
+            case cst.SimpleStatementLine(
+                [cst.Assign([cst.AssignTarget(cst.Name(target))]) | cst.AnnAssign(cst.Name(target))]
+            ):
+                nodes[name, target] = statement
+            case cst.FunctionDef(cst.Name(function)):
+                nodes[name, function] = statement
+            case cst.ClassDef(cst.Name(class_)):
+                body = statement.body.body
+                methods = {part.name.value: part for part in body if isinstance(part, cst.FunctionDef)}
+                rest = [part for part in body if not isinstance(part, cst.FunctionDef)]
+                nodes[name, class_] = statement.with_changes(body=statement.body.with_changes(body=rest))
+                nodes |= {(name, class_, method): node for method, node in methods.items()}
+            case cst.If(test) if tree.code_for_node(test) in NOT_RUN:
+                pass
+            case _ if index:  # 0 is the docstring
+                raise ValueError(f"{name} cannot be bundled, for: {tree.code_for_node(statement).strip()}")
     return Module(tree.get_docstring() or "", nodes, imports)
 
 
 def _imports(statement: cst.Import | cst.ImportFrom) -> Iterator[Import]:
     module = ""
-    if isinstance(statement, cst.ImportFrom):
-        module = get_full_name_for_node_or_raise(statement.module) if statement.module else ""
-    if not isinstance(statement.names, cst.ImportStar):
-        for entry in statement.names:
-            name = get_full_name_for_node_or_raise(entry.name)
-            alias = entry.evaluated_alias or ""
-            yield Import(module, name, alias) if module else Import(name, "", alias)
-
-
-def _split(statement: cst.ClassDef) -> tuple[cst.ClassDef, list[cst.FunctionDef]]:
-    body = statement.body.body
-    methods = [part for part in body if isinstance(part, cst.FunctionDef)]
-    rest = [part for part in body if not isinstance(part, cst.FunctionDef)]
-    return statement.with_changes(body=statement.body.with_changes(body=rest)), methods
-
-
-def _target(statement: cst.SimpleStatementLine) -> str:
-    match statement.body[0]:
-        case cst.Assign(targets=[cst.AssignTarget(target=cst.Name(value=name))]):
-            return name
-        case cst.AnnAssign(target=cst.Name(value=name)):
-            return name
-    return ""
+    if isinstance(statement, cst.ImportFrom) and statement.module:
+        module = get_full_name_for_node_or_raise(statement.module)
+    for entry in statement.names if not isinstance(statement.names, cst.ImportStar) else ():
+        name, alias = get_full_name_for_node_or_raise(entry.name), entry.evaluated_alias or ""
+        yield Import(module, name, alias) if module else Import(name, "", alias)
 
 
 def find_module(module: str, name: str) -> str:
@@ -201,13 +187,10 @@ class Mentions(ast.NodeVisitor):
         (self.names if isinstance(node.ctx, ast.Load) else self.bound).add(node.id)
 
     def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
-        for name in node.names:
-            if PACKAGE in (
-                name.name.partition(".")[0],
-                (getattr(node, "module", "") or "").partition(".")[0],
-            ):
-                raise ValueError(f"cannot be bundled, since it is inside a function: {ast.unparse(node)}")
-            self.bound.add((name.asname or name.name).partition(".")[0])
+        source = ast.unparse(node)
+        if source.split()[1].partition(".")[0] == PACKAGE:
+            raise ValueError(f"cannot be bundled, since it is inside a function: {source}")
+        self.bound |= {(name.asname or name.name).partition(".")[0] for name in node.names}
 
     visit_ImportFrom = visit_Import
 

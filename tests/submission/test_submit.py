@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from pargolf.analysis.compare import RECORD_NATS
 from pargolf.cli import dispatch
 from pargolf.errors import UserError
-from pargolf.analysis.compare import RECORD_NATS
 from pargolf.submission.submit import About, _p_value, requirements, submit
 from pargolf.submission.verify import Row, Verdict
 
