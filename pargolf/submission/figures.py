@@ -197,8 +197,8 @@ def record(s: Submission, against: Record | None) -> Finding:
     nats = against.val_bpb * sum(losses) / sum(float(score.val_bpb) for score in scores)
     test = t_test(losses, nats - RECORD_NATS)
     text = (
-        f"{len(losses)} seeds, mean val_loss {sum(losses) / len(losses):.4f} against {nats:.4f} - {RECORD_NATS}"
-        f" ({against.name}): t = {test.t:.2f}, df = {test.df:g}, p = {test.p:.2g}"
+        f"{len(losses)} seeds, mean val_loss {sum(losses) / len(losses):.4f} against {nats:.4f}"
+        f" - {RECORD_NATS} ({against.name}): t = {test.t:.2f}, df = {test.df:g}, p = {test.p:.2g}"
     )
     return finding(rule, "ok" if test.p < RECORD_LEVEL else "fault", text)
 

@@ -92,7 +92,8 @@ def submit(
     config = _common_config(folders)
     require(
         not config.train.start_from,
-        f"{folders[0]} started from the weights of {config.train.start_from}; a submission starts from scratch",
+        f"{folders[0]} started from the weights of {config.train.start_from};"
+        " a submission starts from scratch",
     )
     seeds = [_read_run(folder) for folder in folders]
     date = datetime.date.today().isoformat()
