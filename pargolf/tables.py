@@ -113,7 +113,8 @@ def show_verdict(verdict: Verdict) -> None:
 def show_submission(submission: Submission) -> None:
     """Print what a submission scores, and the size of its code in each form."""
     summary = submission.summary
-    table = Table(title=f"submission {submission.folder}", title_justify="left", show_header=False)
+    console.print(f"written: {submission.folder}", highlight=False, soft_wrap=True)
+    table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
     seeds = len(summary["seeds"])

@@ -54,7 +54,7 @@ def test_a_submission_folder_is_whole(finished: Path, tmp_path: Path) -> None:
         "| 1337 | 20 | ",
         "SEED=1337 \\\n  python train_gpt.py",
         "q_rank = 8\n",
-        "No verdict",
+        "**causality**",
     ):
         assert part in readme
 
