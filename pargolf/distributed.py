@@ -4,6 +4,7 @@ A run under torchrun has several ranks, one a GPU (NCCL) or one a group of CPU t
 without torchrun there is one, and every exchange below returns its input.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,9 @@ def world(device_type: str) -> Iterator[torch.device]:
         yield device
     finally:
         if joins:
+            # DDP holds the group in reference cycles; one that is freed at the interpreter's exit
+            # finds its threads still running, and then gloo aborts the process now and then.
+            gc.collect()
             dist.destroy_process_group()
 
 
