@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pargolf.config import ModelConfig, validate_model
 from pargolf.errors import UserError
@@ -62,6 +63,34 @@ def test_explorations_that_are_off_leave_no_trace() -> None:
     assert not any(word in name for name in off for word in ("rotation", "depth", "routing"))
     for changes in ({"mix_init": "sigmoid"}, {"embed_init": "spectral"}):  # inits only
         assert {name for name, _ in GPT(tiny(**changes)).named_parameters()} == off
+
+
+class Operations(TorchDispatchMode):
+    """Notes the name of every operation that PyTorch runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def operations(**changes: Any) -> list[str]:
+    model = GPT(tiny(**changes), seed=0)
+    with torch.no_grad(), Operations() as seen:
+        model.trunk(torch.zeros(1, 16, dtype=torch.long))
+    return seen.names
+
+
+def test_explorations_that_are_off_run_no_operation() -> None:
+    plain = operations()
+    assert not {"cos", "sin", "stack", "_softmax"} & {*plain}
+    assert {"cos", "sin"} <= {*operations(rotation_rank=3)}
+    assert {"stack", "_softmax"} <= {*operations(depth_attention="softmax")}
+    assert operations(mix_init="legendre") == operations(embed_init="spectral") == plain  # inits only
+    assert len(operations(k_rank=2)) > len(plain)
 
 
 def test_a_content_rotation_is_a_rotation_and_starts_as_the_identity() -> None:
