@@ -14,20 +14,28 @@ def final_lines(
     `scores` maps a name ("roundtrip", "sliding_window") to a score of the artifact as read back
     from disk, its stride in tokens and the seconds it took.
     """
-    precision = "".join(
-        f"int{bits}" if bits <= 8 else f"float{bits}" for bits in sorted({export.attn_bits, export.mlp_bits})
-    )
-    form = f"{precision}+{export.codec}"
-    lines = [
-        f"Code size: {code_bytes} bytes",
-        f"Serialized model {form}: {model_bytes} bytes",
-        f"Total submission size {form}: {code_bytes + model_bytes} bytes",
-    ]
+    lines = size_lines(export, code_bytes, model_bytes)
     for name, (score, stride, seconds) in scores.items():
-        label = f"final_{precision}_{name}"
+        label = f"final_{_precision(export)}_{name}"
         lines += [
             f"{label} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} stride:{stride}"
             f" tokens:{score.tokens} bytes:{score.bytes} eval_time:{seconds * 1000:.0f}ms",
             f"{label}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}",
         ]
     return lines
+
+
+def size_lines(export: ExportConfig, code_bytes: int, model_bytes: int) -> list[str]:
+    """What code, artifact and both together take."""
+    form = f"{_precision(export)}+{export.codec}"
+    return [
+        f"Code size: {code_bytes} bytes",
+        f"Serialized model {form}: {model_bytes} bytes",
+        f"Total submission size {form}: {code_bytes + model_bytes} bytes",
+    ]
+
+
+def _precision(export: ExportConfig) -> str:
+    return "".join(
+        f"int{bits}" if bits <= 8 else f"float{bits}" for bits in sorted({export.attn_bits, export.mlp_bits})
+    )

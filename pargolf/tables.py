@@ -128,7 +128,7 @@ def show_submission(submission: Submission) -> None:
     for form, size in submission.sizes.items():
         table.add_row(f"code, {form}" + (" (written)" if form == submission.form else ""), f"{size:,}")
     table.add_section()
-    table.add_row("largest artifact", f"{summary['bytes_model']:,}")
+    table.add_row("artifact of the best seed", f"{summary['bytes_model']:,}")
     table.add_row("artifact + code", f"{summary['bytes_total']:,}")
     console.print(table)
 

@@ -12,7 +12,8 @@ from scipy import stats
 from pargolf.analysis.compare import RECORD_NATS
 from pargolf.cli import dispatch
 from pargolf.errors import UserError
-from pargolf.submission.submit import About, _p_value, requirements, submit
+from pargolf.submission.check import check_folder, faults
+from pargolf.submission.submit import About, Form, _p_value, requirements, submit
 from pargolf.submission.verify import Row, Verdict
 
 ABOUT = About("A", "G", "Tiny")
@@ -57,6 +58,13 @@ def test_a_submission_folder_is_whole(finished: Path, tmp_path: Path) -> None:
         "**causality**",
     ):
         assert part in readme
+
+
+@pytest.mark.parametrize("form", ["readable", "minified", "compressed"])
+def test_a_submission_breaks_no_rule(form: Form, finished: Path, tmp_path: Path) -> None:
+    submit([finished], ABOUT, tmp_path / "out", form, positions=4)
+    findings = check_folder(tmp_path / "out")
+    assert faults(findings) == [], findings
 
 
 def test_runs_of_two_configurations_are_refused(finished: Path, tmp_path: Path) -> None:
