@@ -7,11 +7,11 @@ from pathlib import Path
 from pargolf import tables
 from pargolf.console import console
 from pargolf.export.budget import code_bytes, ledger
-from pargolf.run import Run
+from pargolf.run import open_run
 
 if __name__ == "__main__":
-    run, picture = Run(Path(sys.argv[1])), Path(sys.argv[2])
+    (run, config), picture = open_run(Path(sys.argv[1])), Path(sys.argv[2])
     console.record, console.width = True, 84
-    tables.show_ledger(ledger(run.artifact.read_bytes(), code_bytes()))
+    tables.show_ledger(ledger(run.artifact.read_bytes(), code_bytes(config)))
     tables.show_result(json.loads(run.result.read_text()))
     console.save_svg(str(picture), title="pargolf run demo")
