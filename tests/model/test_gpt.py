@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -147,8 +148,12 @@ def test_a_tensor_without_a_kind_is_an_error() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_regions_give_the_same_loss_and_gradients() -> None:
-    plain, compiled = shaken(TINY), shaken(TINY)
+@pytest.mark.parametrize(
+    "changes", [{}, {"rotation_rank": 3}, {"depth_attention": "signed", "n_layers": 12}], ids=str
+)
+def test_compiled_regions_give_the_same_loss_and_gradients(changes: Any) -> None:
+    c = dataclasses.replace(TINY, **changes)
+    plain, compiled = shaken(c), shaken(c)
     compiled.compile_regions()
     tokens, targets = torch.randint(64, (2, 16)), torch.randint(64, (2, 16))
     losses = [model(tokens, targets) for model in (plain, compiled)]
