@@ -33,7 +33,7 @@ LEVEL_3 = ExportConfig(level=3)
 def random_state(seed: int, cols: int = 3) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(seed)
     state = {name: torch.randn(4, cols, generator=g) for name in SLOTS}
-    state["blocks.0.mix"] = torch.randn(2, 1, 3, generator=g)
+    state["blocks.0.mix"] = torch.randn(2, 5, 3, generator=g)
     state["skips"] = torch.randn((), generator=g)
     return state
 

@@ -317,10 +317,14 @@ def _parse_section(row: Any, n_layers: int) -> Section:
 
 def _require_plausible(m: ModelConfig, values: int) -> None:
     """A config must be backed by weights in the file, or building its model could take all memory."""
-    d_mlp = m.mlp_ratio * m.d_model
-    least = m.vocab_size * m.d_model + m.n_layers * sum(
-        rank * (m.d_model + d_mlp) if rank else m.d_model * d_mlp for rank in (m.fc_rank, m.proj_rank)
-    )
+    d_kv, d_mlp = m.kv_heads * m.d_model // m.n_heads, m.mlp_ratio * m.d_model
+    matrices = (
+        (m.d_model, m.q_rank), (d_kv, m.k_rank), (d_kv, m.v_rank), (m.d_model, m.out_rank),
+        (d_mlp, m.fc_rank), (d_mlp, m.proj_rank),
+    )  # fmt: skip
+    # Every matrix of a layer: with some at rank 1, the others alone could be huge.
+    layer = sum(rank * (m.d_model + n) if rank else m.d_model * n for n, rank in matrices)
+    least = m.vocab_size * m.d_model + m.n_layers * layer
     require(
         least <= values,
         f"its model config needs at least {_digits(least)} values, but {_digits(values)} are there",

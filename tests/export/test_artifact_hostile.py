@@ -115,6 +115,9 @@ CRAFTED: dict[str, Callable[[Any], Any]] = {
     "model field of wrong type": setting("model", "n_layers", "2"),
     "model many layers": setting("model", "n_layers", 10**9),
     "model wide": setting("model", "d_model", 10**6),
+    "model wide where it is full": lambda header: header["model"].update(
+        vocab_size=1, seq_len=1, d_model=8, q_rank=0, fc_rank=1, proj_rank=1, k_rank=1, v_rank=1, out_rank=1
+    ),
     "model wide beyond printing": setting("model", "d_model", 10**4000),
     "model long": setting("model", "seq_len", 10**10),
     "model large MLP": setting("model", "mlp_ratio", 10**9),

@@ -15,9 +15,11 @@ from pargolf.export.budget import (
 )
 from pargolf.tensors import Slot
 
+# Of rank 1, since the tensors below have one attention matrix a layer: a config may claim no more.
 MODEL = ModelConfig(
-    vocab_size=64, seq_len=8, n_layers=2, d_model=128, n_heads=2, kv_heads=2, q_rank=0, mlp_ratio=2
-)
+    vocab_size=64, seq_len=8, n_layers=2, d_model=128, n_heads=2, kv_heads=2, mlp_ratio=2,
+    q_rank=1, k_rank=1, v_rank=1, out_rank=1,
+)  # fmt: skip
 SHAPES: dict[str, tuple[int, ...]] = {"embed": (64, 128), "skips": (1, 128)}
 SLOTS = {"embed": Slot("embed", None), "skips": Slot("vector", None)}
 for layer in range(2):
