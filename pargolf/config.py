@@ -102,6 +102,9 @@ class TrainConfig:
     """Steps of the linear learning-rate decay to 0 at the end."""
     warmdown_fraction: float = 0.0
     """If above 0, the decay takes this share of the run (of its steps or seconds) instead."""
+    qat_share: float = 0.0
+    """Share of the run, at its end, that trains with the matrices rounded as their artifact will hold
+    them (quantization-aware, straight-through); 0 is none of it, 1 all."""
     val_every: int = 1000
     """Score the validation rows every so many steps; 0 means only at the end."""
     log_every: int = 100
@@ -258,6 +261,7 @@ def validate(c: RunConfig) -> RunConfig:
     require(
         0 <= t.warmdown_fraction <= 1, f"train.warmdown_fraction must be in [0, 1], is {t.warmdown_fraction}"
     )
+    require(0 <= t.qat_share <= 1, f"train.qat_share must be in [0, 1], is {t.qat_share}")
     require(0.5 <= x.clip_quantile <= 1, f"export.clip_quantile must be in [0.5, 1], is {x.clip_quantile}")
     top = {"zstd": 22, "zlib": 9}[x.codec]
     require(1 <= x.level <= top, f"export.level of {x.codec} must be in 1..{top}, is {x.level}")

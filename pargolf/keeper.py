@@ -12,6 +12,7 @@ from pargolf.errors import Stopped
 from pargolf.model.gpt import GPT
 from pargolf.model.init import take_weights
 from pargolf.optim.groups import Optimizers
+from pargolf.optim.schedule import progress
 from pargolf.run import Run, append_line
 from pargolf.score import Score
 
@@ -92,5 +93,4 @@ class Keeper:
 
     def show(self, step: int, seconds: float) -> None:
         """Move the bar to how far the run is, by steps or by the clock."""
-        by_clock = seconds / self.t.max_seconds if self.t.max_seconds else 0.0
-        self._bar(max(step / self.t.iterations, by_clock), 1.0)
+        self._bar(progress(step, seconds, self.t), 1.0)

@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from pargolf.errors import UserError
 from pargolf.keeper import Keeper
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
-from pargolf.optim.schedule import lr_scale, muon_momentum
+from pargolf.optim.schedule import lr_scale, muon_momentum, progress
+from pargolf.qat import quantized, quantized_matrices
 from pargolf.run import Log, Run, start_run
 from pargolf.score import score
 
@@ -122,6 +124,7 @@ def train_model(
         log(machine.use_compile_cache(t.compile_cache, compile_cache))
         model.compile_regions()
     stepper = Stepper(model, distributed.data_parallel(model, device), optimizers, batches, device)
+    matrices = quantized_matrices(model, config.export) if t.qat_share else []
     if t.compile == "on" and t.compile_warmup_steps:
         warm_up_seconds = stepper.warm_up(t.compile_warmup_steps)
         log(f"compiled in {warm_up_seconds:.1f} s, {t.compile_warmup_steps} warm-up steps undone")
@@ -151,7 +154,9 @@ def train_model(
             return model
 
         clock.resume()
-        loss = stepper.step(step, scale, muon_momentum(step, config.optim))
+        rounding = t.qat_share and progress(step, elapsed, t) >= 1 - t.qat_share
+        weights = quantized(matrices, config.export.clip_quantile) if rounding else None
+        loss = stepper.step(step, scale, muon_momentum(step, config.optim), weights)
         step += 1
         if keeper is not None:
             keeper.show(step, clock.seconds)
@@ -189,17 +194,23 @@ class Stepper:
     batches: Batches
     device: torch.device
 
-    def step(self, number: int, scale: float, momentum: float) -> Tensor:
-        """One optimizer step; returns this rank's share of the mean loss, a float32 scalar on the device."""
+    def step(
+        self, number: int, scale: float, momentum: float, weights: AbstractContextManager[None] | None = None
+    ) -> Tensor:
+        """One optimizer step; returns this rank's share of the mean loss, a float32 scalar on the device.
+
+        The gradient is taken inside `weights`, which may hold other weights than those it updates.
+        """
         pieces = range(launch.rank(), self.batches.micro_batches, launch.world_size())
         loss_sum = torch.zeros((), device=self.device)
-        for piece in pieces:
-            arrays = self.batches.micro_batch(number, piece)
-            x, y = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays)
-            with distributed.gradients_stay_local(self.replica, piece != pieces[-1]):
-                loss = self.replica(x, y)
-                (loss / len(pieces)).backward()
-            loss_sum += loss.detach() / self.batches.micro_batches
+        with weights or nullcontext():
+            for piece in pieces:
+                arrays = self.batches.micro_batch(number, piece)
+                x, y = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays)
+                with distributed.gradients_stay_local(self.replica, piece != pieces[-1]):
+                    loss = self.replica(x, y)
+                    (loss / len(pieces)).backward()
+                loss_sum += loss.detach() / self.batches.micro_batches
         self.optimizers.step(scale, momentum)
         return loss_sum
 

@@ -45,12 +45,22 @@ def quantize_rows(weight: Tensor, bits: int, clip_quantile: float, name: str = "
         raise ValueError(f"cannot quantize {name} of shape {tuple(weight.shape)} to {bits} bits a value")
     weight = weight.detach().float()
     _require_finite(weight, name)
+    q = _quantize(weight, bits, clip_quantile)
+    if not q.scale.isfinite().all():
+        raise UserError(f"{name} has a row too large to quantize: its scale exceeds float16's 65504")
+    return q
+
+
+def round_rows(weight: Tensor, bits: int, clip_quantile: float) -> Tensor:
+    """The float32 matrix that `quantize_rows`'s integers stand for; asks nothing of a GPU that it must wait for."""
+    return dequantize(_quantize(weight.detach(), bits, clip_quantile))
+
+
+def _quantize(weight: Tensor, bits: int, clip_quantile: float) -> Quantized:
     top = top_value(bits)
     # The scale is rounded to what the file stores before it is used; a row of zeros (or nearly)
     # takes the smallest scale there is instead of one that divides by zero.
     scale = (_row_quantile(weight.abs(), clip_quantile) / top).clamp_min(TINIEST_SCALE).half()
-    if not scale.isfinite().all():
-        raise UserError(f"{name} has a row too large to quantize: its scale exceeds float16's 65504")
     values = (weight / scale.float()[:, None]).round().clamp(-top, top).to(torch.int8)
     return Quantized(values, scale, bits)
 

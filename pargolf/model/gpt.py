@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pargolf.config import ModelConfig
-from pargolf.model.attention import Attention, KVCache
+from pargolf.model.attention import Attention, KVCache, causal_mask
 from pargolf.model.init import init_weights
 from pargolf.model.layers import Linear, norm, projection, rope_tables
 from pargolf.model.residual import ContentRotation, DepthAttention
@@ -163,6 +163,10 @@ class GPT(nn.Module):
         All layers share the code of one, so this starts several times faster than a compiled
         whole, for nearly the same step time.
         """
+        if self.embed.weight.device.type == "cpu" and self.dtype == torch.bfloat16:
+            mask = causal_mask(self.config.seq_len, self.dtype)
+            for block in self.blocks:
+                block.attn.mask = mask
         # Each layer sees another number of earlier ones, and Dynamo by default stops at 8 variants.
         torch._dynamo.config.recompile_limit = 8 * self.config.n_layers
         for block in self.blocks:

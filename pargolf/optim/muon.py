@@ -23,9 +23,12 @@ def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype = torch.bfloa
     if tall:  # the Gram matrix is then the smaller of the two
         x = x.mT
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    batched = x.flatten(0, -3) if x.ndim > 2 else x[None]
+    for _ in range(steps):  # x = a x + (b gram + c gram^2) x, with the sums done by the multiplies
+        gram = batched @ batched.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        batched = torch.baddbmm(batched, polynomial, batched, beta=a)
+    x = batched.view_as(x)
     return x.mT if tall else x
 
 

@@ -18,6 +18,11 @@ def lr_scale(step: int, elapsed: float, t: TrainConfig) -> float:
     return max(0.0, min(1.0, by_steps, _by_clock(step, elapsed, t)))
 
 
+def progress(step: int, elapsed: float, t: TrainConfig) -> float:
+    """Share of the run that is done at `elapsed` seconds, before the step numbered `step`."""
+    return max(step / t.iterations, elapsed / t.max_seconds if t.max_seconds else 0.0)
+
+
 def _by_clock(step: int, elapsed: float, t: TrainConfig) -> float:
     if not t.max_seconds:
         return 1.0

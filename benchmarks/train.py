@@ -1,0 +1,95 @@
+"""A training step against the plain form of the challenge's scripts: python benchmarks/train.py.
+
+Three steps take turns on the same random tokens, in bfloat16: the plain form (plain.py) and pargolf's
+of the preset with full queries, and pargolf's of the preset as it is. Run nothing else meanwhile.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+import tyro
+from plain import PlainStep
+from rich.table import Table
+from torch import Tensor
+
+from pargolf.config import RunConfig, load_preset
+from pargolf.console import console
+from pargolf.model.gpt import GPT
+from pargolf.optim.groups import Optimizers
+from pargolf.plan import plan
+
+
+class Step:
+    """pargolf's training step: called with tokens and targets, returns the loss."""
+
+    def __init__(self, config: RunConfig):
+        self.model = GPT(config.model, torch.bfloat16, seed=0)
+        self.model.compile_regions()
+        self.optimizers = Optimizers(self.model, config.optim, torch.bfloat16)
+        self.momentum = config.optim.muon_momentum
+
+    def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        loss = self.model(tokens, targets)
+        loss.backward()
+        self.optimizers.step(1.0, self.momentum)
+        return loss.detach()
+
+
+def peak() -> float:
+    """FLOP/s of this machine's bfloat16 matrix multiply, best of several (4096 x 1024 by 1024 x 1024)."""
+    x, weight = torch.randn(4096, 1024).bfloat16(), torch.randn(1024, 1024).bfloat16()
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        F.linear(x, weight)
+        times.append(time.perf_counter() - start)
+    return 2 * 4096 * 1024 * 1024 / min(times)
+
+
+def main(preset: str = "lowrank-q192", rows: int = 8, turns: int = 9) -> None:
+    """Print tokens/s, the ratio to the plain form and the share of the multiply's peak."""
+    config = load_preset(preset)
+    full = dataclasses.replace(config, model=dataclasses.replace(config.model, q_rank=0))
+    plain, ours = PlainStep(full.model, full.optim), Step(full)
+    plain.model.load_state_dict(ours.model.state_dict())
+    steps: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], RunConfig]] = {"plain, full q": (plain, full), "pargolf, full q": (ours, full)}
+    if config.model.q_rank:
+        steps[f"pargolf, q_rank {config.model.q_rank}"] = Step(config), config
+    span = torch.randint(config.model.vocab_size, (rows, config.model.seq_len + 1))
+    tokens, targets = span[:, :-1].contiguous(), span[:, 1:].contiguous()
+    losses: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(turns + 2):  # two to compile
+        for name, (step, _) in steps.items():
+            start = time.perf_counter()
+            losses[name].append(float(step(tokens, targets)))
+            if turn >= 2:
+                times[name].append(time.perf_counter() - start)
+
+    top = peak()
+    console.print(
+        f"{preset}: {rows} x {config.model.seq_len} tokens, bfloat16, {torch.get_num_threads()} CPU threads,"
+        f" median of {turns}; matrix multiply {top / 1e9:,.0f} GFLOP/s",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table()
+    for column in ("", "ms", "tokens/s", "times plain", "of peak", "loss, step 1", "step 3", "GPU"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, (_, its) in steps.items():
+        median = statistics.median(times[name])
+        ratio = statistics.median(a / b for a, b in zip(times["plain, full q"], times[name], strict=True))
+        share = plan(its).train_flops * tokens.numel() / median / top
+        table.add_row(
+            name, f"{1e3 * median:,.0f}", f"{tokens.numel() / median:,.0f}", f"{ratio:.2f}", f"{share:.0%}",
+            *(f"{losses[name][i]:.4f}" for i in (0, 2)), "not yet run",
+        )  # fmt: skip
+    console.print(table)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
