@@ -22,6 +22,8 @@ from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
 from pargolf.plan import plan
 
+TrainingStep = Callable[[Tensor, Tensor], Tensor]
+
 
 class Step:
     """pargolf's training step: called with tokens and targets, returns the loss."""
@@ -56,7 +58,10 @@ def main(preset: str = "lowrank-q192", rows: int = 8, turns: int = 9) -> None:
     full = dataclasses.replace(config, model=dataclasses.replace(config.model, q_rank=0))
     plain, ours = PlainStep(full.model, full.optim), Step(full)
     plain.model.load_state_dict(ours.model.state_dict())
-    steps: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], RunConfig]] = {"plain, full q": (plain, full), "pargolf, full q": (ours, full)}
+    steps: dict[str, tuple[TrainingStep, RunConfig]] = {
+        "plain, full q": (plain, full),
+        "pargolf, full q": (ours, full),
+    }
     if config.model.q_rank:
         steps[f"pargolf, q_rank {config.model.q_rank}"] = Step(config), config
     span = torch.randint(config.model.vocab_size, (rows, config.model.seq_len + 1))

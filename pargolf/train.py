@@ -23,7 +23,7 @@ from pargolf.keeper import Keeper
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
 from pargolf.optim.schedule import lr_scale, muon_momentum, progress
-from pargolf.qat import quantized, quantized_matrices
+from pargolf.qat import quantized
 from pargolf.run import Log, Run, start_run
 from pargolf.score import score
 
@@ -124,7 +124,6 @@ def train_model(
         log(machine.use_compile_cache(t.compile_cache, compile_cache))
         model.compile_regions()
     stepper = Stepper(model, distributed.data_parallel(model, device), optimizers, batches, device)
-    matrices = quantized_matrices(model, config.export) if t.qat_share else []
     if t.compile == "on" and t.compile_warmup_steps:
         warm_up_seconds = stepper.warm_up(t.compile_warmup_steps)
         log(f"compiled in {warm_up_seconds:.1f} s, {t.compile_warmup_steps} warm-up steps undone")
@@ -154,8 +153,9 @@ def train_model(
             return model
 
         clock.resume()
-        rounding = t.qat_share and progress(step, elapsed, t) >= 1 - t.qat_share
-        weights = quantized(matrices, config.export.clip_quantile) if rounding else None
+        weights = None
+        if t.qat_share and progress(step, elapsed, t) >= 1 - t.qat_share:
+            weights = quantized(model, config.export)
         loss = stepper.step(step, scale, muon_momentum(step, config.optim), weights)
         step += 1
         if keeper is not None:

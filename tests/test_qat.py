@@ -13,12 +13,12 @@ from pargolf.data.shards import open_split
 from pargolf.export.quantize import dequantize_state, quantize_state
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.optim.groups import Optimizers
-from pargolf.qat import quantized, quantized_matrices
+from pargolf.qat import quantized
 from pargolf.train import Stepper
 from support import Dataset, pargolf, shaken
 
 TINY = ModelConfig(vocab_size=512, seq_len=32, n_layers=2, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
-EXPORT = ExportConfig(attn_bits=4, mlp_bits=3, embed_bits=16, vector_bits=32)
+EXPORT = ExportConfig(attn_bits=4, mlp_bits=5, embed_bits=32, vector_bits=32)
 
 
 def weights(model: GPT) -> dict[str, Tensor]:
@@ -29,9 +29,7 @@ def test_inside_are_the_matrices_of_the_artifact_and_after_it_those_from_before(
     model = shaken(TINY)
     before = weights(model)
     packed = dequantize_state(quantize_state(before, tensor_kinds(model), EXPORT))
-    matrices = quantized_matrices(model, EXPORT)
-    assert len(matrices) == 2 * 7
-    with pytest.raises(RuntimeError, match="stop"), quantized(matrices, EXPORT.clip_quantile):
+    with pytest.raises(RuntimeError, match="stop"), quantized(model, EXPORT):
         for name, p in model.named_parameters():
             kind = tensor_kinds(model)[name].kind
             assert torch.equal(p, packed[name] if kind in ("attn", "mlp") else before[name]), name
@@ -55,7 +53,7 @@ def test_a_step_takes_the_gradient_there_and_applies_it_here(dataset: Dataset) -
 
     optimizers = Optimizers(model, OptimConfig(), torch.float32)
     stepper = Stepper(model, model, optimizers, batches, torch.device("cpu"))
-    loss = stepper.step(0, 1.0, 0.9, quantized(quantized_matrices(model, EXPORT), EXPORT.clip_quantile))
+    loss = stepper.step(0, 1.0, 0.9, quantized(model, EXPORT))
     assert torch.equal(loss, expected_loss)
     for (name, p), q in zip(model.named_parameters(), by_hand.parameters(), strict=True):
         assert torch.equal(p, q), name
@@ -79,11 +77,10 @@ def test_compiled_layers_see_the_rounded_weights_too() -> None:
     model = shaken(TINY)
     tokens = torch.randint(512, (2, 33))
     x, y = tokens[:, :-1], tokens[:, 1:]
-    matrices = quantized_matrices(model, EXPORT)
 
     def losses() -> tuple[float, float]:
         plain = float(model(x, y))
-        with quantized(matrices, EXPORT.clip_quantile):
+        with quantized(model, EXPORT):
             return plain, float(model(x, y))
 
     eager = losses()

@@ -52,7 +52,7 @@ def quantize_rows(weight: Tensor, bits: int, clip_quantile: float, name: str = "
 
 
 def round_rows(weight: Tensor, bits: int, clip_quantile: float) -> Tensor:
-    """The float32 matrix that `quantize_rows`'s integers stand for; asks nothing of a GPU that it must wait for."""
+    """The float32 matrix that `quantize_rows`'s integers mean, unchecked: a check makes a GPU's host wait."""
     return dequantize(_quantize(weight.detach(), bits, clip_quantile))
 
 
