@@ -8,6 +8,7 @@ median over the pairs. One thread count, one process: run nothing else meanwhile
 import dataclasses
 import statistics
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,9 @@ from pargolf.config import RunConfig, load_preset
 from pargolf.console import console
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
+from pargolf.qat import quantized
 
+ROUNDED = "quantization-aware (train.qat_share)"
 OPTIONS: dict[str, dict[str, Any]] = {
     "full-rank queries": {"q_rank": 0},
     "content rotation, rank 16": {"rotation_rank": 16},
@@ -28,6 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "low-rank K, V, out, MLP (half)": {
         "k_rank": 0.5, "v_rank": 0.5, "out_rank": 0.5, "fc_rank": 0.5, "proj_rank": 0.5,
     },
+    ROUNDED: {},
 }  # fmt: skip
 
 
@@ -59,7 +63,7 @@ def main(args: Args) -> None:
             if isinstance(value, float)
         }
         model = dataclasses.replace(config.model, **changes | ranks)
-        other = Step(dataclasses.replace(config, model=model), args)
+        other = Step(dataclasses.replace(config, model=model), args, rounding=name == ROUNDED)
         times = [(plain(), other()) for _ in range(args.pairs + 3)][3:]
         a, b = (statistics.median(column) for column in zip(*times, strict=True))
         ratio = statistics.median(y / x for x, y in times)
@@ -72,17 +76,19 @@ def main(args: Args) -> None:
 class Step:
     """One training step of a model; calling it returns its seconds."""
 
-    def __init__(self, config: RunConfig, args: Args):
+    def __init__(self, config: RunConfig, args: Args, rounding: bool = False):
         dtype = getattr(torch, args.dtype)
         self.model = GPT(config.model, dtype, seed=0)
         self.model.compile_regions()
         self.optimizers = Optimizers(self.model, config.optim, dtype)
         self.tokens = torch.randint(config.model.vocab_size, (args.rows, config.model.seq_len + 1))
+        self.config, self.rounding = config, rounding
         self.parameters = sum(p.numel() for p in self.model.parameters())
 
     def __call__(self) -> float:
         start = time.perf_counter()
-        self.model(self.tokens[:, :-1], self.tokens[:, 1:]).backward()
+        with quantized(self.model, self.config.export) if self.rounding else nullcontext():
+            self.model(self.tokens[:, :-1], self.tokens[:, 1:]).backward()
         self.optimizers.step(1.0, 0.95)
         return time.perf_counter() - start
 
