@@ -34,10 +34,10 @@ def resolve_dtype(setting: str, device: str) -> str:
         return "float32"
     # Having the instructions is not enough: with AMX bfloat16 is several times faster than
     # float32, with AVX512-BF16 alone it was measured to be half as fast.
-    return min(("bfloat16", "float32"), key=lambda name: matmul_seconds(getattr(torch, name)))
+    return min(("bfloat16", "float32"), key=lambda name: _matmul_seconds(getattr(torch, name)))
 
 
-def matmul_seconds(dtype: torch.dtype) -> float:
+def _matmul_seconds(dtype: torch.dtype) -> float:
     x, weight = torch.randn(2048, 512).to(dtype), torch.randn(512, 512).to(dtype)
     times = []
     for _ in range(8):

@@ -124,7 +124,7 @@ def test_auto_settings_become_what_the_machine_has(monkeypatch: pytest.MonkeyPat
     assert machine.resolve_dtype("auto", "cuda") == "bfloat16"
     assert machine.resolve_dtype("float32", "cuda") == "float32"
     seconds = {torch.bfloat16: 1.0, torch.float32: 2.0}
-    monkeypatch.setattr(machine, "matmul_seconds", seconds.__getitem__)
+    monkeypatch.setattr(machine, "_matmul_seconds", seconds.__getitem__)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     assert machine.resolve_dtype("auto", "cpu") == "bfloat16"
     seconds[torch.bfloat16] = 3.0

@@ -72,12 +72,12 @@ def test_what_the_configuration_does_not_reach_is_left_out() -> None:
         (
             changed(SEED, model={"q_rank": 0}, train={"compile": "off"}, export={"codec": "zlib"}),
             {"_zlib_decompress"},
-            {"LowRank", "use_compile_cache", "_missing_for_compilation", "_zstd_compress", "matmul_seconds"},
+            {"LowRank", "use_compile_cache", "_missing_for_compilation", "_zstd_compress", "_matmul_seconds"},
             "",
         ),
         (
             changed(SEED, data={"order": "shuffle"}, train={"dtype": "auto"}, export={"layout": "packed"}),
-            {"pack_bits", "unpack_bits", "Batches._row", "Batches._shuffled", "matmul_seconds"},
+            {"pack_bits", "unpack_bits", "Batches._row", "Batches._shuffled", "_matmul_seconds"},
             set(),
             "zstandard",
         ),
