@@ -39,8 +39,8 @@ from pargolf.train import Stepper
 
 GROWTH: dict[str, tuple[str, list[int]]] = {
     "seq-len": ("seq_len", [128, 256, 512, 1024, 2048]),
-    "layers": ("n_layers", [2, 4, 8, 16]),
-    "vocab": ("vocab_size", [1024, 2048, 8192, 32768]),
+    "layers": ("n_layers", [2, 4, 8]),
+    "vocab": ("vocab_size", [1024, 4096, 16384]),
 }
 STEPS = 9
 POINT = "SCALE_POINT"  # environment variable: the settings of the point this process is to measure
