@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from pargolf import machine
-from pargolf.config import ModelConfig, OptimConfig
+from pargolf.config import ExportConfig, ModelConfig, OptimConfig
 from pargolf.data.batches import Batches
 from pargolf.data.shards import open_split
 from pargolf.errors import UserError
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
+from pargolf.qat import quantized
 from pargolf.train import Stepper
 from support import Dataset
 
@@ -39,8 +40,8 @@ def test_a_step_never_waits_for_the_device(dataset: Dataset, monkeypatch: pytest
     optimizers = Optimizers(model, OptimConfig(), torch.bfloat16)
     batches = Batches(open_split(dataset.folder, "train"), 32, 256, 2, "shuffle", 1)
     on_meta = Stepper(model, model, optimizers, batches, device)
-    for number in range(2):
-        loss = on_meta.step(number, 1.0, 0.9)
+    for number, weights in enumerate((None, quantized(model, ExportConfig()))):
+        loss = on_meta.step(number, 1.0, 0.9, weights)
         with pytest.raises(RuntimeError, match="meta"):
             float(loss)
 
