@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from pargolf.errors import UserError
 
@@ -76,6 +78,24 @@ def use_compile_cache(setting: str, folder: Path) -> str:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
     return f"compile cache: clean, in {folder}"
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """`array` as a tensor on `device`; a GPU fetches it in its turn, and the host does not wait."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        # Only from pinned memory without gaps: any other is first copied by the host, which waits.
+        tensor = tensor.contiguous().pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def record_event(device: torch.device) -> torch.cuda.Event | None:
+    """An event at the end of the device's queue; None on a CPU, whose work is done when it returns."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(blocking=True)  # who waits sleeps: the cores belong to other ranks too
+    event.record()
+    return event
 
 
 def synchronize(device: torch.device) -> None:

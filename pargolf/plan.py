@@ -8,6 +8,7 @@ import torch
 from pargolf.config import RunConfig, validate
 from pargolf.export.budget import Prediction, code_bytes, predict_bytes
 from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.roofline import model_flops
 from pargolf.tensors import TENSOR_KINDS
 
 
@@ -17,10 +18,8 @@ class Plan:
 
     parameters: dict[str, int]
     """Parameters by kind of tensor."""
-    forward_flops: int
-    """Floating-point operations of the forward pass, a token, at full context (causal half of attention)."""
     train_flops: int
-    """The same for forward and backward: three times as many."""
+    """Floating-point operations of forward and backward, a token, at full context."""
     model_bytes: Prediction
     code_bytes: int
     budget: int
@@ -51,9 +50,6 @@ def plan(config: RunConfig) -> Plan:
     parameters = Counter({kind: 0 for kind in TENSOR_KINDS})
     for name, slot in slots.items():
         parameters[slot.kind] += sizes[name]
-    matrices = parameters["attn"] + parameters["mlp"] + parameters["embed"]  # the embedding once, as the head
-    scores = c.n_layers * 2 * c.d_model * (c.seq_len + 1) / 2  # q k^T and its product with v
-    forward = int(2 * matrices + 2 * scores)
 
     # Adam keeps two moments, Muon one.
     states = {"adam": 2, "muon": 1}
@@ -70,8 +66,7 @@ def plan(config: RunConfig) -> Plan:
     )
     return Plan(
         dict(parameters),
-        forward,
-        3 * forward,
+        model_flops(config),
         predict_bytes(shapes, slots, config.export),
         code_bytes(config),
         config.export.budget,

@@ -7,21 +7,21 @@ from rich.table import Table
 from pargolf.config import RunConfig
 from pargolf.console import console
 from pargolf.export.budget import Ledger
+from pargolf.forecast import CALIBRATED_ON, PUBLISHED, Forecast
 from pargolf.plan import Plan
 from pargolf.strides import StrideSample
 from pargolf.submission.submit import Submission
 from pargolf.submission.verify import Verdict
 
 
-def show_plan(name: str, config: RunConfig, plan: Plan) -> None:
-    """Print the cost of a configuration."""
+def show_plan(name: str, config: RunConfig, plan: Plan, forecasts: list[Forecast]) -> None:
+    """Print the cost of a configuration, and how long it will train where."""
     table = Table(title=f"plan of {name}", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for kind, count in plan.parameters.items():
         table.add_row(f"parameters, {kind}", f"{count:,}")
     table.add_row("parameters", f"{sum(plan.parameters.values()):,}", end_section=True)
-    table.add_row("forward FLOPs a token", f"{plan.forward_flops:,}")
     table.add_row("training FLOPs a token", f"{plan.train_flops:,}")
     table.add_row(
         "training FLOPs a step", f"{plan.train_flops * config.train.batch_tokens:.3e}", end_section=True
@@ -34,6 +34,21 @@ def show_plan(name: str, config: RunConfig, plan: Plan) -> None:
     table.add_row("memory, weights + optimizer", _megabytes(plan.weight_memory))
     table.add_row("memory, activations (about)", _megabytes(plan.activation_memory))
     console.print(table)
+    table = Table(title="training, predicted", title_justify="left")
+    for column in ("machine", "ms a step", "steps", "tokens", "seconds"):
+        table.add_column(column, justify="left" if column == "machine" else "right")
+    for row in forecasts:
+        table.add_row(
+            row.machine, f"{1000 * row.step_seconds:,.1f}", f"{row.steps:,}", f"{row.tokens:,}",
+            f"{row.seconds:,.0f}",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"H100: at the share of the datasheet's rates that {CALIBRATED_ON}'s published"
+        f" {1000 * PUBLISHED[CALIBRATED_ON]:.1f} ms a step had; without the launching of kernels, which"
+        " bounds small models; not yet run on GPU. CPU: from two layers timed just now.",
+        highlight=False,
+    )
 
 
 def show_ledger(ledger: Ledger) -> None:

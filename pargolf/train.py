@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pargolf import distributed, launch, machine
 from pargolf.checkpoint import Progress
+from pargolf.clock import Clock
 from pargolf.config import RunConfig, TrainConfig, read_config, validate, validate_world
 from pargolf.data.batches import Batches
 from pargolf.data.shards import TokenStream, open_split
@@ -130,14 +131,14 @@ def train_model(
     if keeper is not None and step:
         log(f"continuing from step {step}, {seconds:.1f} s of training")
 
-    clock = _Clock(seconds)
+    clock = Clock(seconds, device)
     while True:
         (elapsed,) = distributed.agree(clock.seconds)
         scale = lr_scale(step, elapsed, t)
         last = step >= t.iterations or bool(t.max_seconds and elapsed >= t.max_seconds)
 
         if last or (t.val_every and step and step % t.val_every == 0):
-            clock.pause(device)
+            elapsed = clock.pause()
             result = score(scorer, val_tokens, table, config.model.seq_len, config.eval.batch_rows)
             log(
                 f"step:{step}/{t.iterations} val_loss:{result.val_loss:.4f} val_bpb:{result.val_bpb:.4f}"
@@ -146,7 +147,7 @@ def train_model(
             if keeper is not None:
                 keeper.note_score(step, result)
         if keeper is not None and keeper.due(step, last):
-            clock.pause(device)
+            elapsed = clock.pause()
             keeper.save(step, elapsed, last)
         if last:
             log(f"trained {step} steps in {elapsed:.1f} s")
@@ -157,6 +158,7 @@ def train_model(
         if t.qat_share and progress(step, elapsed, t) >= 1 - t.qat_share:
             weights = quantized(model, config.export)
         loss = stepper.step(step, scale, muon_momentum(step, config.optim), weights)
+        clock.launched()
         step += 1
         if keeper is not None:
             keeper.show(step, clock.seconds)
@@ -205,8 +207,9 @@ class Stepper:
         loss_sum = torch.zeros((), device=self.device)
         with weights or nullcontext():
             for piece in pieces:
+                # On a GPU the host prepares them while the device is at the pieces before.
                 arrays = self.batches.micro_batch(number, piece)
-                x, y = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays)
+                x, y = (machine.to_device(array, self.device) for array in arrays)
                 with distributed.gradients_stay_local(self.replica, piece != pieces[-1]):
                     loss = self.replica(x, y)
                     (loss / len(pieces)).backward()
@@ -261,23 +264,3 @@ def _as_recorded(config: RunConfig, folder: Path) -> RunConfig:
             compile=recorded.compile if t.compile == "auto" else t.compile,
         ),
     )
-
-
-class _Clock:
-    """Seconds of training: runs during steps, stands still while scoring and saving."""
-
-    def __init__(self, seconds: float):
-        self._before = seconds
-        self._since: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        return self._before + (time.perf_counter() - self._since if self._since is not None else 0.0)
-
-    def pause(self, device: torch.device) -> None:
-        machine.synchronize(device)
-        self._before, self._since = self.seconds, None
-
-    def resume(self) -> None:
-        if self._since is None:
-            self._since = time.perf_counter()

@@ -1,17 +1,22 @@
 """Parts of the training loop that the command line cannot show."""
 
+import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from pargolf import machine
-from pargolf.config import ModelConfig, OptimConfig
+from pargolf.config import ExportConfig, ModelConfig, OptimConfig
 from pargolf.data.batches import Batches
 from pargolf.data.shards import open_split
 from pargolf.errors import UserError
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
+from pargolf.qat import quantized
 from pargolf.train import Stepper
 from support import Dataset
 
@@ -23,6 +28,70 @@ def stepper(dataset: Dataset, micro_batches: int) -> Stepper:
     batches = Batches(open_split(dataset.folder, "train"), 32, 256, micro_batches, "shuffle", 1)
     optimizers = Optimizers(model, OptimConfig(), torch.float32)
     return Stepper(model, model, optimizers, batches, torch.device("cpu"))
+
+
+def test_a_step_never_waits_for_the_device(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device without data, all that reads a value on the host fails: .item(), float(), .cpu()."""
+    device = torch.device("meta")
+    fused = sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices"
+    monkeypatch.setattr(*fused, lambda: ["meta"])
+    with device:
+        model = GPT(TINY, torch.bfloat16)
+    optimizers = Optimizers(model, OptimConfig(), torch.bfloat16)
+    batches = Batches(open_split(dataset.folder, "train"), 32, 256, 2, "shuffle", 1)
+    on_meta = Stepper(model, model, optimizers, batches, device)
+    for number, weights in enumerate((None, quantized(model, ExportConfig()))):
+        loss = on_meta.step(number, 1.0, 0.9, weights)
+        with pytest.raises(RuntimeError, match="meta"):
+            float(loss)
+
+
+def test_learning_rate_and_momentum_do_not_recompile(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled = stepper(dataset, 1)
+    compiled.model.compile_regions()
+    compiled.step(0, 1.0, 0.9)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled.step(1, 0.5, 0.95)
+        compiled.step(2, 0.25, 0.97)
+
+
+def test_attention_in_training_is_what_flash_kernels_take(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No mask, and keys and values not repeated: else PyTorch takes its slow kernel on GPUs, silently."""
+    calls = []
+
+    def recorded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: bool) -> Tensor:
+        calls.append((q.size(1), k.size(1), v.size(1), mask, options))
+        return attention(q, k, v, mask, **options)
+
+    attention = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
+    stepper(dataset, 1).step(0, 1.0, 0.9)
+    assert calls == [(2, 1, 1, None, {"is_causal": True, "enable_gqa": True})] * TINY.n_layers
+
+
+def test_a_gpu_fetches_batches_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[tuple[bool, bool]] = []
+    pinned: list[Tensor] = []
+
+    def pin_memory(tensor: Tensor) -> Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    def to(tensor: Tensor, device: torch.device, non_blocking: bool) -> Tensor:
+        fetched.append((tensor is pinned[-1] and tensor.is_contiguous(), non_blocking))
+        return tensor
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(Tensor, "to", to)
+    rows = np.arange(12).reshape(3, 4)
+    for array in (rows[:, :-1], rows[:, 1:]):
+        assert (machine.to_device(array, torch.device("cuda")).numpy() == array).all()
+    assert fetched == [(True, True)] * 2
 
 
 def test_warm_up_steps_leave_no_trace(dataset: Dataset) -> None:

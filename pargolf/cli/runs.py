@@ -111,12 +111,13 @@ def data(argv: list[str]) -> None:
 
 
 def plan(argv: list[str]) -> None:
-    """Parameters, arithmetic, bytes and memory of a preset, before training."""
+    """Parameters, arithmetic, bytes, memory and time of a preset, before training."""
     from pargolf import plan as planning
     from pargolf import tables
+    from pargolf.forecast import forecasts
 
     args = run_args(argv, "plan")
-    tables.show_plan(args.preset, args.config, planning.plan(args.config))
+    tables.show_plan(args.preset, args.config, planning.plan(args.config), forecasts(args.config))
 
 
 def train(argv: list[str]) -> None:

@@ -188,6 +188,9 @@ def test_plan_counts_the_seed_system(capsys: pytest.CaptureFixture[str]) -> None
     out = capsys.readouterr().out
     assert "25,780,824" in out
     assert "16,000,000" in out
+    (row,) = (line for line in out.splitlines() if "8 x H100 SXM" in line)
+    assert "77.6" in row
+    assert "this CPU" in out
 
 
 def test_the_overview_lists_the_commands_in_the_order_of_the_work(capsys: pytest.CaptureFixture[str]) -> None:

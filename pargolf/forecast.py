@@ -1,0 +1,85 @@
+"""How long training will take: on H100s from a roofline, on this CPU from a timed try."""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from pargolf import machine
+from pargolf.config import RunConfig, load_preset
+from pargolf.model.gpt import GPT
+from pargolf.roofline import H100, least_seconds, model_flops, step_cost
+
+# Seconds a step on 8 H100 SXM, as published (challenge pull request #215, and the challenge's baseline).
+PUBLISHED = {"lowrank-q192": 0.0776, "full-q": 0.108, "baseline": 0.0435}
+CALIBRATED_ON = "lowrank-q192"
+# Of the time a step takes as written; measured to be 0.60 to 0.82 on CPUs (docs/performance.md).
+COMPILED_SHARE = 0.67
+TRIED_TOKENS = 2048
+TRIED_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A whole training on one machine."""
+
+    machine: str
+    step_seconds: float
+    steps: int
+    """As many as `max_seconds` and `iterations` allow."""
+    tokens: int
+
+    @property
+    def seconds(self) -> float:
+        return self.steps * self.step_seconds
+
+
+def forecasts(config: RunConfig) -> list[Forecast]:
+    """One for 8 H100s (if they can share the micro-batches), for one H100, and for this CPU.
+
+    Takes about a second, for the CPU's try.
+    """
+    ranks = [n for n in (8, 1) if config.train.micro_batches % n == 0]
+    rows = [(f"{n} x {H100.name}", h100_step_seconds(config, n)) for n in ranks]
+    dtype = machine.resolve_dtype(config.train.dtype, "cpu")
+    threads = torch.get_num_threads()
+    rows.append((f"this CPU, {threads} threads", cpu_step_seconds(config, dtype)))
+    return [_whole_run(config, *row) for row in rows]
+
+
+def h100_step_seconds(config: RunConfig, ranks: int) -> float:
+    """Seconds of a step on `ranks` H100 SXM, if it gets the share of their peaks that the seed's got.
+
+    The time to launch kernels is not counted, which bounds small models.
+    """
+    seed = load_preset(CALIBRATED_ON)
+    share = least_seconds(seed, H100, 8) / PUBLISHED[CALIBRATED_ON]
+    return least_seconds(config, H100, ranks) / share
+
+
+def cpu_step_seconds(config: RunConfig, dtype: str) -> float:
+    """Seconds of a step here, if its arithmetic goes as fast as that of two layers, timed on a few rows."""
+    c = dataclasses.replace(config.model, n_layers=2)
+    rows = max(1, TRIED_TOKENS // c.seq_len)
+    model = GPT(c, getattr(torch, dtype), seed=0)
+    tokens = torch.randint(c.vocab_size, (rows, c.seq_len + 1))
+    times: list[float] = []
+    end = time.perf_counter() + TRIED_SECONDS
+    while len(times) < 2 or time.perf_counter() < end:
+        start = time.perf_counter()
+        model(tokens[:, :-1], tokens[:, 1:]).backward()
+        times.append(time.perf_counter() - start)
+    rate = model_flops(dataclasses.replace(config, model=c)) * rows * c.seq_len / min(times)
+    compiled = machine.resolve_compile(config.train.compile, "cpu") == "on"
+    flops = sum(work.flops for work in step_cost(config).values())
+    return flops / rate * (COMPILED_SHARE if compiled else 1.0)
+
+
+def _whole_run(config: RunConfig, name: str, step_seconds: float) -> Forecast:
+    t = config.train
+    steps = t.iterations
+    if t.max_seconds:
+        steps = min(steps, math.ceil(t.max_seconds / step_seconds))  # the step that reaches it is ended
+    return Forecast(name, step_seconds, steps, steps * t.batch_tokens)
