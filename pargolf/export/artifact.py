@@ -6,9 +6,9 @@
     sections: one a (kind, layer), one for all vectors; each a compressed safetensors blob
     SHA-256 of everything before it
 
-A section holds, for each of its tensors NAME, either "float/NAME" or "int/NAME" (rows, cols)
-int8 with "scale/NAME" (rows,) float16; in the packed layout "int/NAME" is a run of bits
-(uint8) and "cols/NAME" (1,) int32 gives the shape back.
+A section holds, for each of its tensors NAME, either "float/NAME", float16 or float32, or
+"intB/NAME" (rows, cols) int8, of B bits a value, with "scale/NAME" (rows,) float16; in the packed
+layout "intB/NAME" is a run of bits (uint8) and "cols/NAME" (1,) int32 gives the shape back.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ from torch import Tensor
 from pargolf.config import ExportConfig, ModelConfig, export_from_dict, model_from_dict
 from pargolf.errors import UserError, require
 from pargolf.export.codec import CODECS, compress, decompress, pack_bits, unpack_bits
-from pargolf.export.quantize import FLOATS, Quantized, dequantize, kind_bits, quantize_state, top_value
+from pargolf.export.quantize import FLOATS, QUANTIZED_BITS, Quantized, dequantize, quantize_state, top_value
 from pargolf.tensors import TENSOR_KINDS, Slot
 
 MAGIC = b"pargolf\0"
-VERSION = 1
+VERSION = 2
 PREFIX = struct.Struct("<8sIQII")
 CHECKSUM_BYTES = 32
 MAX_HEADER_BYTES = 1 << 20
@@ -86,12 +86,29 @@ def pack(
     export: ExportConfig,
     tokenizer_sha256: str,
 ) -> bytes:
-    """The whole file for a float state dict; the same input gives the same bytes.
+    """The whole file for a float state dict, quantized by the bits of each kind; see `pack_stored`.
 
     Raises ValueError if `state` and `slots` differ in names, UserError on weights that cannot be
     quantized, and on anything that `unpack` would refuse.
     """
-    stored = quantize_state(state, slots, export)
+    return pack_stored(quantize_state(state, slots, export), slots, model, export, tokenizer_sha256)
+
+
+def pack_stored(
+    stored: Mapping[str, Quantized | Tensor],
+    slots: Mapping[str, Slot],
+    model: ModelConfig,
+    export: ExportConfig,
+    tokenizer_sha256: str,
+) -> bytes:
+    """The whole file for tensors in the form in which they are stored; the same input gives the same bytes.
+
+    Each quantized tensor has bits of its own, each other one is float16 or float32; what `export`
+    says of bits is not looked at. Raises ValueError if `stored` and `slots` differ in names,
+    UserError on anything that `unpack` would refuse.
+    """
+    if stored.keys() != slots.keys():
+        raise ValueError(f"tensors and slots differ: {sorted(stored.keys() ^ slots.keys())}")
     order = list(TENSOR_KINDS)
     # All vectors share a section: there are many, they are tiny, and each section costs bytes.
     groups: dict[tuple[int, int], list[str]] = {}
@@ -100,9 +117,10 @@ def pack(
         groups.setdefault((order.index(slot.kind), layer), []).append(name)
     sections, payloads = [], []
     for (kind, layer), names in sorted(groups.items()):
-        raw = _encode_section({name: stored[name] for name in names}, export.layout)
+        tensors = {name: stored[name] for name in names}
+        raw = _encode_section(tensors, export.layout)
         payloads.append(compress(raw, export.codec, export.level))
-        values = sum(state[name].numel() for name in names)
+        values = sum((x.values if isinstance(x, Quantized) else x).numel() for x in tensors.values())
         layer_or_none = None if layer < 0 else layer
         sections.append(
             Section(order[kind], layer_or_none, export.codec, len(payloads[-1]), len(raw), values)
@@ -152,7 +170,7 @@ def unpack(data: bytes, source: str = "artifact") -> Artifact:
         place = section.kind if section.layer is None else f"{section.kind} of layer {section.layer}"
         try:
             raw = decompress(data[at : at + section.bytes], section.codec, section.raw_bytes)
-            tensors = _decode_section(raw, kind_bits(section.kind, header.export), header.export.layout)
+            tensors = _decode_section(raw, header.export.layout)
             require(sum(t.numel() for t in tensors.values()) == section.values, "wrong number of values")
             require(not tensors.keys() & state.keys(), "a tensor is there twice")
         except UserError as error:
@@ -202,42 +220,44 @@ def _encode_section(stored: Mapping[str, Quantized | Tensor], layout: str) -> by
         if layout == "packed":
             tensors[f"cols/{name}"] = torch.tensor([values.size(1)], dtype=torch.int32)
             values = torch.frombuffer(bytearray(pack_bits(values.numpy(), x.bits)), dtype=torch.uint8)
-        tensors[f"int/{name}"] = values
+        tensors[f"int{x.bits}/{name}"] = values
     return safetensors.torch.save(tensors)  # in an order of its own: by dtype, then name
 
 
-def _decode_section(raw: bytes, bits: int, layout: str) -> dict[str, Tensor]:
+def _decode_section(raw: bytes, layout: str) -> dict[str, Tensor]:
     try:
         stored = safetensors.torch.load(raw)
     except Exception as error:  # whatever its parser raises on hostile bytes, the file is at fault
         raise UserError(f"not a safetensors blob: {error}") from None
-    names = sorted({key.partition("/")[2] for key in stored})
-    parts = {"float"} if bits in FLOATS else {"int", "scale"} | ({"cols"} if layout == "packed" else set())
-    require(
-        stored.keys() == {f"{part}/{name}" for part in parts for name in names},
-        f"its tensors are not {', '.join(sorted(parts))} for each name",
-    )
-    if bits in FLOATS:
-        return {name: _decode_floats(stored[f"float/{name}"], bits) for name in names}
-    matrices = {}
-    for name in names:
-        values, scale = stored[f"int/{name}"], stored[f"scale/{name}"]
-        matrices[name] = dequantize(
-            _decode_matrix(values, scale, stored[f"cols/{name}"] if layout == "packed" else None, bits)
-        )
-    return matrices
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in stored.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(name, {})[part] = tensor
+    return {name: _decode_tensor(name, of_name, layout) for name, of_name in sorted(parts.items())}
 
 
-def _decode_floats(x: Tensor, bits: int) -> Tensor:
-    require(x.dtype == FLOATS[bits], f"floats stored as {x.dtype}, not {FLOATS[bits]}")
+def _decode_tensor(name: str, parts: dict[str, Tensor], layout: str) -> Tensor:
+    if parts.keys() == {"float"}:
+        return _decode_floats(parts["float"])
+    side = {"scale", "cols"} if layout == "packed" else {"scale"}
+    for bits in QUANTIZED_BITS:
+        if parts.keys() == {f"int{bits}"} | side:
+            return dequantize(_decode_matrix(parts, bits, layout))
+    raise UserError(f"tensor {name[:80]!r} has the parts {', '.join(sorted(parts))[:80]}")
+
+
+def _decode_floats(x: Tensor) -> Tensor:
+    require(x.dtype in FLOATS.values(), f"floats stored as {x.dtype}")
     require(bool(x.isfinite().all()), "NaN or infinite values")
     return x.to(torch.float32, copy=True)  # the loaded tensor may share the read-only bytes
 
 
-def _decode_matrix(values: Tensor, scale: Tensor, cols: Tensor | None, bits: int) -> Quantized:
+def _decode_matrix(parts: Mapping[str, Tensor], bits: int, layout: str) -> Quantized:
+    values, scale = parts[f"int{bits}"], parts["scale"]
     require(scale.dtype == torch.float16 and scale.ndim == 1, "scales must be a float16 vector")
     require(bool((scale.isfinite() & (scale > 0)).all()), "scales must be positive and finite")
-    if cols is not None:
+    if layout == "packed":
+        cols = parts["cols"]
         require(cols.dtype == torch.int32 and cols.shape == (1,), "the column count must be one int32")
         require(values.dtype == torch.uint8 and values.ndim == 1, "packed values must be uint8 bytes")
         shape = (scale.numel(), int(cols.item()))

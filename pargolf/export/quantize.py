@@ -11,12 +11,16 @@ from pargolf.errors import UserError
 from pargolf.tensors import TENSOR_KINDS, Slot
 
 TINIEST_SCALE = 2.0**-24  # smallest positive float16
+QUANTIZED_BITS = range(2, 9)
 FLOATS = {16: torch.float16, 32: torch.float32}
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A matrix as `values` int8 (rows, cols), each in -top..top, times `scale` float16 (rows,)."""
+    """A matrix as `values` int8 (rows, cols), each in -top..top, times `scale` float16 (rows,).
+
+    `bits`, one of QUANTIZED_BITS, gives top (see `top_value`).
+    """
 
     values: Tensor
     scale: Tensor
@@ -35,13 +39,13 @@ def kind_bits(kind: str, export: ExportConfig) -> int:
 
 
 def quantize_rows(weight: Tensor, bits: int, clip_quantile: float, name: str = "weight") -> Quantized:
-    """weight float32 (rows, cols) -> 4- to 8-bit integers with one scale a row.
+    """weight float32 (rows, cols) -> 2- to 8-bit integers with one scale a row.
 
     Each row is clipped at `clip_quantile` of its absolute values (interpolated linearly);
     elements within the clip are at most scale / 2 off. Raises UserError, naming the tensor, on
     NaN, infinity or a row too large for a float16 scale; ValueError if it is no matrix.
     """
-    if weight.ndim != 2 or weight.numel() == 0 or not 4 <= bits <= 8:
+    if weight.ndim != 2 or weight.numel() == 0 or bits not in QUANTIZED_BITS:
         raise ValueError(f"cannot quantize {name} of shape {tuple(weight.shape)} to {bits} bits a value")
     weight = weight.detach().float()
     _require_finite(weight, name)

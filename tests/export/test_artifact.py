@@ -21,8 +21,8 @@ from artifact_support import LEVEL_3, SHA, SLOTS, TINY, parts, random_state, sma
 from pargolf.config import ExportConfig, ModelConfig
 from pargolf.errors import UserError
 from pargolf.export import artifact
-from pargolf.export.artifact import check_state, pack, read_artifact, unpack
-from pargolf.export.quantize import dequantize_state, quantize_state
+from pargolf.export.artifact import check_state, pack, pack_stored, read_artifact, unpack
+from pargolf.export.quantize import Quantized, dequantize_state, quantize_rows, quantize_state
 from pargolf.tensors import Slot
 
 MAKE_BYTES = """
@@ -63,6 +63,21 @@ def test_what_is_read_is_what_was_quantized(
     check_state(a.state, {name: tuple(x.shape) for name, x in state.items()})
 
 
+@settings(max_examples=30, deadline=None)
+@given(data=st.data(), layout=st.sampled_from(["bytes", "packed"]))
+def test_each_tensor_may_have_bits_of_its_own(data: st.DataObject, layout: Any) -> None:
+    """Also other ones than its neighbours of one kind, and than the settings say."""
+    stored: dict[str, Quantized | Tensor] = {}
+    for name, x in random_state(2).items():
+        bits = data.draw(st.integers(1, 8))
+        stored[name] = quantize_rows(x, bits, 1.0) if x.ndim == 2 and bits > 1 else x
+    export = replace(LEVEL_3, layout=layout)
+    a = unpack(pack_stored(stored, SLOTS, TINY, export, SHA))
+    expected = dequantize_state(stored)
+    assert a.export == export and a.state.keys() == expected.keys()
+    assert all(torch.equal(x, expected[name]) for name, x in a.state.items())
+
+
 @pytest.mark.parametrize("codec", ["zstd", "zlib"])
 def test_sections_are_what_the_format_says(codec: Any) -> None:
     """Decoded with other libraries, by the format's description alone."""
@@ -78,7 +93,7 @@ def test_sections_are_what_the_format_says(codec: Any) -> None:
         raw = zstandard.decompress(payload) if codec == "zstd" else zlib.decompress(payload)
         assert len(raw) == section["raw_bytes"]
         stored |= safetensors.torch.load(raw)
-    q = stored["int/blocks.1.q"]
+    q = stored["int6/blocks.1.q"]
     assert q.dtype == torch.int8 and q.shape == (4, 3)
     close = q.float() * stored["scale/blocks.1.q"].float()[:, None]
     assert (close - state["blocks.1.q"]).abs().max() < state["blocks.1.q"].abs().max() / 60
@@ -121,6 +136,8 @@ def test_nothing_is_packed_that_could_not_be_read() -> None:
         pack(state, SLOTS, ModelConfig(), LEVEL_3, SHA)
     with pytest.raises(ValueError, match="differ"):
         pack(state, {}, TINY, LEVEL_3, SHA)
+    with pytest.raises(ValueError, match="differ"):
+        pack_stored(state, {}, TINY, LEVEL_3, SHA)
     with pytest.raises(UserError, match=r"blocks\.0\.q"):
         pack(state | {"blocks.0.q": torch.full((4, 3), float("nan"))}, SLOTS, TINY, LEVEL_3, SHA)
 

@@ -56,7 +56,7 @@ def test_unknown_codec_is_refused() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(data=st.data(), bits=st.integers(4, 8))
+@given(data=st.data(), bits=st.integers(2, 8))
 def test_bits_round_trip(data: st.DataObject, bits: int) -> None:
     top = 2 ** (bits - 1) - 1
     values = np.array(data.draw(st.lists(st.integers(-top, top), max_size=50)), dtype=np.int8)
