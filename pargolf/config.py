@@ -143,6 +143,9 @@ class OptimConfig:
     adam_eps: float = 1e-8
 
 
+TOP_LEVEL = {"zstd": 22, "zlib": 9, "brotli": 11, "lzma": 9}
+
+
 @dataclass(frozen=True)
 class ExportConfig:
     """How weights become bytes."""
@@ -155,11 +158,15 @@ class ExportConfig:
     """Floats of gains, scales, mixes and skip weights."""
     clip_quantile: float = 0.9999984
     """Each row is clipped at this quantile of its absolute values before it is quantized."""
-    layout: Literal["bytes", "packed"] = "bytes"
-    """One byte a quantized value, or its bits packed without gaps."""
-    codec: Literal["zstd", "zlib"] = "zstd"
+    layout: Literal["bytes", "packed", "planes", "range", "auto"] = "bytes"
+    """How values are written before the codec compresses them. bytes: one byte a quantized value;
+    packed: its bits without gaps; planes: bytes, and those of floats sorted by significance; range:
+    planes, and quantized values range-coded. auto: whichever makes file and code smallest."""
+    codec: Literal["zstd", "zlib", "brotli", "lzma", "auto"] = "zstd"
+    """auto: whichever makes file and code smallest."""
     level: int = 22
-    """Compression level: 1-22 for zstd, 1-9 for zlib."""
+    """Compression level: 1-22 for zstd, 1-11 for brotli, 1-9 for zlib and lzma; with codec auto
+    each takes its highest."""
     budget: int = CHALLENGE_BUDGET
     """Largest allowed code + model bytes."""
 
@@ -259,7 +266,7 @@ def validate(c: RunConfig) -> RunConfig:
         0 <= t.warmdown_fraction <= 1, f"train.warmdown_fraction must be in [0, 1], is {t.warmdown_fraction}"
     )
     require(0.5 <= x.clip_quantile <= 1, f"export.clip_quantile must be in [0.5, 1], is {x.clip_quantile}")
-    top = {"zstd": 22, "zlib": 9}[x.codec]
+    top = TOP_LEVEL[x.codec] if x.codec != "auto" else max(TOP_LEVEL.values())
     require(1 <= x.level <= top, f"export.level of {x.codec} must be in 1..{top}, is {x.level}")
     return c
 
