@@ -354,6 +354,14 @@ def export_from_dict(values: Any) -> ExportConfig:
     return export
 
 
+def with_codec(export: ExportConfig, codec: str = "", layout: str = "") -> ExportConfig:
+    """`export` with another codec, at its highest level, and another layout; "" leaves either as it is."""
+    values = to_dict(export) | ({"layout": layout} if layout else {})
+    if codec:
+        values |= {"codec": codec, "level": TOP_LEVEL.get(codec, max(TOP_LEVEL.values()))}
+    return export_from_dict(values)
+
+
 def read_config(path: Path) -> RunConfig:
     """The config.json of a run; UserError if it is missing or malformed."""
     try:

@@ -27,7 +27,7 @@ def final_lines(
 
 def size_lines(export: ExportConfig, code_bytes: int, model_bytes: int) -> list[str]:
     """What code, artifact and both together take."""
-    form = f"{_precision(export)}+{export.codec}"
+    form = f"{_precision(export)}{'+range' if export.layout == 'range' else ''}+{export.codec}"
     return [
         f"Code size: {code_bytes} bytes",
         f"Serialized model {form}: {model_bytes} bytes",

@@ -12,14 +12,16 @@ import torch
 from pargolf import distributed, launch, machine
 from pargolf.analysis.compressors import compressor_table
 from pargolf.checkpoint import Progress, load_weights
-from pargolf.config import EvalConfig, RunConfig, read_config
+from pargolf.config import EvalConfig, RunConfig, read_config, with_codec
 from pargolf.console import Bar, console
 from pargolf.data.prepare import prepare_embedded, read_text
 from pargolf.data.shards import TokenStream, open_split
 from pargolf.data.tokenizer import ByteTable, Tokenizer
 from pargolf.errors import UserError
-from pargolf.export.artifact import Artifact, check_state, pack, read_artifact
+from pargolf.export.artifact import Artifact, check_state, read_artifact, read_header
 from pargolf.export.budget import Ledger, check_budget, code_bytes, ledger
+from pargolf.export.choose import pack_smallest
+from pargolf.export.quantize import quantize_state
 from pargolf.files import write_atomic, write_json
 from pargolf.final import final_lines
 from pargolf.model.gpt import GPT, tensor_kinds
@@ -45,11 +47,12 @@ def train_run(config: RunConfig, folder: Path) -> Progress:
         return train(config, folder)
 
 
-def pack_run(folder: Path) -> Ledger:
+def pack_run(folder: Path, codec: str = "", layout: str = "") -> Ledger:
     """Quantize and compress a run's checkpoint into its model.pgz; returns where every byte went.
 
-    Raises UserError if there is no finished checkpoint. A file over the budget is written all the
-    same, to be looked at: `check_run_budget` refuses it.
+    `codec`, at its highest level, and `layout` replace those of the run's settings. Raises UserError
+    if there is no finished checkpoint. A file over the budget is written all the same, to be looked
+    at: `check_run_budget` refuses it.
     """
     run, config = open_run(folder)
     model = GPT(config.model)
@@ -59,15 +62,12 @@ def pack_run(folder: Path) -> Ledger:
             f"{folder}: training stopped at step {progress.step} of {config.train.iterations};"
             " finish it with `pargolf train` first"
         )
-    data = pack(
-        dict(model.state_dict()),
-        tensor_kinds(model),
-        config.model,
-        config.export,
-        Tokenizer(run.tokenizer).sha256,
-    )
+    config = dataclasses.replace(config, export=with_codec(config.export, codec, layout))
+    slots = tensor_kinds(model)
+    stored = quantize_state(dict(model.state_dict()), slots, config.export)
+    data = pack_smallest(stored, slots, config, Tokenizer(run.tokenizer).sha256)
     write_atomic(run.artifact, data)
-    return ledger(data, code_bytes(config))
+    return ledger(data, code_bytes(dataclasses.replace(config, export=read_header(data).export)))
 
 
 def load_model(artifact: Artifact, dtype: torch.dtype = torch.float32) -> GPT:
@@ -166,7 +166,7 @@ def eval_run(target: Target, settings: EvalConfig) -> dict[str, Any]:
             trained.to(device)
             result["checkpoint"] = _scores(trained, tokens, table, settings, "checkpoint")
             result["steps"], result["train_seconds"] = progress.step, round(progress.seconds, 1)
-        config = target.config or RunConfig(artifact.model, export=artifact.export)
+        config = dataclasses.replace(target.config or RunConfig(artifact.model), export=artifact.export)
         sizes = ledger(target.artifact.read_bytes(), code_bytes(config))
         result |= {
             "stride": settings.stride,

@@ -49,6 +49,11 @@ class PackArgs:
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
+    codec: Literal["", "zstd", "zlib", "brotli", "lzma", "auto"] = ""
+    """Another codec than the run's settings name, at its highest level; "auto" takes whichever makes file
+    and code smallest."""
+    layout: Literal["", "bytes", "packed", "planes", "range", "auto"] = ""
+    """Another layout than they name."""
 
 
 @dataclass
@@ -133,7 +138,7 @@ def pack(argv: list[str]) -> None:
     from pargolf.pipeline import check_run_budget, pack_run
 
     args = parse(PackArgs, argv, "pargolf pack")
-    sizes = pack_run(args.run)
+    sizes = pack_run(args.run, args.codec, args.layout)
     tables.show_ledger(sizes)
     check_run_budget(args.run, sizes)
 

@@ -9,32 +9,15 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
-from typing import Any, get_args, get_type_hints
 
 from torch import Tensor
 
-from pargolf.config import TOP_LEVEL, ExportConfig, RunConfig
+from pargolf.config import TOP_LEVEL, RunConfig, with_codec
 from pargolf.export.artifact import lay_out, seal
 from pargolf.export.budget import code_bytes
 from pargolf.export.quantize import Quantized
+from pargolf.export.section import LAYOUTS
 from pargolf.tensors import Slot
-
-
-def candidates(export: ExportConfig) -> list[ExportConfig]:
-    """`export` with every codec and layout that it leaves open, each codec at its highest level."""
-    hints = get_type_hints(ExportConfig)
-
-    def choices(name: str) -> list[Any]:
-        value = getattr(export, name)
-        return [word for word in get_args(hints[name]) if word != "auto"] if value == "auto" else [value]
-
-    return [
-        replace(
-            export, layout=layout, codec=codec,
-            level=TOP_LEVEL[codec] if export.codec == "auto" else export.level,
-        )
-        for layout, codec in product(choices("layout"), choices("codec"))
-    ]  # fmt: skip
 
 
 def pack_smallest(
@@ -47,15 +30,16 @@ def pack_smallest(
 
     The code that counts is the readable train_gpt.py. The file's header says what was chosen.
     """
-    exports = candidates(config.export)
+    codecs = TOP_LEVEL if config.export.codec == "auto" else ("",)
+    layouts = LAYOUTS if config.export.layout == "auto" else ("",)
+    exports = [with_codec(config.export, *pair) for pair in product(codecs, layouts)]
     blobs = {layout: lay_out(stored, slots, layout) for layout in {x.layout: None for x in exports}}
     with ThreadPoolExecutor() as pool:
         files = list(pool.map(lambda x: seal(blobs[x.layout], config.model, x, tokenizer_sha256), exports))
     if len(files) == 1:
         return files[0]
     # Bundling takes a second or so: not for files that lose even with the least code there is.
-    leanest = replace(config.export, layout="bytes", codec="zlib", level=TOP_LEVEL["zlib"])
-    least_code = code_bytes(replace(config, export=leanest))
+    least_code = code_bytes(replace(config, export=with_codec(config.export, "zlib", "bytes")))
     smallest, best = math.inf, b""
     for data, export in sorted(zip(files, exports, strict=True), key=lambda pair: len(pair[0])):
         if len(data) + least_code >= smallest:

@@ -1,17 +1,7 @@
 """One section of an artifact: tensors to a safetensors blob that compresses well, and back.
 
 For each tensor NAME a blob holds "float/NAME", or "intB/NAME", whose values have B bits each, and
-"scale/NAME". How they look depends on the layout:
-
-    layout   float/NAME            intB/NAME, with                        scale/NAME
-    bytes    (*shape) float        (rows, cols) int8                      (rows,) float16
-    packed   (*shape) float        bits without gaps, cols/NAME (1,)      (rows,) float16
-    planes   (size, *shape) uint8  (rows, cols) int8                      (2, rows) uint8
-    range    (size, *shape) uint8  code of `entropy`, rows/NAME (rows,)   (2, rows) uint8
-                                   and cols/NAME (cols,) the levels
-
-Planes are the bytes of all floats in turn: first all lowest, ..., last all that hold the
-exponent, which alone have much to compress. "range" leaves nothing to compress in its code.
+"scale/NAME". How they look depends on the layout; docs/formats.md has the table.
 """
 
 from collections.abc import Mapping
@@ -26,7 +16,8 @@ from pargolf.export.codec import pack_bits, unpack_bits
 from pargolf.export.entropy import Model, decode_matrix, encode_matrix
 from pargolf.export.quantize import FLOATS, QUANTIZED_BITS, Quantized, dequantize, top_value
 
-SIDES = {"bytes": (), "packed": ("cols",), "planes": (), "range": ("rows", "cols")}
+# Layout -> what a matrix has beside its values and scales.
+LAYOUTS = {"bytes": (), "packed": ("cols",), "planes": (), "range": ("rows", "cols")}
 FLOAT_OF_SIZE = {dtype.itemsize: dtype for dtype in FLOATS.values()}
 
 
@@ -77,7 +68,7 @@ def _decode_tensor(name: str, parts: dict[str, Tensor], layout: str, most: int) 
     if parts.keys() == {"float"}:
         return _read_floats(parts["float"], layout).float()
     for bits in QUANTIZED_BITS:
-        if parts.keys() == {f"int{bits}", "scale", *SIDES[layout]}:
+        if parts.keys() == {f"int{bits}", "scale", *LAYOUTS[layout]}:
             return dequantize(_decode_matrix(parts, bits, layout, most))
     raise UserError(f"tensor {name[:80]!r} has the parts {', '.join(sorted(parts))[:80]}")
 
