@@ -8,7 +8,7 @@ value. Nothing is learned on the way, so all values of one level are coded at on
 
 A decoder elsewhere must see the very same model. So it is computed by operations that IEEE 754
 rounds exactly (+, *, /, sqrt, scaling by powers of two) and turned into integers before anything
-is summed up; constriction then takes frequencies below 2**24, which any float holds.
+is summed up; constriction gets whole numbers, which float64 holds exactly.
 """
 
 from collections.abc import Iterator
@@ -64,14 +64,11 @@ def encode_matrix(values: NDArray[np.int8], bits: int) -> tuple[bytes, Model]:
     """
     top = top_value(bits)
     model = fit(np.abs(values).astype(np.uint8), top)
-    encoder = constriction.stream.queue.RangeEncoder()
-    for where, distribution in _by_level(model, top):
-        encoder.encode(values[where].astype(np.int32) + top, distribution)
-    return encoder.get_compressed().astype("<u4").tobytes(), model
+    return _encode(values, model, top), model
 
 
 def decode_matrix(code: bytes, model: Model, bits: int) -> NDArray[np.int8]:
-    """The (rows, cols) values that `encode_matrix` made `code` of; UserError if it cannot have.
+    """The (rows, cols) values that `encode_matrix` made `code` of; UserError if it did not make it.
 
     Allocates a few bytes for each place of the matrix that the model is for.
     """
@@ -86,8 +83,17 @@ def decode_matrix(code: bytes, model: Model, bits: int) -> NDArray[np.int8]:
             values[where] = decoder.decode(distribution, int(where.sum())) - top
     except AssertionError:
         raise UserError("the range-coded values are corrupt") from None
-    require(decoder.maybe_exhausted(), "the range-coded values are followed by others")
+    # Past its end a code reads as zeros; only encoding again, the quicker way, tells.
+    require(_encode(values, model, top) == code, "the range-coded values are cut off or too long")
     return values
+
+
+def _encode(values: NDArray[np.int8], model: Model, top: int) -> bytes:
+    encoder = constriction.stream.queue.RangeEncoder()
+    for where, distribution in _by_level(model, top):
+        encoder.encode(values[where].astype(np.int32) + top, distribution)
+    code: bytes = encoder.get_compressed().astype("<u4").tobytes()
+    return code
 
 
 def fit(magnitudes: NDArray[np.uint8], top: int) -> Model:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
@@ -22,7 +23,10 @@ from pargolf.config import ExportConfig, ModelConfig
 from pargolf.errors import UserError
 from pargolf.export import artifact
 from pargolf.export.artifact import check_state, pack, pack_stored, read_artifact, unpack
+from pargolf.export.codec import CODECS
+from pargolf.export.entropy import Model, decode_matrix
 from pargolf.export.quantize import Quantized, dequantize_state, quantize_rows, quantize_state
+from pargolf.export.section import LAYOUTS
 from pargolf.tensors import Slot
 
 MAKE_BYTES = """
@@ -45,8 +49,8 @@ bits = st.sampled_from([4, 5, 6, 7, 8, 16, 32])
     mlp=bits,
     embed=bits,
     vector=st.sampled_from([16, 32]),
-    layout=st.sampled_from(["bytes", "packed"]),
-    codec=st.sampled_from(["zstd", "zlib"]),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    codec=st.sampled_from(sorted(CODECS)),
 )
 def test_what_is_read_is_what_was_quantized(
     seed: int, cols: int, attn: Any, mlp: Any, embed: Any, vector: Any, layout: Any, codec: Any
@@ -64,7 +68,7 @@ def test_what_is_read_is_what_was_quantized(
 
 
 @settings(max_examples=30, deadline=None)
-@given(data=st.data(), layout=st.sampled_from(["bytes", "packed"]))
+@given(data=st.data(), layout=st.sampled_from(sorted(LAYOUTS)))
 def test_each_tensor_may_have_bits_of_its_own(data: st.DataObject, layout: Any) -> None:
     """Also other ones than its neighbours of one kind, and than the settings say."""
     stored: dict[str, Quantized | Tensor] = {}
@@ -102,6 +106,28 @@ def test_sections_are_what_the_format_says(codec: Any) -> None:
     assert sum(s["values"] for s in header["sections"]) == sum(x.numel() for x in state.values())
 
 
+def test_planes_are_the_bytes_of_floats_in_turn() -> None:
+    state = random_state(1)
+    for layout in ("planes", "range"):
+        header, payloads = parts(pack(state, SLOTS, TINY, replace(LEVEL_3, layout=layout), SHA))
+        stored: dict[str, Tensor] = {}
+        for payload in payloads:
+            stored |= safetensors.torch.load(zstandard.decompress(payload))
+        floats = stored["float/blocks.0.mix"].numpy()
+        assert floats.shape == (4, 2, 5, 3)
+        mix = np.ascontiguousarray(np.moveaxis(floats, 0, -1)).view("<f4")[..., 0]
+        assert np.array_equal(mix, state["blocks.0.mix"].numpy())
+        q = quantize_rows(state["blocks.0.q"], 6, header["export"]["clip_quantile"])
+        scale = stored["scale/blocks.0.q"].numpy()
+        assert scale.shape == (2, 4)
+        assert np.array_equal(np.ascontiguousarray(scale.T).view("<f2")[:, 0], q.scale.numpy())
+        values = stored["int6/blocks.0.q"].numpy()
+        if layout == "range":
+            rows, cols = (stored[f"{part}/blocks.0.q"].numpy() for part in ("rows", "cols"))
+            values = decode_matrix(values[2:].tobytes(), Model(rows, cols, *values[:2].tolist()), 6)
+        assert np.array_equal(values, q.values.numpy())
+
+
 def test_same_state_gives_same_bytes_in_any_order_and_process() -> None:
     state = random_state(5)
     data = pack(state, SLOTS, TINY, LEVEL_3, SHA)
@@ -132,6 +158,9 @@ def test_nothing_is_packed_that_could_not_be_read() -> None:
     state = random_state(0)
     with pytest.raises(UserError, match="tokenizer_sha256"):
         pack(state, SLOTS, TINY, LEVEL_3, "none")
+    for unsettled in (ExportConfig(codec="auto"), ExportConfig(layout="auto")):
+        with pytest.raises(UserError, match="auto"):
+            pack(state, SLOTS, TINY, unsettled, SHA)
     with pytest.raises(UserError, match="at least"):
         pack(state, SLOTS, ModelConfig(), LEVEL_3, SHA)
     with pytest.raises(ValueError, match="differ"):

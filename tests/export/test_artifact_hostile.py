@@ -20,6 +20,8 @@ from artifact_support import LEVEL_3, SHA, SLOTS, TINY, parts, random_state, sea
 from pargolf.errors import UserError
 from pargolf.export import artifact
 from pargolf.export.artifact import assemble, pack, read_header, unpack
+from pargolf.export.codec import CODECS, compress
+from pargolf.export.section import LAYOUTS
 
 
 def test_flips_below_a_right_checksum_never_crash() -> None:
@@ -37,16 +39,17 @@ def test_flips_below_a_right_checksum_never_crash() -> None:
     assert refused > 500
 
 
-def test_flips_below_the_compression_never_crash() -> None:
-    header, payloads = parts(small_artifact())
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_flips_below_the_compression_never_crash(layout: Any) -> None:
+    header, payloads = parts(pack(random_state(0), SLOTS, TINY, replace(LEVEL_3, layout=layout), SHA))
     rng = np.random.default_rng(1)
     refused = 0
-    for _ in range(1500):
+    for _ in range(800):
         k = int(rng.integers(len(payloads)))
         raw = bytearray(zstandard.decompress(payloads[k]))
         raw[int(rng.integers(len(raw)))] ^= int(rng.integers(1, 256))
         refused += refuses(*with_section(header, payloads, k, bytes(raw)))
-    assert refused > 500
+    assert refused > 200
 
 
 def refuses(header: Any, payloads: list[bytes]) -> bool:
@@ -94,7 +97,10 @@ CRAFTED: dict[str, Callable[[Any], Any]] = {
     "values too many": in_section("values", 10**18),
     "kind unknown": in_section("kind", "gain"),
     "kind a list": in_section("kind", ["attn"]),
-    "codec unknown": in_section("codec", "lzma"),
+    "codec unknown": in_section("codec", "gzip"),
+    "codec auto": in_section("codec", "auto"),
+    "codec lzma": in_section("codec", "lzma"),
+    "codec brotli": in_section("codec", "brotli"),
     "codec another": in_section("codec", "zlib"),
     "codec null": in_section("codec", None),
     "layer outside": in_section("layer", 2),
@@ -126,6 +132,10 @@ CRAFTED: dict[str, Callable[[Any], Any]] = {
     "export missing": lambda h: h.pop("export"),
     "export bits other": setting("export", "attn_bits", 8.0),
     "export layout other": setting("export", "layout", "packed"),
+    "export layout planes": setting("export", "layout", "planes"),
+    "export layout range": setting("export", "layout", "range"),
+    "export layout auto": setting("export", "layout", "auto"),
+    "export codec auto": setting("export", "codec", "auto"),
     "export quantile NaN": setting("export", "clip_quantile", float("nan")),
     "tokenizer short": lambda h: h.__setitem__("tokenizer_sha256", "ab"),
     "tokenizer upper case": lambda h: h.__setitem__("tokenizer_sha256", SHA.upper()),
@@ -179,12 +189,12 @@ def test_other_version_is_named() -> None:
         read_header(data[:8] + struct.pack("<I", 7) + data[12:])
 
 
-@pytest.mark.parametrize("codec", ["zstd", "zlib"])
+@pytest.mark.parametrize("codec", sorted(CODECS))
 def test_bombs_are_refused(codec: str) -> None:
     """Sections that expand to more than they say, or say that they expand to too much."""
     header, payloads = parts(small_artifact())
     zeros = bytes(50_000_000)
-    payloads[2] = zstandard.compress(zeros) if codec == "zstd" else zlib.compress(zeros)
+    payloads[2] = compress(zeros, codec, 3)
     header["sections"][2] |= {"bytes": len(payloads[2]), "codec": codec}
     del zeros
     for claim in (header["sections"][2]["raw_bytes"], artifact.MAX_BYTES + 1):
@@ -245,6 +255,58 @@ def test_hostile_column_counts_are_refused(cols: int) -> None:
     assert tensors["cols/blocks.0.q"].tolist() == [3]
     tensors["cols/blocks.0.q"][0] = cols
     assert refuses(*with_section(header, payloads, 1, safetensors.torch.save(tensors)))
+
+
+PLANES = pack(random_state(0), SLOTS, TINY, replace(LEVEL_3, layout="planes"), SHA)
+RANGE = pack(random_state(0), SLOTS, TINY, replace(LEVEL_3, layout="range"), SHA)
+byte = torch.ones(4, dtype=torch.uint8)
+HOSTILE_PARTS: dict[str, tuple[bytes, dict[str, Tensor | None]]] = {
+    "scale of one plane": (PLANES, {"scale": byte[None]}),
+    "scale of four planes": (PLANES, {"scale": byte.expand(4, 4).contiguous()}),
+    "scale of no planes": (PLANES, {"scale": byte}),
+    "scale a scalar": (PLANES, {"scale": torch.tensor(1, dtype=torch.uint8)}),
+    "scale not in planes": (PLANES, {"scale": torch.ones(4, dtype=torch.float16)}),
+    "scale NaN": (PLANES, {"scale": torch.full((2, 4), 255, dtype=torch.uint8)}),
+    "no rows": (RANGE, {"rows": None}),
+    "no columns": (RANGE, {"cols": byte[:0]}),
+    "rows int8": (RANGE, {"rows": byte.view(torch.int8)}),
+    "more rows than scales": (RANGE, {"rows": torch.full((5,), 60, dtype=torch.uint8)}),
+    "rows too many": (RANGE, {"rows": torch.full((4000,), 60, dtype=torch.uint8)}),
+    "levels too high": (RANGE, {"rows": byte * 127}),
+    "levels beyond bytes": (RANGE, {"rows": byte * 200, "cols": byte[:3] * 100}),
+    "a matrix of levels": (RANGE, {"rows": byte[None]}),
+    "values int8": (RANGE, {"int6": torch.ones(4, 3, dtype=torch.int8)}),
+    "values without a shape": (RANGE, {"int6": byte[:2]}),
+    "values of another shape": (RANGE, {"int6": torch.cat((byte[:2] * 9, byte))}),
+    "no values": (RANGE, {"int6": byte}),
+}
+
+
+@pytest.mark.parametrize(("data", "change"), HOSTILE_PARTS.values(), ids=HOSTILE_PARTS.keys())
+def test_hostile_parts_are_refused(data: bytes, change: dict[str, Tensor | None]) -> None:
+    header, payloads = parts(data)
+    tensors = safetensors.torch.load(zstandard.decompress(payloads[1]))
+    for part, tensor in change.items():
+        assert tensors.pop(f"{part}/blocks.0.q") is not None
+        if tensor is not None:
+            tensors[f"{part}/blocks.0.q"] = tensor
+    unpack(data)
+    assert refuses(*with_section(header, payloads, 1, safetensors.torch.save(tensors)))
+
+
+def test_a_matrix_larger_than_its_section_is_not_allocated() -> None:
+    header, payloads = parts(RANGE)
+    tensors = safetensors.torch.load(zstandard.decompress(payloads[1]))
+    tensors |= {
+        f"{part}/blocks.0.q": torch.full((30_000,), 60, dtype=torch.uint8) for part in ("rows", "cols")
+    }
+    changed = with_section(header, payloads, 1, safetensors.torch.save(tensors))
+    tracemalloc.start()
+    try:
+        assert refuses(*changed)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def blob(header: bytes, body: bytes = b"") -> bytes:
