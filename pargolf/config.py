@@ -169,6 +169,13 @@ class ExportConfig:
     each takes its highest."""
     budget: int = CHALLENGE_BUDGET
     """Largest allowed code + model bytes."""
+    model_bytes: int = 0
+    """Size that the artifact is to fill, code not counted: training text then decides how finely each
+    row is rounded, and the bits and clip above are not looked at. 0: those decide."""
+    max_loss: float = 0.0
+    """The same for the smallest artifact that loses at most so many bits per byte of training text."""
+    calibration_tokens: int = 65_536
+    """Training tokens looked at for that, and as many others to measure max_loss on."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +246,7 @@ def validate(c: RunConfig) -> RunConfig:
     for section, name in (
         ("train", "batch_tokens"), ("train", "micro_batches"), ("train", "iterations"),
         ("train", "log_every"), ("optim", "ns_steps"), ("eval", "stride"), ("eval", "batch_rows"),
-        ("export", "budget"),
+        ("export", "budget"), ("export", "calibration_tokens"),
     ):  # fmt: skip
         value = getattr(getattr(c, section), name)
         require(value >= 1, f"{section}.{name} must be at least 1, is {value}")
@@ -247,7 +254,7 @@ def validate(c: RunConfig) -> RunConfig:
         ("train", "max_seconds"), ("train", "compile_warmup_steps"), ("train", "warmdown_steps"),
         ("train", "val_every"), ("train", "checkpoint_every"), ("optim", "muon_lr"),
         ("optim", "embed_lr"), ("optim", "vector_lr"), ("optim", "muon_weight_decay"),
-        ("optim", "muon_momentum_warmup"),
+        ("optim", "muon_momentum_warmup"), ("export", "model_bytes"), ("export", "max_loss"),
     ):  # fmt: skip
         value = getattr(getattr(c, section), name)
         require(value >= 0, f"{section}.{name} must not be negative, is {value}")
@@ -266,6 +273,10 @@ def validate(c: RunConfig) -> RunConfig:
         0 <= t.warmdown_fraction <= 1, f"train.warmdown_fraction must be in [0, 1], is {t.warmdown_fraction}"
     )
     require(0.5 <= x.clip_quantile <= 1, f"export.clip_quantile must be in [0.5, 1], is {x.clip_quantile}")
+    require(
+        not (x.model_bytes and x.max_loss),
+        "export.model_bytes and export.max_loss both say how fine to round; set one",
+    )
     top = TOP_LEVEL[x.codec] if x.codec != "auto" else max(TOP_LEVEL.values())
     require(1 <= x.level <= top, f"export.level of {x.codec} must be in 1..{top}, is {x.level}")
     return c

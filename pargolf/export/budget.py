@@ -148,6 +148,7 @@ def predict_bytes(
     `at_most` gives every value its full bits, and what the codec can lose (see LOST_BITS).
     `expected` takes off what the codec saved on published trained models (see SAVED_BITS): a
     rough prior, which barely trained weights exceed. Packed values are taken to save nothing.
+    Neither is above `export.model_bytes`.
     Raises ValueError if names differ.
     """
     if shapes.keys() != slots.keys():
@@ -168,4 +169,7 @@ def predict_bytes(
         expected += side + levels / 3  # they compress to about that
     overhead = CONTAINER_BYTES + TENSOR_BYTES * len(shapes)
     # Names and shapes repeat, so in earnest they compress to about a third.
-    return Prediction(ceil(expected + overhead / 3), ceil(at_most * CODEC_SLACK + overhead))
+    expected, at_most = expected + overhead / 3, at_most * CODEC_SLACK + overhead
+    if export.model_bytes:
+        expected, at_most = min(expected, export.model_bytes), min(at_most, export.model_bytes)
+    return Prediction(ceil(expected), ceil(at_most))

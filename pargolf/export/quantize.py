@@ -33,7 +33,9 @@ def top_value(bits: int) -> int:
 
 
 def kind_bits(kind: str, export: ExportConfig) -> int:
-    """Bits a value of tensors of this kind: 4-8 integers, 16 or 32 floats."""
+    """Bits a value of tensors of this kind: 4-8 integers, 16 or 32 floats; fitted: the most."""
+    if export.model_bytes or export.max_loss:
+        return 16 if kind == "vector" else 8
     bits: int = getattr(export, TENSOR_KINDS[kind].bits)
     return bits
 
@@ -50,13 +52,20 @@ def quantize_rows(weight: Tensor, bits: int, clip_quantile: float, name: str = "
     weight = weight.detach().float()
     _require_finite(weight, name)
     top = top_value(bits)
-    # The scale is rounded to what the file stores before it is used; a row of zeros (or nearly)
-    # takes the smallest scale there is instead of one that divides by zero.
-    scale = (_row_quantile(weight.abs(), clip_quantile) / top).clamp_min(TINIEST_SCALE).half()
-    if not scale.isfinite().all():
-        raise UserError(f"{name} has a row too large to quantize: its scale exceeds float16's 65504")
+    scale = stored_scale(_row_quantile(weight.abs(), clip_quantile) / top, name)
     values = (weight / scale.float()[:, None]).round().clamp(-top, top).to(torch.int8)
     return Quantized(values, scale, bits)
+
+
+def stored_scale(scale: Tensor, name: str) -> Tensor:
+    """Wanted scales (rows,) as the file stores them, float16; UserError, naming the tensor, if too large.
+
+    A row of zeros (or nearly) takes the smallest scale there is instead of one that divides by zero.
+    """
+    stored = scale.clamp_min(TINIEST_SCALE).half()
+    if not stored.isfinite().all():
+        raise UserError(f"{name} has a row too large to quantize: its scale exceeds float16's 65504")
+    return stored
 
 
 def dequantize(q: Quantized) -> Tensor:
@@ -78,12 +87,17 @@ def quantize_state(
     for name, tensor in state.items():
         bits = kind_bits(slots[name].kind, export)
         if bits in FLOATS:
-            floats = tensor.detach().to(FLOATS[bits])
-            _require_finite(floats, f"{name} as float{bits}")
-            stored[name] = floats
+            stored[name] = to_floats(tensor, bits, name)
         else:
             stored[name] = quantize_rows(tensor, bits, export.clip_quantile, name)
     return stored
+
+
+def to_floats(tensor: Tensor, bits: int, name: str) -> Tensor:
+    """`tensor` in 16 or 32 bits a value; UserError, naming it, where that overflows."""
+    floats = tensor.detach().to(FLOATS[bits])
+    _require_finite(floats, f"{name} as float{bits}")
+    return floats
 
 
 def dequantize_state(stored: Mapping[str, Quantized | Tensor]) -> dict[str, Tensor]:

@@ -171,12 +171,12 @@ def _common_export(seeds: Sequence[SeedRun]) -> ExportConfig:
     """How all artifacts were made; UserError if `pack` did not choose the same for all."""
     first = seeds[0]
     for run in seeds:
-        require(
-            run.export == first.export,
-            f"{first.run.artifact} has codec {first.export.codec} and layout {first.export.layout},"
-            f" {run.run.artifact} {run.export.codec} and {run.export.layout};"
-            " pack and eval the runs again with one `--codec` and one `--layout`",
-        )
+        if run.export != first.export:
+            one, other = (RunConfig(export=export) for export in (first.export, run.export))
+            raise UserError(
+                f"{first.run.artifact} and {run.run.artifact} were packed in two ways:"
+                f" {first_difference(one, other)}; pack and eval the runs again with the same options"
+            )
     return first.export
 
 
@@ -200,8 +200,11 @@ def _read_run(folder: Path) -> SeedRun:
         raise UserError(f"{run.result} lacks a figure; {again}") from None
     header = read_header(data, str(run.artifact))
     made = header.export
-    # `pack` may choose these three.
-    asked = dataclasses.replace(config.export, codec=made.codec, layout=made.layout, level=made.level)
+    # `pack` may choose these.
+    asked = dataclasses.replace(
+        config.export, codec=made.codec, layout=made.layout, level=made.level,
+        model_bytes=made.model_bytes, max_loss=made.max_loss,
+    )  # fmt: skip
     require(
         fits and (header.model, made) == (config.model, asked),
         f"{run.artifact} is not what {run.result} and {run.config} tell of; {again}",

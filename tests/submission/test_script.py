@@ -96,7 +96,7 @@ def test_a_run_packed_anew_brings_the_code_of_its_codec(finished: Path, tmp_path
     results = [json.loads((folder / "result.json").read_text()) for folder in (finished, run)]
     assert results[0]["artifact"]["sliding"]["val_loss"] == results[1]["artifact"]["sliding"]["val_loss"]
     assert results[0]["bytes_model"] > results[1]["bytes_model"]
-    with pytest.raises(UserError, match="has codec zstd and layout bytes"):
+    with pytest.raises(UserError, match="export.layout is bytes there, range here"):
         submit([finished, other_seed(run, tmp_path / "other")], About("A", "G", "T"), tmp_path / "none")
     folder = submitted(run, tmp_path / "out", "--compressed")
     assert {"brotli", "constriction"} <= {
@@ -114,6 +114,25 @@ def other_seed(run: Path, to: Path) -> Path:
     config["train"]["seed"] = 42
     (to / "config.json").write_text(json.dumps(config))
     return to
+
+
+def test_the_file_fits_the_model_as_pack_did(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert dispatch(["pack", str(run), "--fit", "130000"]) == 0
+    with pytest.raises(AssertionError):
+        submitted(run, tmp_path / "out")
+    assert "pargolf eval" in capsys.readouterr().err
+    assert dispatch(["eval", str(run)]) == 0
+    folder = submitted(run, tmp_path / "out", "--minify")
+    artifact = (folder / "model.pgz").read_bytes()
+    printed = alone(folder)
+    assert (folder / "logs" / "model.pgz").read_bytes() == artifact == (run / "model.pgz").read_bytes()
+    exact = re.compile(r"final_fitted_sliding_window_exact val_loss:\S+ val_bpb:\S+")
+    assert exact.findall(printed) == exact.findall((run / "train.log").read_text()) != []
+    assert dispatch(["analyze", str(run)]) == 0
 
 
 def test_the_minified_file_scores_an_artifact_without_training_data(
