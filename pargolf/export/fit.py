@@ -27,15 +27,13 @@ Progress = Callable[[float, float], None]
 
 
 def prepare_state(
-    state: Mapping[str, Tensor], moments: Mapping[str, Moments], progress: Progress | None = None
+    state: Mapping[str, Tensor], moments: Mapping[str, Moments]
 ) -> dict[str, Prepared | Tensor]:
     """Every tensor ready for `state_at`: matrices that have moments, and the rest as float16."""
     prepared: dict[str, Prepared | Tensor] = {}
     for name, tensor in state.items():
         measured = moments.get(name)
         prepared[name] = prepare(tensor, measured) if measured else to_floats(tensor, 16, name)
-        if progress is not None:
-            progress(len(prepared), len(state))
     return prepared
 
 
