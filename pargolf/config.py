@@ -146,6 +146,9 @@ class OptimConfig:
     adam_eps: float = 1e-8
 
 
+TOP_LEVEL = {"zstd": 22, "zlib": 9, "brotli": 11, "lzma": 9}
+
+
 @dataclass(frozen=True)
 class ExportConfig:
     """How weights become bytes."""
@@ -158,13 +161,24 @@ class ExportConfig:
     """Floats of gains, scales, mixes and skip weights."""
     clip_quantile: float = 0.9999984
     """Each row is clipped at this quantile of its absolute values before it is quantized."""
-    layout: Literal["bytes", "packed"] = "bytes"
-    """One byte a quantized value, or its bits packed without gaps."""
-    codec: Literal["zstd", "zlib"] = "zstd"
+    layout: Literal["bytes", "packed", "planes", "range", "auto"] = "bytes"
+    """How values are written before the codec compresses them. bytes: one byte a quantized value;
+    packed: its bits without gaps; planes: bytes, and those of floats sorted by significance; range:
+    planes, and quantized values range-coded. auto: whichever makes file and code smallest."""
+    codec: Literal["zstd", "zlib", "brotli", "lzma", "auto"] = "zstd"
+    """auto: whichever makes file and code smallest."""
     level: int = 22
-    """Compression level: 1-22 for zstd, 1-9 for zlib."""
+    """Compression level: 1-22 for zstd, 1-11 for brotli, 1-9 for zlib and lzma; with codec auto
+    each takes its highest."""
     budget: int = CHALLENGE_BUDGET
     """Largest allowed code + model bytes."""
+    model_bytes: int = 0
+    """Size that the artifact is to fill, code not counted: training text then decides how finely each
+    row is rounded, and the bits and clip above are not looked at. 0: those decide."""
+    max_loss: float = 0.0
+    """The same for the smallest artifact that loses at most so many bits per byte of training text."""
+    calibration_tokens: int = 65_536
+    """Training tokens looked at for that, and as many others to measure max_loss on."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +249,7 @@ def validate(c: RunConfig) -> RunConfig:
     for section, name in (
         ("train", "batch_tokens"), ("train", "micro_batches"), ("train", "iterations"),
         ("train", "log_every"), ("optim", "ns_steps"), ("eval", "stride"), ("eval", "batch_rows"),
-        ("export", "budget"),
+        ("export", "budget"), ("export", "calibration_tokens"),
     ):  # fmt: skip
         value = getattr(getattr(c, section), name)
         require(value >= 1, f"{section}.{name} must be at least 1, is {value}")
@@ -243,7 +257,7 @@ def validate(c: RunConfig) -> RunConfig:
         ("train", "max_seconds"), ("train", "compile_warmup_steps"), ("train", "warmdown_steps"),
         ("train", "val_every"), ("train", "checkpoint_every"), ("optim", "muon_lr"),
         ("optim", "embed_lr"), ("optim", "vector_lr"), ("optim", "muon_weight_decay"),
-        ("optim", "muon_momentum_warmup"),
+        ("optim", "muon_momentum_warmup"), ("export", "model_bytes"), ("export", "max_loss"),
     ):  # fmt: skip
         value = getattr(getattr(c, section), name)
         require(value >= 0, f"{section}.{name} must not be negative, is {value}")
@@ -263,7 +277,11 @@ def validate(c: RunConfig) -> RunConfig:
     )
     require(0 <= t.qat_share <= 1, f"train.qat_share must be in [0, 1], is {t.qat_share}")
     require(0.5 <= x.clip_quantile <= 1, f"export.clip_quantile must be in [0.5, 1], is {x.clip_quantile}")
-    top = {"zstd": 22, "zlib": 9}[x.codec]
+    require(
+        not (x.model_bytes and x.max_loss),
+        "export.model_bytes and export.max_loss both say how fine to round; set one",
+    )
+    top = TOP_LEVEL[x.codec] if x.codec != "auto" else max(TOP_LEVEL.values())
     require(1 <= x.level <= top, f"export.level of {x.codec} must be in 1..{top}, is {x.level}")
     return c
 
@@ -349,6 +367,14 @@ def export_from_dict(values: Any) -> ExportConfig:
     """ExportConfig from plain values, as an artifact's header holds them; UserError as `from_dict`."""
     export: ExportConfig = _build(ExportConfig, values, "export")
     return export
+
+
+def with_codec(export: ExportConfig, codec: str = "", layout: str = "") -> ExportConfig:
+    """`export` with another codec, at its highest level, and another layout; "" leaves either as it is."""
+    values = to_dict(export) | ({"layout": layout} if layout else {})
+    if codec:
+        values |= {"codec": codec, "level": TOP_LEVEL.get(codec, max(TOP_LEVEL.values()))}
+    return export_from_dict(values)
 
 
 def read_config(path: Path) -> RunConfig:

@@ -27,7 +27,7 @@ def final_lines(
 
 def size_lines(export: ExportConfig, code_bytes: int, model_bytes: int) -> list[str]:
     """What code, artifact and both together take."""
-    form = f"{_precision(export)}+{export.codec}"
+    form = f"{_precision(export)}{'+range' if export.layout == 'range' else ''}+{export.codec}"
     return [
         f"Code size: {code_bytes} bytes",
         f"Serialized model {form}: {model_bytes} bytes",
@@ -36,6 +36,8 @@ def size_lines(export: ExportConfig, code_bytes: int, model_bytes: int) -> list[
 
 
 def _precision(export: ExportConfig) -> str:
+    if export.model_bytes or export.max_loss:
+        return "fitted"
     return "".join(
         f"int{bits}" if bits <= 8 else f"float{bits}" for bits in sorted({export.attn_bits, export.mlp_bits})
     )

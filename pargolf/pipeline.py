@@ -12,20 +12,25 @@ import torch
 from pargolf import distributed, launch, machine
 from pargolf.analysis.compressors import compressor_table
 from pargolf.checkpoint import Progress, load_weights
-from pargolf.config import EvalConfig, RunConfig, read_config
-from pargolf.console import Bar, console
+from pargolf.config import EvalConfig, RunConfig, read_config, validate, with_codec
+from pargolf.console import Bar, console, say
 from pargolf.data.prepare import prepare_embedded, read_text
 from pargolf.data.shards import TokenStream, open_split
 from pargolf.data.tokenizer import ByteTable, Tokenizer
-from pargolf.errors import UserError
-from pargolf.export.artifact import Artifact, check_state, pack, read_artifact
+from pargolf.errors import UserError, require
+from pargolf.export.artifact import Artifact, check_state, read_artifact, read_header
 from pargolf.export.budget import Ledger, check_budget, code_bytes, ledger
+from pargolf.export.choose import pack_smallest
+from pargolf.export.quantize import quantize_state
 from pargolf.files import write_atomic, write_json
 from pargolf.final import final_lines
 from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.pack import pack_model
 from pargolf.run import Log, Run, open_run
 from pargolf.score import Score, score
 from pargolf.train import train
+
+LONGEST = 2**32  # in digits, of the settings that differ between runs to one goal
 
 
 def prepare_data(config: RunConfig) -> None:
@@ -45,11 +50,15 @@ def train_run(config: RunConfig, folder: Path) -> Progress:
         return train(config, folder)
 
 
-def pack_run(folder: Path) -> Ledger:
+def pack_run(
+    folder: Path, codec: str = "", layout: str = "", fit: int | None = None, max_loss: float | None = None
+) -> Ledger:
     """Quantize and compress a run's checkpoint into its model.pgz; returns where every byte went.
 
-    Raises UserError if there is no finished checkpoint. A file over the budget is written all the
-    same, to be looked at: `check_run_budget` refuses it.
+    `codec`, at its highest level, and `layout` replace those of the run's settings; `fit` (bytes of
+    code and model to fill) or `max_loss` (as `export.max_loss`) their goal. Raises UserError if
+    there is no finished checkpoint, or no file that meets the goal. A file over the budget is
+    written all the same, to be looked at: `check_run_budget` refuses it.
     """
     run, config = open_run(folder)
     model = GPT(config.model)
@@ -59,15 +68,45 @@ def pack_run(folder: Path) -> Ledger:
             f"{folder}: training stopped at step {progress.step} of {config.train.iterations};"
             " finish it with `pargolf train` first"
         )
-    data = pack(
-        dict(model.state_dict()),
-        tensor_kinds(model),
-        config.model,
-        config.export,
-        Tokenizer(run.tokenizer).sha256,
-    )
+    config = dataclasses.replace(config, export=with_codec(config.export, codec, layout))
+    slots, tokenizer = tensor_kinds(model), Tokenizer(run.tokenizer)
+    stored = quantize_state(dict(model.state_dict()), slots, config.export)
+    data = pack_smallest(stored, slots, config, tokenizer.sha256)
+    config = dataclasses.replace(config, export=read_header(data).export)
+    if fit is not None or max_loss is not None:
+        config = with_goal(config, fit, max_loss)
+    if config.export.model_bytes or config.export.max_loss:
+        # Codec and layout are those that plain rounding is smallest with.
+        data = pack_model(config, model, tokenizer, Bar)
     write_atomic(run.artifact, data)
-    return ledger(data, code_bytes(config))
+    sizes = ledger(data, code_bytes(config))
+    if len(data) < 0.999 * config.export.model_bytes:
+        say(
+            f"even the best quality, 8 bits a weight, takes {sizes.total:,} bytes:"
+            f" {config.export.model_bytes - len(data):,} are left, enough for a larger model"
+        )
+    return sizes
+
+
+def with_goal(config: RunConfig, fit: int | None, max_loss: float | None) -> RunConfig:
+    """`config` with another goal for its packing: fill `fit` bytes of code and model, or lose `max_loss`.
+
+    The code is counted as long as any seed makes it, so that runs that differ in the seed alone
+    have one goal. Raises UserError unless there is one that can be met.
+    """
+    for option, value in (("--fit", fit), ("--max-loss", max_loss)):
+        require(value is None or value > 0, f"{option} must be above 0, is {value}")
+
+    def fitted(model_bytes: int) -> RunConfig:
+        export = dataclasses.replace(config.export, model_bytes=model_bytes, max_loss=max_loss or 0.0)
+        return validate(dataclasses.replace(config, export=export))
+
+    if fit is None:
+        return fitted(0)
+    train = dataclasses.replace(config.train, seed=LONGEST)
+    code = code_bytes(dataclasses.replace(fitted(LONGEST), train=train))
+    require(code < fit, f"the code alone takes {code:,} bytes, no less than the {fit:,} to fill")
+    return fitted(fit - code)
 
 
 def load_model(artifact: Artifact, dtype: torch.dtype = torch.float32) -> GPT:
@@ -166,7 +205,7 @@ def eval_run(target: Target, settings: EvalConfig) -> dict[str, Any]:
             trained.to(device)
             result["checkpoint"] = _scores(trained, tokens, table, settings, "checkpoint")
             result["steps"], result["train_seconds"] = progress.step, round(progress.seconds, 1)
-        config = target.config or RunConfig(artifact.model, export=artifact.export)
+        config = dataclasses.replace(target.config or RunConfig(artifact.model), export=artifact.export)
         sizes = ledger(target.artifact.read_bytes(), code_bytes(config))
         result |= {
             "stride": settings.stride,

@@ -96,6 +96,8 @@ def test_a_config_survives_json_and_toml(tmp_path: Path) -> None:
         ({"train": {"max_seconds": -1.0}}, "must not be negative"),
         ({"optim": {"muon_momentum": 1.0}}, "optim.muon_momentum"),
         ({"export": {"codec": "zlib"}}, "export.level of zlib must be in 1..9, is 22"),
+        ({"export": {"codec": "brotli"}}, "export.level of brotli must be in 1..11, is 22"),
+        ({"export": {"codec": "auto", "level": 0}}, "export.level of auto must be in 1..22, is 0"),
         ({"export": {"clip_quantile": 0.1}}, "export.clip_quantile"),
     ],
 )
@@ -119,7 +121,7 @@ def test_world_size_must_divide_the_micro_batches() -> None:
         ({"modle": {}}, "unknown setting modle"),
         ({"model": {"q_rank": "3"}}, "model.q_rank must be of type int"),
         ({"model": {"q_rank": True}}, "model.q_rank must be of type int"),
-        ({"export": {"codec": "gzip"}}, "export.codec must be one of zstd, zlib"),
+        ({"export": {"codec": "gzip"}}, "export.codec must be one of zstd, zlib, brotli, lzma, auto"),
         ({"export": {"attn_bits": 3}}, "export.attn_bits must be one of"),
         ({"model": 3}, "must be a table"),
         ([], "must be a table"),

@@ -49,6 +49,15 @@ class PackArgs:
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
+    codec: Literal["", "zstd", "zlib", "brotli", "lzma", "auto"] = ""
+    """Another codec than the run's settings name, at its highest level; "auto" takes whichever makes file
+    and code smallest."""
+    layout: Literal["", "bytes", "packed", "planes", "range", "auto"] = ""
+    """Another layout than they name."""
+    fit: int | None = None
+    """Bytes of code and model to fill: training text decides how finely each row is rounded."""
+    max_loss: float | None = None
+    """The same for the smallest file that loses at most so many bits per byte of training text."""
 
 
 @dataclass
@@ -134,7 +143,7 @@ def pack(argv: list[str]) -> None:
     from pargolf.pipeline import check_run_budget, pack_run
 
     args = parse(PackArgs, argv, "pargolf pack")
-    sizes = pack_run(args.run)
+    sizes = pack_run(args.run, args.codec, args.layout, args.fit, args.max_loss)
     tables.show_ledger(sizes)
     check_run_budget(args.run, sizes)
 

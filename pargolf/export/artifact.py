@@ -6,9 +6,7 @@
     sections: one a (kind, layer), one for all vectors; each a compressed safetensors blob
     SHA-256 of everything before it
 
-A section holds, for each of its tensors NAME, either "float/NAME" or "int/NAME" (rows, cols)
-int8 with "scale/NAME" (rows,) float16; in the packed layout "int/NAME" is a run of bits
-(uint8) and "cols/NAME" (1,) int32 gives the shape back.
+`section` says how a section looks, `codec` what compresses it.
 """
 
 import hashlib
@@ -16,23 +14,22 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from pargolf.config import ExportConfig, ModelConfig, export_from_dict, model_from_dict
 from pargolf.errors import UserError, require
-from pargolf.export.codec import CODECS, compress, decompress, pack_bits, unpack_bits
-from pargolf.export.quantize import FLOATS, Quantized, dequantize, kind_bits, quantize_state, top_value
+from pargolf.export.codec import CODECS, compress, decompress
+from pargolf.export.quantize import Quantized, quantize_state
+from pargolf.export.section import decode_section, encode_section
 from pargolf.tensors import TENSOR_KINDS, Slot
 
 MAGIC = b"pargolf\0"
-VERSION = 1
+VERSION = 2
 PREFIX = struct.Struct("<8sIQII")
 CHECKSUM_BYTES = 32
 MAX_HEADER_BYTES = 1 << 20
@@ -86,27 +83,66 @@ def pack(
     export: ExportConfig,
     tokenizer_sha256: str,
 ) -> bytes:
-    """The whole file for a float state dict; the same input gives the same bytes.
+    """The whole file for a float state dict, quantized by the bits of each kind; see `pack_stored`.
 
     Raises ValueError if `state` and `slots` differ in names, UserError on weights that cannot be
     quantized, and on anything that `unpack` would refuse.
     """
-    stored = quantize_state(state, slots, export)
+    return pack_stored(quantize_state(state, slots, export), slots, model, export, tokenizer_sha256)
+
+
+def pack_stored(
+    stored: Mapping[str, Quantized | Tensor],
+    slots: Mapping[str, Slot],
+    model: ModelConfig,
+    export: ExportConfig,
+    tokenizer_sha256: str,
+) -> bytes:
+    """The whole file for tensors in the form in which they are stored; the same input gives the same bytes.
+
+    Each quantized tensor has bits of its own, each other one is float16 or float32; what `export`
+    says of bits is not looked at. Raises ValueError if `stored` and `slots` differ in names,
+    UserError on anything that `unpack` would refuse, such as a codec or layout left at "auto".
+    """
+    return seal(lay_out(stored, slots, export.layout), model, export, tokenizer_sha256)
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A section before it is compressed."""
+
+    kind: str
+    layer: int | None
+    raw: bytes
+    values: int
+
+
+def lay_out(stored: Mapping[str, Quantized | Tensor], slots: Mapping[str, Slot], layout: str) -> list[Blob]:
+    """The sections of a file in their order; ValueError if `stored` and `slots` differ in names."""
+    if stored.keys() != slots.keys():
+        raise ValueError(f"tensors and slots differ: {sorted(stored.keys() ^ slots.keys())}")
     order = list(TENSOR_KINDS)
     # All vectors share a section: there are many, they are tiny, and each section costs bytes.
     groups: dict[tuple[int, int], list[str]] = {}
     for name, slot in sorted(slots.items()):
         layer = -1 if slot.layer is None or slot.kind == "vector" else slot.layer
         groups.setdefault((order.index(slot.kind), layer), []).append(name)
-    sections, payloads = [], []
+    blobs = []
     for (kind, layer), names in sorted(groups.items()):
-        raw = _encode_section({name: stored[name] for name in names}, export.layout)
-        payloads.append(compress(raw, export.codec, export.level))
-        values = sum(state[name].numel() for name in names)
+        tensors = {name: stored[name] for name in names}
+        values = sum((x.values if isinstance(x, Quantized) else x).numel() for x in tensors.values())
         layer_or_none = None if layer < 0 else layer
-        sections.append(
-            Section(order[kind], layer_or_none, export.codec, len(payloads[-1]), len(raw), values)
-        )
+        blobs.append(Blob(order[kind], layer_or_none, encode_section(tensors, layout), values))
+    return blobs
+
+
+def seal(blobs: Sequence[Blob], model: ModelConfig, export: ExportConfig, tokenizer_sha256: str) -> bytes:
+    """The file of sections laid out as `export` says, compressed as it says."""
+    payloads = [compress(blob.raw, export.codec, export.level) for blob in blobs]
+    sections = [
+        Section(blob.kind, blob.layer, export.codec, len(payload), len(blob.raw), blob.values)
+        for blob, payload in zip(blobs, payloads, strict=True)
+    ]
     header = {
         "model": asdict(model),
         "export": asdict(export),
@@ -152,8 +188,7 @@ def unpack(data: bytes, source: str = "artifact") -> Artifact:
         place = section.kind if section.layer is None else f"{section.kind} of layer {section.layer}"
         try:
             raw = decompress(data[at : at + section.bytes], section.codec, section.raw_bytes)
-            tensors = _decode_section(raw, kind_bits(section.kind, header.export), header.export.layout)
-            require(sum(t.numel() for t in tensors.values()) == section.values, "wrong number of values")
+            tensors = decode_section(raw, header.export.layout, section.values)
             require(not tensors.keys() & state.keys(), "a tensor is there twice")
         except UserError as error:
             raise UserError(f"{source}: section {place}: {_short(error)}") from None
@@ -185,70 +220,6 @@ def check_state(state: Mapping[str, Tensor], expected_shapes: Mapping[str, tuple
         shape, expected = tuple(state[name].shape), tuple(expected_shapes[name])
         if shape != expected:
             raise UserError(f"tensor {name} of the artifact has shape {shape}; its model needs {expected}")
-
-
-def _encode_section(stored: Mapping[str, Quantized | Tensor], layout: str) -> bytes:
-    # "bytes" beats "packed": with each value on a byte of its own the codec's entropy stage sees
-    # the distribution of the values and nearly reaches its entropy, while bit-packed values
-    # straddle bytes that look like noise. int6 rows of 512 x 1536, zstd 22, bits a value:
-    # Gaussian 5.24 against 5.74 (entropy 5.19), Student-t(5) 4.32 against 5.32 (entropy 4.27).
-    tensors: dict[str, Tensor] = {}
-    for name, x in stored.items():
-        if isinstance(x, Tensor):
-            tensors[f"float/{name}"] = x.cpu().contiguous()
-            continue
-        values = x.values.cpu().contiguous()
-        tensors[f"scale/{name}"] = x.scale.cpu().contiguous()
-        if layout == "packed":
-            tensors[f"cols/{name}"] = torch.tensor([values.size(1)], dtype=torch.int32)
-            values = torch.frombuffer(bytearray(pack_bits(values.numpy(), x.bits)), dtype=torch.uint8)
-        tensors[f"int/{name}"] = values
-    return safetensors.torch.save(tensors)  # in an order of its own: by dtype, then name
-
-
-def _decode_section(raw: bytes, bits: int, layout: str) -> dict[str, Tensor]:
-    try:
-        stored = safetensors.torch.load(raw)
-    except Exception as error:  # whatever its parser raises on hostile bytes, the file is at fault
-        raise UserError(f"not a safetensors blob: {error}") from None
-    names = sorted({key.partition("/")[2] for key in stored})
-    parts = {"float"} if bits in FLOATS else {"int", "scale"} | ({"cols"} if layout == "packed" else set())
-    require(
-        stored.keys() == {f"{part}/{name}" for part in parts for name in names},
-        f"its tensors are not {', '.join(sorted(parts))} for each name",
-    )
-    if bits in FLOATS:
-        return {name: _decode_floats(stored[f"float/{name}"], bits) for name in names}
-    matrices = {}
-    for name in names:
-        values, scale = stored[f"int/{name}"], stored[f"scale/{name}"]
-        matrices[name] = dequantize(
-            _decode_matrix(values, scale, stored[f"cols/{name}"] if layout == "packed" else None, bits)
-        )
-    return matrices
-
-
-def _decode_floats(x: Tensor, bits: int) -> Tensor:
-    require(x.dtype == FLOATS[bits], f"floats stored as {x.dtype}, not {FLOATS[bits]}")
-    require(bool(x.isfinite().all()), "NaN or infinite values")
-    return x.to(torch.float32, copy=True)  # the loaded tensor may share the read-only bytes
-
-
-def _decode_matrix(values: Tensor, scale: Tensor, cols: Tensor | None, bits: int) -> Quantized:
-    require(scale.dtype == torch.float16 and scale.ndim == 1, "scales must be a float16 vector")
-    require(bool((scale.isfinite() & (scale > 0)).all()), "scales must be positive and finite")
-    if cols is not None:
-        require(cols.dtype == torch.int32 and cols.shape == (1,), "the column count must be one int32")
-        require(values.dtype == torch.uint8 and values.ndim == 1, "packed values must be uint8 bytes")
-        shape = (scale.numel(), int(cols.item()))
-        values = torch.from_numpy(unpack_bits(values.numpy().tobytes(), bits, shape[0] * shape[1])).reshape(
-            shape
-        )
-    require(values.dtype == torch.int8 and values.ndim == 2, "quantized values must be an int8 matrix")
-    require(values.numel() > 0 and values.size(0) == scale.numel(), "there must be one scale a row")
-    top = top_value(bits)
-    require(-top <= int(values.min()) and int(values.max()) <= top, f"a value lies outside -{top}..{top}")
-    return Quantized(values, scale, bits)
 
 
 def _read_header(data: bytes) -> Header:
@@ -287,6 +258,7 @@ def _parse_header(header: Any, start: int) -> Header:
     export = export_from_dict(header["export"])
     for name, value in (asdict(model) | asdict(export)).items():
         require(not isinstance(value, float) or math.isfinite(value), f"setting {name} is not finite")
+    require("auto" not in (export.codec, export.layout), "codec and layout must be settled, not auto")
     tokenizer = header["tokenizer_sha256"]
     require(
         isinstance(tokenizer, str) and re.fullmatch("[0-9a-f]{64}", tokenizer) is not None,

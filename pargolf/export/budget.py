@@ -1,10 +1,10 @@
 """Where every byte of a submission goes, and how many there will be."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 
-from pargolf.config import ExportConfig, RunConfig
+from pargolf.config import ExportConfig, RunConfig, with_codec
 from pargolf.errors import UserError
 from pargolf.export.artifact import read_header
 from pargolf.export.quantize import kind_bits
@@ -17,12 +17,26 @@ from pargolf.tensors import Slot
 #   4.28 bits, 1.72 below 6.
 # zlib 9, int8: the baseline, 15.86 MB, less ~48,000 of code, 82,208 of vectors and 57,344 of scales,
 #   over 17,039,360 values: 7.36 bits, 0.64 below 8.
+# Nobody has published the others: BROTLI, LZMA and RANGE stand by what they took more or less than
+# zstd 22 for the same weights, those of a demo run (benchmarks/pack.py).
 # A rough prior: Gaussian rows, such as barely trained ones, save only about 0.7 bits under zstd.
-SAVED_BITS = {"zstd": 1.72, "zlib": 0.64}
+SAVED_BITS = {"zstd": 1.72, "zlib": 0.64, "brotli": 1.75, "lzma": 1.65}
+SAVED_BY_RANGE = 1.88
+# Bits a float saved by planes over what the same codec saves without, which is in SAVED_BITS; by
+# the same benchmark.
+SAVED_BY_PLANES = {16: 1.0, 32: 3.0}
 
 # Bits a value that the codecs may lose, at their worst level, on uniformly random values: their
 # match search finds chance repeats among few different values, which cost more than they save.
-LOST_BITS = {"zstd": {4: 0.25, 5: 0.05}, "zlib": {4: 0.65, 5: 0.5, 6: 0.2, 7: 0.05}}
+LOST_BITS = {
+    "zstd": {4: 0.25, 5: 0.05},
+    "zlib": {4: 0.65, 5: 0.5, 6: 0.2, 7: 0.05},
+    "brotli": {4: 0.42, 5: 0.1},
+    "lzma": {4: 0.12, 5: 0.14, 6: 0.15, 7: 0.15},
+}
+
+# What codec and layout "auto" come to for trained weights, as long as there are none to try them on.
+EXPECTED = {"codec": "brotli", "layout": "range"}
 
 CONTAINER_BYTES = 1024  # prefix, header and checksum
 TENSOR_BYTES = 200  # names and shapes in the safetensors header, uncompressed
@@ -112,10 +126,18 @@ def check_budget(ledger: Ledger, budget: int) -> None:
 
 
 def code_bytes(config: RunConfig) -> int:
-    """UTF-8 bytes of the train_gpt.py that `pargolf submit` writes for `config`, in its readable form."""
+    """UTF-8 bytes of the train_gpt.py that `pargolf submit` writes for `config`, in its readable form.
+
+    Codec or layout "auto" count as what they are expected to come to.
+    """
     from pargolf.submission.bundle import bundle  # takes its time to import
 
-    return len(bundle(config).encode())
+    return len(bundle(replace(config, export=_settled(config.export))).encode())
+
+
+def _settled(export: ExportConfig) -> ExportConfig:
+    codec, layout = (EXPECTED[name] if getattr(export, name) == "auto" else "" for name in EXPECTED)
+    return with_codec(export, codec, layout)
 
 
 def predict_bytes(
@@ -126,20 +148,28 @@ def predict_bytes(
     `at_most` gives every value its full bits, and what the codec can lose (see LOST_BITS).
     `expected` takes off what the codec saved on published trained models (see SAVED_BITS): a
     rough prior, which barely trained weights exceed. Packed values are taken to save nothing.
+    Neither is above `export.model_bytes`.
     Raises ValueError if names differ.
     """
     if shapes.keys() != slots.keys():
         raise ValueError(f"shapes and slots differ: {sorted(shapes.keys() ^ slots.keys())}")
-    by_bytes = export.layout == "bytes"
-    saved = SAVED_BITS[export.codec] if by_bytes else 0.0
+    export = _settled(export)
+    by_bytes = export.layout in ("bytes", "planes")
+    saved = SAVED_BITS[export.codec] if by_bytes else SAVED_BY_RANGE if export.layout == "range" else 0.0
     lost = LOST_BITS[export.codec] if by_bytes else {}
+    saved_floats = SAVED_BY_PLANES if export.layout in ("planes", "range") else {}
     expected = at_most = 0.0
     for name, shape in shapes.items():
         bits = kind_bits(slots[name].kind, export)
         quantized = bits <= 8
-        scales = 2 * shape[0] if quantized else 0
-        at_most += prod(shape) * (bits + lost.get(bits, 0.0)) / 8 + scales
-        expected += prod(shape) * (bits - saved if quantized else bits) / 8 + scales
+        side = 2 * shape[0] if quantized else 0  # scales
+        levels = sum(shape) if quantized and export.layout == "range" else 0
+        at_most += prod(shape) * (bits + lost.get(bits, 0.0)) / 8 + side + levels
+        expected += prod(shape) * (bits - (saved if quantized else saved_floats.get(bits, 0.0))) / 8
+        expected += side + levels / 3  # they compress to about that
     overhead = CONTAINER_BYTES + TENSOR_BYTES * len(shapes)
     # Names and shapes repeat, so in earnest they compress to about a third.
-    return Prediction(ceil(expected + overhead / 3), ceil(at_most * CODEC_SLACK + overhead))
+    expected, at_most = expected + overhead / 3, at_most * CODEC_SLACK + overhead
+    if export.model_bytes:
+        expected, at_most = min(expected, export.model_bytes), min(at_most, export.model_bytes)
+    return Prediction(ceil(expected), ceil(at_most))

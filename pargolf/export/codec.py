@@ -4,10 +4,13 @@ Everything that decodes trusts nothing: the sizes are known beforehand, no more 
 allocated, and whatever does not fit is a UserError.
 """
 
+import lzma
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import brotli
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
@@ -51,9 +54,49 @@ def _zlib_decompress(data: bytes, raw_size: int) -> bytes:
     return raw
 
 
+def _brotli_compress(data: bytes, level: int) -> bytes:
+    return brotli.compress(data, quality=level, lgwin=24)
+
+
+def _brotli_decompress(data: bytes, raw_size: int) -> bytes:
+    stream = brotli.Decompressor()
+    try:
+        raw: bytes = stream.process(data, output_buffer_limit=raw_size + 1)
+    except brotli.error as error:
+        raise ValueError(error) from None
+    if not stream.is_finished():
+        raise ValueError("the stream is cut off or too long")
+    return raw
+
+
+def _lzma_filters(raw_size: int, **more: int) -> list[dict[str, Any]]:
+    # The decoder allocates its dictionary at once: no more than the data can use.
+    window = min(max(raw_size, 4096), 1 << 26)
+    return [{"id": lzma.FILTER_LZMA2, "dict_size": window, **more}]
+
+
+def _lzma_compress(data: bytes, level: int) -> bytes:
+    # Literals by their place modulo 2 and not by the byte before: most of ours are float16.
+    filters = _lzma_filters(len(data), preset=level | lzma.PRESET_EXTREME, lc=0, lp=1, pb=1)
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=filters)
+
+
+def _lzma_decompress(data: bytes, raw_size: int) -> bytes:
+    stream = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_lzma_filters(raw_size))
+    try:
+        raw = stream.decompress(data, raw_size + 1)
+    except (lzma.LZMAError, EOFError) as error:
+        raise ValueError(error) from None
+    if not stream.eof or stream.unused_data:
+        raise ValueError("the stream is cut off, too long or followed by other bytes")
+    return raw
+
+
 CODECS = {
     "zstd": Codec(_zstd_compress, _zstd_decompress),
     "zlib": Codec(zlib.compress, _zlib_decompress),
+    "brotli": Codec(_brotli_compress, _brotli_decompress),
+    "lzma": Codec(_lzma_compress, _lzma_decompress),
 }
 
 

@@ -11,12 +11,16 @@ from pargolf.errors import UserError
 from pargolf.tensors import TENSOR_KINDS, Slot
 
 TINIEST_SCALE = 2.0**-24  # smallest positive float16
+QUANTIZED_BITS = range(2, 9)
 FLOATS = {16: torch.float16, 32: torch.float32}
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A matrix as `values` int8 (rows, cols), each in -top..top, times `scale` float16 (rows,)."""
+    """A matrix as `values` int8 (rows, cols), each in -top..top, times `scale` float16 (rows,).
+
+    `bits`, one of QUANTIZED_BITS, gives top (see `top_value`).
+    """
 
     values: Tensor
     scale: Tensor
@@ -29,25 +33,26 @@ def top_value(bits: int) -> int:
 
 
 def kind_bits(kind: str, export: ExportConfig) -> int:
-    """Bits a value of tensors of this kind: 4-8 integers, 16 or 32 floats."""
+    """Bits a value of tensors of this kind: 4-8 integers, 16 or 32 floats; fitted: the most."""
+    if export.model_bytes or export.max_loss:
+        return 16 if kind == "vector" else 8
     bits: int = getattr(export, TENSOR_KINDS[kind].bits)
     return bits
 
 
 def quantize_rows(weight: Tensor, bits: int, clip_quantile: float, name: str = "weight") -> Quantized:
-    """weight float32 (rows, cols) -> 4- to 8-bit integers with one scale a row.
+    """weight float32 (rows, cols) -> 2- to 8-bit integers with one scale a row.
 
     Each row is clipped at `clip_quantile` of its absolute values (interpolated linearly);
     elements within the clip are at most scale / 2 off. Raises UserError, naming the tensor, on
     NaN, infinity or a row too large for a float16 scale; ValueError if it is no matrix.
     """
-    if weight.ndim != 2 or weight.numel() == 0 or not 4 <= bits <= 8:
+    if weight.ndim != 2 or weight.numel() == 0 or bits not in QUANTIZED_BITS:
         raise ValueError(f"cannot quantize {name} of shape {tuple(weight.shape)} to {bits} bits a value")
     weight = weight.detach().float()
     _require_finite(weight, name)
     q = _quantize(weight, bits, clip_quantile)
-    if not q.scale.isfinite().all():
-        raise UserError(f"{name} has a row too large to quantize: its scale exceeds float16's 65504")
+    _require_scales(q.scale, name)
     return q
 
 
@@ -58,11 +63,19 @@ def round_rows(weight: Tensor, bits: int, clip_quantile: float) -> Tensor:
 
 def _quantize(weight: Tensor, bits: int, clip_quantile: float) -> Quantized:
     top = top_value(bits)
-    # The scale is rounded to what the file stores before it is used; a row of zeros (or nearly)
-    # takes the smallest scale there is instead of one that divides by zero.
-    scale = (_row_quantile(weight.abs(), clip_quantile) / top).clamp_min(TINIEST_SCALE).half()
+    scale = _float16(_row_quantile(weight.abs(), clip_quantile) / top)
     values = (weight / scale.float()[:, None]).round().clamp(-top, top).to(torch.int8)
     return Quantized(values, scale, bits)
+
+
+def stored_scale(scale: Tensor, name: str) -> Tensor:
+    """Wanted scales (rows,) as the file stores them, float16; UserError, naming the tensor, if too large.
+
+    A row of zeros (or nearly) takes the smallest scale there is instead of one that divides by zero.
+    """
+    stored = _float16(scale)
+    _require_scales(stored, name)
+    return stored
 
 
 def dequantize(q: Quantized) -> Tensor:
@@ -84,12 +97,17 @@ def quantize_state(
     for name, tensor in state.items():
         bits = kind_bits(slots[name].kind, export)
         if bits in FLOATS:
-            floats = tensor.detach().to(FLOATS[bits])
-            _require_finite(floats, f"{name} as float{bits}")
-            stored[name] = floats
+            stored[name] = to_floats(tensor, bits, name)
         else:
             stored[name] = quantize_rows(tensor, bits, export.clip_quantile, name)
     return stored
+
+
+def to_floats(tensor: Tensor, bits: int, name: str) -> Tensor:
+    """`tensor` in 16 or 32 bits a value; UserError, naming it, where that overflows."""
+    floats = tensor.detach().to(FLOATS[bits])
+    _require_finite(floats, f"{name} as float{bits}")
+    return floats
 
 
 def dequantize_state(stored: Mapping[str, Quantized | Tensor]) -> dict[str, Tensor]:
@@ -113,3 +131,12 @@ def _row_quantile(rows: Tensor, quantile: float) -> Tensor:
 def _require_finite(tensor: Tensor, name: str) -> None:
     if not tensor.isfinite().all():
         raise UserError(f"{name} holds NaN or infinite values; the training run has diverged")
+
+
+def _float16(scale: Tensor) -> Tensor:
+    return scale.clamp_min(TINIEST_SCALE).half()
+
+
+def _require_scales(scale: Tensor, name: str) -> None:
+    if not scale.isfinite().all():
+        raise UserError(f"{name} has a row too large to quantize: its scale exceeds float16's 65504")

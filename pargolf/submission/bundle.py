@@ -31,8 +31,11 @@ ENTRY = ("pargolf.submission.script", "main")
 def bundle(config: RunConfig) -> str:
     """The source of train_gpt.py for `config`: readable, with comments and docstrings.
 
-    Raises ValueError if the package holds something that cannot be moved into one file.
+    Raises ValueError if the package holds something that cannot be moved into one file, or codec
+    or layout are not settled.
     """
+    if "auto" in (config.export.codec, config.export.layout):
+        raise ValueError("codec and layout are auto: `pack` settles them, and the artifact says how")
     # What a finished run has recorded of its own machine is left open.
     t = replace(config.train, device="auto", compile="off" if config.train.compile == "off" else "auto")
     return write_out(_reduce(replace(config, train=t)), ENTRY)

@@ -55,12 +55,15 @@ class Settings:
         return value
 
     def choice(self, words: set[Any]) -> Any:
-        """The value of the setting that chooses among exactly these words; Unknown if there is none."""
+        """The value of the setting that chooses among exactly these words; Unknown if there is none.
+
+        "auto" is no choice of its own.
+        """
         if not all(isinstance(word, str) for word in words):
             raise Unknown
         for section in SECTIONS.values():
             for name, hint in get_type_hints(type(getattr(self.config, section))).items():
-                if get_origin(hint) is Literal and set(get_args(hint)) == words:
+                if get_origin(hint) is Literal and set(get_args(hint)) - {"auto"} == words - {"auto"}:
                     return self.value(section, name)
         raise Unknown
 

@@ -28,7 +28,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "Model": ("model",),
     "Optimizers": ("optim",),
     "Training": ("train",),
-    "Export": ("export",),
+    "Export": ("calibrate", "export", "pack"),
     "Scoring": ("score", "pipeline", "final"),
     "Main": ("submission",),
 }

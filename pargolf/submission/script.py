@@ -20,10 +20,10 @@ from pargolf.config import RunConfig, validate, validate_world
 from pargolf.data.shards import open_split
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.errors import UserError
-from pargolf.export.artifact import pack, read_artifact
+from pargolf.export.artifact import read_artifact
 from pargolf.files import write_atomic
 from pargolf.final import final_lines
-from pargolf.model.gpt import tensor_kinds
+from pargolf.pack import pack_model
 from pargolf.pipeline import load_model
 from pargolf.score import score
 from pargolf.train import load_data, resolve, train_model
@@ -104,9 +104,7 @@ def make_artifact(config: RunConfig, device: torch.device, path: Path, log: Call
     distributed.barrier()
     model = train_model(config, data, device, compile_cache, log)
     if launch.is_main():
-        state = {name: value.cpu() for name, value in model.state_dict().items()}
-        packed = pack(state, tensor_kinds(model), config.model, config.export, data.tokenizer.sha256)
-        write_atomic(path, packed)
+        write_atomic(path, pack_model(config, model, data.tokenizer))
     distributed.barrier()
     log(f"artifact in {path}")
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pargolf.analysis.compare import RECORD_NATS
 from pargolf.analysis.ttest import p_better_by, why_no_test
-from pargolf.config import RunConfig, to_dict
+from pargolf.config import ExportConfig, RunConfig, to_dict
 from pargolf.errors import UserError, require
 from pargolf.export.artifact import read_header
 from pargolf.files import write_atomic, write_json
@@ -45,6 +45,8 @@ class SeedRun:
 
     run: Run
     seed: int
+    export: ExportConfig
+    """As its artifact says."""
     val_loss: float
     val_bpb: float
     pre_quant_val_loss: float
@@ -97,6 +99,7 @@ def submit(
         " a submission starts from scratch",
     )
     seeds = [_read_run(folder) for folder in folders]
+    config = dataclasses.replace(config, export=_common_export(seeds))
     date = datetime.date.today().isoformat()
     out = out or Path("submissions") / f"{date}_{re.sub('[^A-Za-z0-9.]+', '_', about.name).strip('_')}"
     require(
@@ -164,6 +167,19 @@ def _common_config(folders: Sequence[Path]) -> RunConfig:
     return configs[0]
 
 
+def _common_export(seeds: Sequence[SeedRun]) -> ExportConfig:
+    """How all artifacts were made; UserError if `pack` did not choose the same for all."""
+    first = seeds[0]
+    for run in seeds:
+        if run.export != first.export:
+            one, other = (RunConfig(export=export) for export in (first.export, run.export))
+            raise UserError(
+                f"{first.run.artifact} and {run.run.artifact} were packed in two ways:"
+                f" {first_difference(one, other)}; pack and eval the runs again with the same options"
+            )
+    return first.export
+
+
 def _read_run(folder: Path) -> SeedRun:
     """The figures of a run; UserError if it is not finished, or its files do not agree on them."""
     run, config = open_run(folder)
@@ -183,8 +199,14 @@ def _read_run(folder: Path) -> SeedRun:
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{run.result} lacks a figure; {again}") from None
     header = read_header(data, str(run.artifact))
+    made = header.export
+    # `pack` may choose these.
+    asked = dataclasses.replace(
+        config.export, codec=made.codec, layout=made.layout, level=made.level,
+        model_bytes=made.model_bytes, max_loss=made.max_loss,
+    )  # fmt: skip
     require(
-        fits and (header.model, header.export) == (config.model, config.export),
+        fits and (header.model, made) == (config.model, asked),
         f"{run.artifact} is not what {run.result} and {run.config} tell of; {again}",
     )
     line = f"val_loss:{score['val_loss']:.8f} val_bpb:{score['val_bpb']:.8f}"
@@ -192,7 +214,7 @@ def _read_run(folder: Path) -> SeedRun:
     machine = next((text for text in log.splitlines() if " parameters, " in text), "")
     parameters = sum(section.values for section in header.sections)
     return SeedRun(
-        run, config.train.seed, **figures, bytes_model=len(data), parameters=parameters, machine=machine
+        run, config.train.seed, made, **figures, bytes_model=len(data), parameters=parameters, machine=machine
     )
 
 

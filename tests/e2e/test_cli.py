@@ -336,6 +336,17 @@ def test_the_baseline_s_format_is_only_settings(finished: Path, tmp_path: Path) 
     assert read_artifact(copy / "model.pgz").export.codec == "zlib"
 
 
+def test_pack_takes_the_smallest_form_when_asked(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    before, settings = (copy / "model.pgz").stat().st_size, (copy / "config.json").read_text()
+    assert dispatch(["pack", str(copy), "--codec", "auto", "--layout", "auto"]) == 0
+    export = read_artifact(copy / "model.pgz").export
+    assert "auto" not in (export.codec, export.layout)
+    assert (copy / "model.pgz").stat().st_size < before
+    assert (copy / "config.json").read_text() == settings
+
+
 def test_data_from_files_is_made_once(articles: list[str], tmp_path: Path) -> None:
     source = tmp_path / "two.txt"
     source.write_text("<|end|>".join(articles))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
@@ -21,8 +22,11 @@ from artifact_support import LEVEL_3, SHA, SLOTS, TINY, parts, random_state, sma
 from pargolf.config import ExportConfig, ModelConfig
 from pargolf.errors import UserError
 from pargolf.export import artifact
-from pargolf.export.artifact import check_state, pack, read_artifact, unpack
-from pargolf.export.quantize import dequantize_state, quantize_state
+from pargolf.export.artifact import check_state, pack, pack_stored, read_artifact, unpack
+from pargolf.export.codec import CODECS
+from pargolf.export.entropy import Model, decode_matrix
+from pargolf.export.quantize import Quantized, dequantize_state, quantize_rows, quantize_state
+from pargolf.export.section import LAYOUTS
 from pargolf.tensors import Slot
 
 MAKE_BYTES = """
@@ -45,8 +49,8 @@ bits = st.sampled_from([4, 5, 6, 7, 8, 16, 32])
     mlp=bits,
     embed=bits,
     vector=st.sampled_from([16, 32]),
-    layout=st.sampled_from(["bytes", "packed"]),
-    codec=st.sampled_from(["zstd", "zlib"]),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    codec=st.sampled_from(sorted(CODECS)),
 )
 def test_what_is_read_is_what_was_quantized(
     seed: int, cols: int, attn: Any, mlp: Any, embed: Any, vector: Any, layout: Any, codec: Any
@@ -61,6 +65,21 @@ def test_what_is_read_is_what_was_quantized(
     for name, x in a.state.items():
         assert x.dtype == torch.float32 and torch.equal(x, expected[name]), name
     check_state(a.state, {name: tuple(x.shape) for name, x in state.items()})
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data(), layout=st.sampled_from(sorted(LAYOUTS)))
+def test_each_tensor_may_have_bits_of_its_own(data: st.DataObject, layout: Any) -> None:
+    """Also other ones than its neighbours of one kind, and than the settings say."""
+    stored: dict[str, Quantized | Tensor] = {}
+    for name, x in random_state(2).items():
+        bits = data.draw(st.integers(1, 8))
+        stored[name] = quantize_rows(x, bits, 1.0) if x.ndim == 2 and bits > 1 else x
+    export = replace(LEVEL_3, layout=layout)
+    a = unpack(pack_stored(stored, SLOTS, TINY, export, SHA))
+    expected = dequantize_state(stored)
+    assert a.export == export and a.state.keys() == expected.keys()
+    assert all(torch.equal(x, expected[name]) for name, x in a.state.items())
 
 
 @pytest.mark.parametrize("codec", ["zstd", "zlib"])
@@ -78,13 +97,35 @@ def test_sections_are_what_the_format_says(codec: Any) -> None:
         raw = zstandard.decompress(payload) if codec == "zstd" else zlib.decompress(payload)
         assert len(raw) == section["raw_bytes"]
         stored |= safetensors.torch.load(raw)
-    q = stored["int/blocks.1.q"]
+    q = stored["int6/blocks.1.q"]
     assert q.dtype == torch.int8 and q.shape == (4, 3)
     close = q.float() * stored["scale/blocks.1.q"].float()[:, None]
     assert (close - state["blocks.1.q"]).abs().max() < state["blocks.1.q"].abs().max() / 60
     assert torch.equal(stored["float/skips"], state["skips"])
     assert torch.equal(stored["float/embed.weight"], state["embed.weight"].half())
     assert sum(s["values"] for s in header["sections"]) == sum(x.numel() for x in state.values())
+
+
+def test_planes_are_the_bytes_of_floats_in_turn() -> None:
+    state = random_state(1)
+    for layout in ("planes", "range"):
+        header, payloads = parts(pack(state, SLOTS, TINY, replace(LEVEL_3, layout=layout), SHA))
+        stored: dict[str, Tensor] = {}
+        for payload in payloads:
+            stored |= safetensors.torch.load(zstandard.decompress(payload))
+        floats = stored["float/blocks.0.mix"].numpy()
+        assert floats.shape == (4, 2, 5, 3)
+        mix = np.ascontiguousarray(np.moveaxis(floats, 0, -1)).view("<f4")[..., 0]
+        assert np.array_equal(mix, state["blocks.0.mix"].numpy())
+        q = quantize_rows(state["blocks.0.q"], 6, header["export"]["clip_quantile"])
+        scale = stored["scale/blocks.0.q"].numpy()
+        assert scale.shape == (2, 4)
+        assert np.array_equal(np.ascontiguousarray(scale.T).view("<f2")[:, 0], q.scale.numpy())
+        values = stored["int6/blocks.0.q"].numpy()
+        if layout == "range":
+            rows, cols = (stored[f"{part}/blocks.0.q"].numpy() for part in ("rows", "cols"))
+            values = decode_matrix(values[2:].tobytes(), Model(rows, cols, *values[:2].tolist()), 6)
+        assert np.array_equal(values, q.values.numpy())
 
 
 def test_same_state_gives_same_bytes_in_any_order_and_process() -> None:
@@ -117,10 +158,15 @@ def test_nothing_is_packed_that_could_not_be_read() -> None:
     state = random_state(0)
     with pytest.raises(UserError, match="tokenizer_sha256"):
         pack(state, SLOTS, TINY, LEVEL_3, "none")
+    for unsettled in (ExportConfig(codec="auto"), ExportConfig(layout="auto")):
+        with pytest.raises(UserError, match="auto"):
+            pack(state, SLOTS, TINY, unsettled, SHA)
     with pytest.raises(UserError, match="at least"):
         pack(state, SLOTS, ModelConfig(), LEVEL_3, SHA)
     with pytest.raises(ValueError, match="differ"):
         pack(state, {}, TINY, LEVEL_3, SHA)
+    with pytest.raises(ValueError, match="differ"):
+        pack_stored(state, {}, TINY, LEVEL_3, SHA)
     with pytest.raises(UserError, match=r"blocks\.0\.q"):
         pack(state | {"blocks.0.q": torch.full((4, 3), float("nan"))}, SLOTS, TINY, LEVEL_3, SHA)
 

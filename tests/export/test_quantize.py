@@ -29,7 +29,7 @@ def random_rows(seed: int, rows: int, cols: int, magnitude: float) -> Tensor:
     seed=st.integers(0, 10**6),
     rows=st.integers(1, 9),
     cols=st.integers(1, 40),
-    bits=st.integers(4, 8),
+    bits=st.integers(2, 8),
     quantile=st.sampled_from([0.5, 0.9, 0.9999984, 1.0]),
     magnitude=st.sampled_from([1e-9, 1e-5, 1e-3, 1.0, 100.0]),
 )
@@ -82,6 +82,12 @@ def test_weights_that_cannot_be_stored_are_refused_by_name(bad: float) -> None:
 def test_only_matrices_are_quantized(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="cannot quantize"):
         quantize_rows(torch.ones(shape), 6, 0.99)
+
+
+@pytest.mark.parametrize("bits", [1, 9])
+def test_other_bits_are_refused(bits: int) -> None:
+    with pytest.raises(ValueError, match="cannot quantize"):
+        quantize_rows(torch.ones(2, 2), bits, 0.99)
 
 
 def test_more_than_16_million_elements() -> None:

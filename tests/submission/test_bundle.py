@@ -55,13 +55,14 @@ def test_what_the_configuration_does_not_reach_is_left_out() -> None:
     found = definitions(bundle(SEED))
     assert {"GPT", "LowRank", "Muon", "train_model", "pack", "unpack", "score", "main"} <= found.keys()
     assert not found.keys() & {
-        "KVCache", "Keeper", "Run", "Console", "pack_bits", "unpack_bits", "train_tokenizer", "eval_run",
-        "write_shard", "load_preset", "read_config", "Batches._shuffled", "save_checkpoint", "from_dict",
+        "KVCache", "Keeper", "Run", "Console", "pack_bits", "unpack_bits", "encode_matrix",
+        "train_tokenizer", "eval_run", "write_shard", "load_preset", "read_config", "Batches._shuffled",
+        "save_checkpoint", "from_dict",
     }  # fmt: skip
     assert arguments(found["train_model"]) == ["config", "data", "device", "compile_cache", "log"]
     assert "cache" not in arguments(found["GPT.trunk"]) + arguments(found["Attention.forward"])
     assert "progress" not in arguments(found["score"])
-    assert "layout" not in arguments(found["_encode_section"])
+    assert "layout" not in arguments(found["encode_section"])
     assert "corpus" not in ast.unparse(found["DataConfig"])
 
 
@@ -78,8 +79,20 @@ def test_what_the_configuration_does_not_reach_is_left_out() -> None:
         (
             changed(SEED, data={"order": "shuffle"}, train={"dtype": "auto"}, export={"layout": "packed"}),
             {"pack_bits", "unpack_bits", "Batches._row", "Batches._shuffled", "_matmul_seconds"},
-            set(),
+            {"encode_matrix", "_brotli_compress"},
             "zstandard",
+        ),
+        (
+            changed(SEED, export={"layout": "range", "codec": "brotli", "level": 11}),
+            {"encode_matrix", "decode_matrix", "_brotli_compress", "_brotli_decompress"},
+            {"pack_bits", "unpack_bits", "_zstd_compress", "_lzma_compress", "pack_smallest"},
+            "brotli constriction",
+        ),
+        (
+            changed(SEED, export={"layout": "planes", "codec": "lzma", "level": 9}),
+            {"_lzma_compress", "_lzma_decompress"},
+            {"encode_matrix", "pack_bits", "_zstd_compress", "_brotli_compress"},
+            "",
         ),
     ],
 )
@@ -99,6 +112,14 @@ def test_each_setting_brings_its_own_code(
     lint = ["ruff", "check", "--isolated", "--select", "F,E9", "--target-version", "py311"]
     done = subprocess.run([sys.executable, "-m", *lint, file], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_auto_must_be_settled_first() -> None:
+    auto = changed(SEED, export={"codec": "auto", "layout": "auto"})
+    with pytest.raises(ValueError, match="auto"):
+        bundle(auto)
+    ranged = changed(SEED, export={"codec": "brotli", "layout": "range", "level": 11})
+    assert code_bytes(auto) == code_bytes(ranged) > code_bytes(SEED)
 
 
 def test_each_form_is_shorter_than_the_one_before() -> None:

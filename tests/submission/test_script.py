@@ -15,6 +15,7 @@ from pargolf.cli import dispatch
 from pargolf.config import read_config
 from pargolf.errors import UserError
 from pargolf.submission.script import from_environment, score_artifact
+from pargolf.submission.submit import About, submit
 from support import Dataset
 
 # Importing pargolf fails in the processes that these tests start, wherever it is installed.
@@ -85,6 +86,53 @@ def test_the_compressed_file_does_the_same_beside_an_artifact(finished: Path, tm
     code_bytes = (folder / "train_gpt.py").stat().st_size
     assert f"Code size: {code_bytes} bytes\n" in printed
     assert f"Total submission size int6+zstd: {code_bytes + len(artifact)} bytes\n" in printed
+
+
+def test_a_run_packed_anew_brings_the_code_of_its_codec(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert dispatch(["pack", str(run), "--codec", "brotli", "--layout", "range"]) == 0
+    assert dispatch(["eval", str(run)]) == 0
+    results = [json.loads((folder / "result.json").read_text()) for folder in (finished, run)]
+    assert results[0]["artifact"]["sliding"]["val_loss"] == results[1]["artifact"]["sliding"]["val_loss"]
+    assert results[0]["bytes_model"] > results[1]["bytes_model"]
+    with pytest.raises(UserError, match="export.layout is bytes there, range here"):
+        submit([finished, other_seed(run, tmp_path / "other")], About("A", "G", "T"), tmp_path / "none")
+    folder = submitted(run, tmp_path / "out", "--compressed")
+    assert {"brotli", "constriction"} <= {
+        line.partition("==")[0] for line in (folder / "requirements.txt").read_text().splitlines()
+    }
+    printed = alone(folder)
+    assert (folder / "logs" / "model.pgz").read_bytes() == (run / "model.pgz").read_bytes()
+    assert EXACT.findall(printed)[-1:] == EXACT.findall((run / "train.log").read_text())[-1:]
+    assert "Total submission size int6+range+brotli: " in printed
+
+
+def other_seed(run: Path, to: Path) -> Path:
+    shutil.copytree(run, to)
+    config = json.loads((to / "config.json").read_text())
+    config["train"]["seed"] = 42
+    (to / "config.json").write_text(json.dumps(config))
+    return to
+
+
+def test_the_file_fits_the_model_as_pack_did(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert dispatch(["pack", str(run), "--fit", "130000"]) == 0
+    with pytest.raises(AssertionError):
+        submitted(run, tmp_path / "out")
+    assert "pargolf eval" in capsys.readouterr().err
+    assert dispatch(["eval", str(run)]) == 0
+    folder = submitted(run, tmp_path / "out", "--minify")
+    artifact = (folder / "model.pgz").read_bytes()
+    printed = alone(folder)
+    assert (folder / "logs" / "model.pgz").read_bytes() == artifact == (run / "model.pgz").read_bytes()
+    exact = re.compile(r"final_fitted_sliding_window_exact val_loss:\S+ val_bpb:\S+")
+    assert exact.findall(printed) == exact.findall((run / "train.log").read_text()) != []
+    assert dispatch(["analyze", str(run)]) == 0
 
 
 def test_the_minified_file_scores_an_artifact_without_training_data(

@@ -1,0 +1,155 @@
+"""Quantized matrices in as many bits as their probability calls for: a range coder and its model.
+
+The model says how wide the values spread at each place of a matrix: by a level of its row plus a
+level of its column, in quarter octaves. Around zero they follow Student's t at that spread,
+restricted to integers; how heavy its tails are is one number for the matrix, and one more says
+how often values reach the top, which a row does at least once, its scale being set by its largest
+value. Nothing is learned on the way, so all values of one level are coded at once.
+
+A decoder elsewhere must see the very same model. So it is computed by operations that IEEE 754
+rounds exactly (+, *, /, sqrt, scaling by powers of two) and turned into integers before anything
+is summed up; constriction gets whole numbers, which float64 holds exactly.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+
+from pargolf.errors import UserError, require
+from pargolf.export.quantize import top_value
+
+LEVELS = 128
+QUARTERS = np.sqrt(np.sqrt(np.array([1.0, 2.0, 4.0, 8.0])))  # of an octave
+TAILS = range(1, 8)
+ENDS = range(1, 21)
+ROUNDS = 2  # of fitting columns, rows and shape in turn; a third saves less than 0.01 %
+FINE = 1024  # parts of a bit in which the fit counts: whole numbers, whose sums have no order
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which values are likely where."""
+
+    rows: NDArray[np.uint8]
+    """(rows,) the level of each row."""
+    cols: NDArray[np.uint8]
+    """(cols,) that of each column; a value's own level is the sum, below LEVELS."""
+    tail: int
+    """Student's t with 2**tail - 1 degrees of freedom: 1 is Cauchy, 7 is close to Gauss."""
+    ends: int
+    """About 2**-ends of the values reach the top, beside those that the t has there."""
+
+
+def frequencies(levels: NDArray[np.integer], tail: int, ends: int, top: int) -> NDArray[np.int64]:
+    """(len(levels), 2 top + 1): relative frequencies of -top..top at each level, at least 1."""
+    spread = np.ldexp(QUARTERS[levels % 4], levels.astype(np.int64) // 4 - 12)
+    z = np.arange(-top, top + 1) / spread[:, None]
+    with np.errstate(over="ignore"):  # infinitely unlikely
+        inverse = 1 + z * z / (2**tail - 1)
+        for _ in range(tail - 1):  # to the power of (degrees of freedom + 1) / 2
+            inverse = inverse * inverse
+    found = np.floor(2**20 / inverse).astype(np.int64) + 1
+    found[:, [0, -1]] += (found.sum(axis=1) >> (ends + 1))[:, None]
+    return found
+
+
+def encode_matrix(values: NDArray[np.int8], bits: int) -> tuple[bytes, Model]:
+    """(rows, cols) values in -top..top -> their code, and the model that decodes it.
+
+    The same values give the same code.
+    """
+    top = top_value(bits)
+    model = fit(np.abs(values).astype(np.uint8), top)
+    return _encode(values, model, top), model
+
+
+def decode_matrix(code: bytes, model: Model, bits: int) -> NDArray[np.int8]:
+    """The (rows, cols) values that `encode_matrix` made `code` of; UserError if it did not make it.
+
+    Allocates a few bytes for each place of the matrix that the model is for.
+    """
+    require(len(code) % 4 == 0, "the range-coded values are cut off")
+    require(model.tail in TAILS and model.ends in ENDS, "the range coder's model has no such shape")
+    require(int(model.rows.max()) + int(model.cols.max()) < LEVELS, f"a level is not below {LEVELS}")
+    top = top_value(bits)
+    values = np.empty((len(model.rows), len(model.cols)), np.int8)
+    decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(code, "<u4").astype(np.uint32))
+    try:
+        for where, distribution in _by_level(model, top):
+            values[where] = decoder.decode(distribution, int(where.sum())) - top
+    except AssertionError:
+        raise UserError("the range-coded values are corrupt") from None
+    # Past its end a code reads as zeros; only encoding again, the quicker way, tells.
+    require(_encode(values, model, top) == code, "the range-coded values are cut off or too long")
+    return values
+
+
+def _encode(values: NDArray[np.int8], model: Model, top: int) -> bytes:
+    encoder = constriction.stream.queue.RangeEncoder()
+    for where, distribution in _by_level(model, top):
+        encoder.encode(values[where].astype(np.int32) + top, distribution)
+    code: bytes = encoder.get_compressed().astype("<u4").tobytes()
+    return code
+
+
+def fit(magnitudes: NDArray[np.uint8], top: int) -> Model:
+    """The model under which (rows, cols) magnitudes take the fewest bits, or nearly so."""
+    size = np.sqrt(np.mean(np.square(magnitudes, dtype=np.float32), axis=1))
+    middle = 32  # of the columns' levels: room for one that is dead, 2**8 times smaller than others
+    rows = np.clip(np.rint(4 * np.log2(size + 1e-3)) + 48 - middle, 0, LEVELS - 1 - 2 * middle)
+    model = Model(rows.astype(np.uint8), np.full(magnitudes.shape[1], middle, np.uint8), 7, 8)
+    turned = np.ascontiguousarray(magnitudes.T)
+    for _ in range(ROUNDS):
+        costs = _costs(np.arange(LEVELS), model.tail, model.ends, top)
+        cols = _best_levels(turned, model.rows, costs)
+        rows = _best_levels(magnitudes, cols, costs)
+        model = _best_shape(magnitudes, rows, cols, top)
+    return model
+
+
+def _by_level(model: Model, top: int) -> Iterator[tuple[NDArray[np.bool_], Any]]:
+    """For each level in use: where in the matrix it is (rows, cols), and the distribution there."""
+    levels = model.rows[:, None] + model.cols
+    used = np.unique(levels)
+    table = frequencies(used, model.tail, model.ends, top).astype(np.float64)
+    for level, weights in zip(used, table, strict=True):
+        yield levels == level, constriction.stream.model.Categorical(weights, perfect=False)
+
+
+def _costs(levels: NDArray[np.integer], tail: int, ends: int, top: int) -> NDArray[np.float64]:
+    """(len(levels), top + 1): what a value of each magnitude costs, in whole parts of a bit."""
+    found = frequencies(levels, tail, ends, top)
+    return np.rint(FINE * np.log2(found.sum(axis=1, keepdims=True) / found[:, top:]))
+
+
+def _best_levels(
+    magnitudes: NDArray[np.uint8], across: NDArray[np.uint8], costs: NDArray[np.float64]
+) -> NDArray[np.uint8]:
+    """The level of each row at which it costs least, given those of the columns."""
+    n_rows, width = len(magnitudes), costs.shape[1]
+    room = LEVELS - int(across.max())
+    cost = np.zeros((n_rows, room))
+    first = np.arange(n_rows)[:, None] * width
+    for level in np.unique(across):
+        cells = first + magnitudes[:, across == level]
+        counts = np.bincount(cells.ravel(), minlength=n_rows * width).reshape(n_rows, width)
+        cost += counts.astype(np.float64) @ costs[level : level + room].T
+    levels = cost.argmin(axis=1)
+    for _ in range(2):  # a level that few rows have costs more to write down
+        shares = np.bincount(levels, minlength=room) + 1
+        levels = (cost + np.rint(FINE * np.log2(n_rows / shares))).argmin(axis=1)
+    return levels.astype(np.uint8)
+
+
+def _best_shape(
+    magnitudes: NDArray[np.uint8], rows: NDArray[np.uint8], cols: NDArray[np.uint8], top: int
+) -> Model:
+    used, places = np.unique(rows[:, None] + cols, return_inverse=True)
+    cells = places.reshape(magnitudes.shape) * (top + 1) + magnitudes
+    counts = np.bincount(cells.ravel(), minlength=len(used) * (top + 1)).reshape(len(used), top + 1)
+    cost = {(tail, ends): (counts * _costs(used, tail, ends, top)).sum() for tail in TAILS for ends in ENDS}
+    return Model(rows, cols, *min(cost, key=lambda shape: cost[shape]))

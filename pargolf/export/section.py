@@ -1,0 +1,119 @@
+"""One section of an artifact: tensors to a safetensors blob that compresses well, and back.
+
+For each tensor NAME a blob holds "float/NAME", or "intB/NAME", whose values have B bits each, and
+"scale/NAME". How they look depends on the layout; docs/formats.md has the table.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pargolf.errors import UserError, require
+from pargolf.export.codec import pack_bits, unpack_bits
+from pargolf.export.entropy import Model, decode_matrix, encode_matrix
+from pargolf.export.quantize import FLOATS, QUANTIZED_BITS, Quantized, dequantize, top_value
+
+# Layout -> what a matrix has beside its values and scales.
+LAYOUTS = {"bytes": (), "packed": ("cols",), "planes": (), "range": ("rows", "cols")}
+FLOAT_OF_SIZE = {dtype.itemsize: dtype for dtype in FLOATS.values()}
+
+
+def encode_section(stored: Mapping[str, Quantized | Tensor], layout: str) -> bytes:
+    """The blob for tensors in the form in which they are stored."""
+    tensors: dict[str, Tensor] = {}
+    for name, x in stored.items():
+        if isinstance(x, Tensor):
+            tensors[f"float/{name}"] = _write_floats(x.cpu(), layout)
+            continue
+        values = x.values.cpu().contiguous()
+        tensors[f"scale/{name}"] = _write_floats(x.scale.cpu(), layout)
+        if layout == "packed":
+            tensors[f"cols/{name}"] = torch.tensor([values.size(1)], dtype=torch.int32)
+            values = _bytes_tensor(pack_bits(values.numpy(), x.bits))
+        if layout == "range":
+            code, model = encode_matrix(values.numpy(), x.bits)
+            tensors[f"rows/{name}"] = torch.from_numpy(model.rows)
+            tensors[f"cols/{name}"] = torch.from_numpy(model.cols)
+            values = _bytes_tensor(bytes((model.tail, model.ends)) + code)
+        tensors[f"int{x.bits}/{name}"] = values
+    return safetensors.torch.save(tensors)  # in an order of its own: by dtype, then name
+
+
+def decode_section(raw: bytes, layout: str, values: int) -> dict[str, Tensor]:
+    """The float32 tensors of a blob; UserError if it is malformed or does not hold `values` values.
+
+    Allocates a few bytes for each byte and each value.
+    """
+    try:
+        stored = safetensors.torch.load(raw)
+    except Exception as error:  # whatever its parser raises on hostile bytes, the file is at fault
+        raise UserError(f"not a safetensors blob: {error}") from None
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in stored.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(name, {})[part] = tensor
+    tensors: dict[str, Tensor] = {}
+    left = values
+    for name, of_name in sorted(parts.items()):
+        tensors[name] = _decode_tensor(name, of_name, layout, left)
+        left -= tensors[name].numel()
+    require(left == 0, "wrong number of values")
+    return tensors
+
+
+def _decode_tensor(name: str, parts: dict[str, Tensor], layout: str, most: int) -> Tensor:
+    if parts.keys() == {"float"}:
+        return _read_floats(parts["float"], layout).float()
+    for bits in QUANTIZED_BITS:
+        if parts.keys() == {f"int{bits}", "scale", *LAYOUTS[layout]}:
+            return dequantize(_decode_matrix(parts, bits, layout, most))
+    raise UserError(f"tensor {name[:80]!r} has the parts {', '.join(sorted(parts))[:80]}")
+
+
+def _decode_matrix(parts: Mapping[str, Tensor], bits: int, layout: str, most: int) -> Quantized:
+    values, scale = parts[f"int{bits}"], _read_floats(parts["scale"], layout)
+    require(scale.dtype == torch.float16 and scale.ndim == 1, "scales must be a float16 vector")
+    require(bool((scale > 0).all()), "scales must be positive")
+    if layout == "packed":
+        cols = parts["cols"]
+        require(cols.dtype == torch.int32 and cols.shape == (1,), "the column count must be one int32")
+        require(values.dtype == torch.uint8 and values.ndim == 1, "packed values must be uint8 bytes")
+        shape = (scale.numel(), int(cols.item()))
+        values = torch.from_numpy(unpack_bits(values.numpy().tobytes(), bits, shape[0] * shape[1]))
+        values = values.reshape(shape)
+    if layout == "range":
+        for x in (values, parts["rows"], parts["cols"]):
+            require(x.dtype == torch.uint8 and x.ndim == 1, "range-coded parts must be uint8 bytes")
+        levels = parts["rows"].numpy(), parts["cols"].numpy()
+        require(0 < len(levels[0]) * len(levels[1]) <= most and len(values) > 2, "a matrix of wrong size")
+        model = Model(*levels, *values[:2].tolist())
+        values = torch.from_numpy(decode_matrix(values[2:].numpy().tobytes(), model, bits))
+    require(values.dtype == torch.int8 and values.ndim == 2, "quantized values must be an int8 matrix")
+    require(values.numel() > 0 and values.size(0) == scale.numel(), "there must be one scale a row")
+    top = top_value(bits)
+    require(-top <= int(values.min()) and int(values.max()) <= top, f"a value lies outside -{top}..{top}")
+    return Quantized(values, scale, bits)
+
+
+def _write_floats(x: Tensor, layout: str) -> Tensor:
+    x = x.contiguous()
+    if layout in ("planes", "range"):
+        x = x[..., None].view(torch.uint8).movedim(-1, 0).contiguous()
+    return x
+
+
+def _read_floats(x: Tensor, layout: str) -> Tensor:
+    if layout in ("planes", "range"):
+        require(x.dtype == torch.uint8 and x.ndim > 0, "planes of floats must be uint8 bytes")
+        require(x.size(0) in FLOAT_OF_SIZE, f"floats of {x.size(0)} bytes")
+        x = x.movedim(0, -1).contiguous().view(FLOAT_OF_SIZE[x.size(0)]).squeeze(-1)
+    require(x.dtype in FLOATS.values(), f"floats stored as {x.dtype}")
+    require(bool(x.isfinite().all()), "NaN or infinite values")
+    return x.clone()  # the loaded tensor may share the read-only bytes
+
+
+def _bytes_tensor(data: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
