@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pargolf import distributed, launch
 from pargolf.data.tokenizer import ByteTable
+from pargolf.errors import require
 from pargolf.model.gpt import GPT
 
 
@@ -34,6 +35,11 @@ class Score:
     val_bpb: float
     tokens: int
     bytes: int
+
+
+def check_stride(stride: int, seq_len: int) -> None:
+    """Raise UserError unless windows of `seq_len` tokens can score `stride` each and leave none out."""
+    require(1 <= stride <= seq_len, f"stride {stride} must lie in 1..{seq_len} (the window)")
 
 
 def windows(targets: int, seq_len: int, stride: int) -> list[Window]:

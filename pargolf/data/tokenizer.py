@@ -143,6 +143,10 @@ class Tokenizer:
             )
         return str(self._processor.decode(tokens))
 
+    def piece(self, token: int) -> str:
+        """How the vocabulary writes a token: "▁city" with its space, "<0xC3>" for a byte."""
+        return str(self._processor.id_to_piece(token))
+
     def byte_table(self) -> ByteTable:
         """Bytes of each token, by the challenge's rule for SentencePiece tokens."""
         bytes_of = np.zeros(self.vocab_size, np.int32)
