@@ -34,7 +34,7 @@ class TokenLogprob(NamedTuple):
 
 
 class Model:
-    """A trained model and its tokenizer, as read from a file; made by `pargolf.load`, with its arguments and errors.
+    """A trained model and its tokenizer, as read from a file; made by `pargolf.load`.
 
     A text is taken as the training data has its documents: one BOS token goes before it, which is
     itself not scored, so that the text's first token is predicted from BOS alone. In its run's
