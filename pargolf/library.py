@@ -115,10 +115,20 @@ class Model:
         >>> model.bits_per_byte(prose) < model.bits_per_byte(noise)
         True
         """
+        tokens, _ = self.scored(text, stride)
+        table, batch_rows = self.tokenizer.byte_table(), self.target.scoring.batch_rows
+        return score(self.gpt, tokens, table, stride, batch_rows).val_bpb
+
+    def scored(self, text: str, stride: int) -> tuple[np.ndarray, np.ndarray]:
+        """What `bits_per_byte` scores, and raises: the tokens of `encode`, and the bytes each stands for.
+
+        Both are (N + 1,) int64. BOS stands for none.
+        """
         check_stride(stride, self.config.seq_len)
-        tokens, table = self.encode(text), self.tokenizer.byte_table()
-        require(token_bytes(tokens, table).sum() > 0, "the text is empty: there is no byte to score")
-        return score(self.gpt, tokens, table, stride, self.target.scoring.batch_rows).val_bpb
+        tokens = self.encode(text)
+        sizes = token_bytes(tokens, self.tokenizer.byte_table())
+        require(sizes.sum() > 0, "the text is empty: there is no byte to score")
+        return tokens, sizes
 
     def generate(
         self, prompt: str, tokens: int = 128, temperature: float = 0.8, top_k: int = 50, seed: int = 0
