@@ -100,7 +100,7 @@ class Model:
         tokens = self.encode(text)
         nats = token_bits(self.gpt, tokens, stride, self.target.scoring.batch_rows) * -math.log(2)
         return [
-            TokenLogprob(token, self.tokenizer.piece(token), logprob)
+            TokenLogprob(token, self.tokenizer.piece_of(token), logprob)
             for token, logprob in zip(tokens[1:].tolist(), nats[1:].tolist(), strict=True)
         ]
 

@@ -104,19 +104,12 @@ def token_losses(model: GPT, rows: Tensor, first: int) -> Tensor:
     return model.loss(model.trunk(rows[:, :-1], first=first), rows[:, first + 1 :], reduction="none")
 
 
-def batches(
-    tokens: np.ndarray, plan: list[Window], batch_rows: int
-) -> Iterator[tuple[list[Window], np.ndarray]]:
-    """Consecutive windows of one shape, at most `batch_rows` (B) together, and their tokens
-    (B, length + 1) int64."""
+def batches(tokens: np.ndarray, plan: list[Window], rows: int) -> Iterator[tuple[list[Window], np.ndarray]]:
+    """Consecutive windows of one shape, B <= `rows` together, and their tokens (B, length + 1) int64."""
     groups: list[list[Window]] = []
     for window in plan:
         last = groups[-1] if groups else []
-        fits = (
-            last
-            and len(last) < batch_rows
-            and (last[0].length, last[0].first) == (window.length, window.first)
-        )
+        fits = last and len(last) < rows and (last[0].length, last[0].first) == (window.length, window.first)
         if fits:
             last.append(window)
         else:

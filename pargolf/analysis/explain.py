@@ -106,8 +106,8 @@ def explain(
     )
     found = [
         Token(
-            tokenizer.piece(token), kind, size, cost, rank, context,
-            tuple((tokenizer.piece(i), share) for i, share in zip(best, probabilities, strict=True)),
+            tokenizer.piece_of(token), kind, size, cost, rank, context,
+            tuple((tokenizer.piece_of(i), share) for i, share in zip(best, probabilities, strict=True)),
         )
         for token, kind, size, cost, rank, context, best, probabilities in zip(
             tokens.tolist(), _kinds(shown, tokens, tokenizer), sizes.tolist(), bits.tolist(), ranks.tolist(),
@@ -181,7 +181,7 @@ def _kinds(shown: Iterable[Span], tokens: np.ndarray, tokenizer: Tokenizer) -> l
     found: list[str] = []
     before = ""
     for span in shown:
-        kind = kind_of(span.text, tokenizer.is_byte(int(tokens[span.start])), before)
+        kind = kind_of(span.text, tokenizer.is_fallback(int(tokens[span.start])), before)
         found += [kind] * (span.stop - span.start)
         before = span.text or before
     return found

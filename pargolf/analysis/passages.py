@@ -113,7 +113,7 @@ def spans(
 ) -> list[Span]:
     """The text of a passage, token by token; arrays as in `passages`."""
     raw = {
-        at: tokenizer.bytes_of(int(tokens[at]), int(sizes[at])) for at in range(passage.start, passage.stop)
+        at: tokenizer.text_bytes(int(tokens[at]), int(sizes[at])) for at in range(passage.start, passage.stop)
     }
     # A token that begins within a character belongs to the span in which the character began.
     starts = [at for at, part in raw.items() if not b"\x80" <= part[:1] < b"\xc0" or at == passage.start]

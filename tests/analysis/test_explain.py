@@ -93,7 +93,7 @@ def test_rank_and_likeliest_are_those_of_the_distribution(model: Model) -> None:
     text = "The city of Zürich was the first of these in the state of the art. " * 4
     found = explain(model, text, stride=16)
     tokens = model.encode(text)
-    ids = {model.tokenizer.piece(i): i for i in range(model.tokenizer.vocab_size)}
+    ids = {model.tokenizer.piece_of(i): i for i in range(model.tokenizer.vocab_size)}
     assert len(tokens) > 80
     for place, token in enumerate(found.tokens):
         # Windows at 0, 16, 32, ...: a later one scores its last 16, unless it is the tail.
@@ -104,7 +104,7 @@ def test_rank_and_likeliest_are_those_of_the_distribution(model: Model) -> None:
             share = model.gpt.head(model.gpt.trunk(context))[0, -1].softmax(-1)
         order = share.argsort(descending=True).tolist()
         own = int(tokens[place + 1])
-        assert token.piece == model.tokenizer.piece(own)
+        assert token.piece == model.tokenizer.piece_of(own)
         assert 2**-token.bits == pytest.approx(float(share[own]), rel=1e-4)
         # Probabilities that differ by rounding alone may change places.
         assert share[order[token.rank - 1]].item() == pytest.approx(share[own].item(), rel=1e-5)
