@@ -143,7 +143,7 @@ def visible(text: str, newline: str = "\\n") -> str:
 
 
 def context_edges(seq_len: int) -> np.ndarray:
-    """Edges of ranges of context that double, 1, 2, 3-4, 5-8, ... seq_len: range i is edges i + 1 .. i+1."""
+    """Edges of the ranges of context 1, 2, 3-4, 5-8, ... seq_len: range i is edges[i] + 1 to edges[i + 1]."""
     return np.unique(np.minimum(np.append(0, 2 ** np.arange(seq_len.bit_length() + 1)), seq_len))
 
 
