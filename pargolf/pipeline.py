@@ -27,7 +27,7 @@ from pargolf.final import final_lines
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.pack import pack_model
 from pargolf.run import Log, Run, open_run
-from pargolf.score import Score, score
+from pargolf.score import Score, check_stride, score
 from pargolf.train import train
 
 LONGEST = 2**32  # in digits, of the settings that differ between runs to one goal
@@ -141,6 +141,11 @@ class Target:
         dtype: torch.dtype = getattr(torch, self.config.train.dtype if self.config else "float32")
         return dtype
 
+    @property
+    def scoring(self) -> EvalConfig:
+        """How the run is scored; the defaults for an artifact outside its run folder."""
+        return self.config.eval if self.config else EvalConfig()
+
     def stream(self, split: Literal["train", "val"]) -> TokenStream:
         """The tokens of a split; UserError if no dataset is known."""
         if self.dataset is None:
@@ -151,8 +156,8 @@ class Target:
 def find_target(path: Path, tokenizer: Path | None = None, dataset: Path | None = None) -> Target:
     """The artifact at `path`, a run folder or a model.pgz, and what it is scored with.
 
-    Tokenizer and dataset default to those of the run folder that the artifact lies in; UserError
-    if there is neither such a folder nor a tokenizer.
+    The tokenizer defaults to the tokenizer.model beside the artifact, the dataset to that of the run
+    folder that it lies in; UserError if there is no artifact or no tokenizer.
     """
     folder = path if path.is_dir() else path.parent
     run = Run(folder) if (folder / "config.json").exists() else None
@@ -163,9 +168,12 @@ def find_target(path: Path, tokenizer: Path | None = None, dataset: Path | None 
         raise UserError(f"{artifact} does not exist; make it with `pargolf pack`")
     config = read_config(run.config) if run else None
     if tokenizer is None:
-        if run is None or not run.tokenizer.exists():
-            raise UserError(f"{artifact} lies in no run folder; name its tokenizer with --tokenizer FILE")
-        tokenizer = run.tokenizer
+        tokenizer = Run(folder).tokenizer
+        if not tokenizer.exists():
+            raise UserError(
+                f"no tokenizer.model lies beside {artifact}; name its tokenizer with --tokenizer FILE"
+                " (in Python tokenizer=...)"
+            )
     if dataset is None and config is not None:
         dataset = Path(config.data.dataset)
     return Target(artifact, tokenizer, dataset, run, config)
@@ -179,6 +187,11 @@ def open_artifact(target: Target) -> tuple[Artifact, Tokenizer]:
             f"{target.tokenizer} is not the tokenizer {target.artifact} was trained with"
             f" (SHA-256 {tokenizer.sha256[:12]}, wanted {artifact.tokenizer_sha256[:12]})"
         )
+    if tokenizer.vocab_size != artifact.model.vocab_size:
+        raise UserError(
+            f"{target.artifact} has a vocabulary of {artifact.model.vocab_size:,}, but its tokenizer"
+            f" {tokenizer.vocab_size:,} pieces; pack the run again"
+        )
     return artifact, tokenizer
 
 
@@ -191,11 +204,8 @@ def eval_run(target: Target, settings: EvalConfig) -> dict[str, Any]:
     stream = target.stream("val")
     with distributed.world(target.device_type) as device:
         artifact, tokenizer = open_artifact(target)
-        if not 1 <= settings.stride <= artifact.model.seq_len or settings.batch_rows < 1:
-            raise UserError(
-                f"stride {settings.stride} must lie in 1..{artifact.model.seq_len} (the window)"
-                f" and batch_rows {settings.batch_rows} be at least 1"
-            )
+        check_stride(settings.stride, artifact.model.seq_len)
+        require(settings.batch_rows >= 1, f"batch_rows must be at least 1, is {settings.batch_rows}")
         tokens, table = stream.read(0, len(stream)), tokenizer.byte_table()
         model = load_model(artifact, target.dtype).to(device)
         result: dict[str, Any] = {"artifact": _scores(model, tokens, table, settings, "artifact")}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pargolf import distributed, launch
 from pargolf.data.tokenizer import ByteTable
+from pargolf.errors import require
 from pargolf.model.gpt import GPT
 
 
@@ -34,6 +35,11 @@ class Score:
     val_bpb: float
     tokens: int
     bytes: int
+
+
+def check_stride(stride: int, seq_len: int) -> None:
+    """Raise UserError unless windows of `seq_len` tokens can score `stride` each and leave none out."""
+    require(1 <= stride <= seq_len, f"stride {stride} must lie in 1..{seq_len} (the window)")
 
 
 def windows(targets: int, seq_len: int, stride: int) -> list[Window]:
@@ -89,8 +95,7 @@ def batch_losses(
     """For each batch of B windows of one shape: them, their tokens (B, length + 1) int64, and the
     cross-entropies (B, length - first) in nats of the targets they score, on the model's device."""
     device = model.embed.weight.device
-    for batch in _batches(plan, batch_rows):
-        rows = np.stack([tokens[w.start : w.start + w.length + 1] for w in batch]).astype(np.int64)
+    for batch, rows in batches(tokens, plan, batch_rows):
         yield batch, rows, token_losses(model, torch.from_numpy(rows).to(device), batch[0].first)
 
 
@@ -99,14 +104,15 @@ def token_losses(model: GPT, rows: Tensor, first: int) -> Tensor:
     return model.loss(model.trunk(rows[:, :-1], first=first), rows[:, first + 1 :], reduction="none")
 
 
-def _batches(plan: list[Window], rows: int) -> list[list[Window]]:
-    """Consecutive windows of one shape, at most `rows` together."""
-    batches: list[list[Window]] = []
+def batches(tokens: np.ndarray, plan: list[Window], rows: int) -> Iterator[tuple[list[Window], np.ndarray]]:
+    """Consecutive windows of one shape, B <= `rows` together, and their tokens (B, length + 1) int64."""
+    groups: list[list[Window]] = []
     for window in plan:
-        last = batches[-1] if batches else []
+        last = groups[-1] if groups else []
         fits = last and len(last) < rows and (last[0].length, last[0].first) == (window.length, window.first)
         if fits:
             last.append(window)
         else:
-            batches.append([window])
-    return batches
+            groups.append([window])
+    for batch in groups:
+        yield batch, np.stack([tokens[w.start : w.start + w.length + 1] for w in batch]).astype(np.int64)

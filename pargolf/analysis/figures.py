@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pargolf.analysis import plots
 from pargolf.analysis.analyze import Analysis
+from pargolf.analysis.passages import context_edges
 from pargolf.export.budget import Ledger
 
 # Colours of the light page, and the CSS variables that take their place inside the SVG. The dark
@@ -159,8 +160,7 @@ def step_time_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pictur
 
 def position_picture(bits: np.ndarray, sizes: np.ndarray) -> Picture:
     """Bits per byte by tokens of context 1, 2, ..., seq_len; sums of bits and bytes as of `by_position`."""
-    # Ranges of context that double: 1, 2, 3-4, 5-8, ...
-    edges = np.unique(np.minimum(np.append(0, 2 ** np.arange(len(bits).bit_length() + 1)), len(bits)))
+    edges = context_edges(len(bits))
     total_bits, total_sizes = (np.add.reduceat(x, edges[:-1]) for x in (bits, sizes))
     means = total_bits / np.maximum(total_sizes, 1)
     with theme():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from pargolf.model.gpt import GPT
 from pargolf.score import batch_losses, windows
 
 PASSAGE_BYTES = 300  # a passage ends at the first end of a sentence or line after so many bytes
-HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of one decode to
+# Upper ends of the colours of spans, bits per byte; above the last there is one more.
+LEVELS = (0.5, 1.0, 2.0, 3.0, 5.0)
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,10 @@ class Passage:
 
 @dataclass(frozen=True)
 class Span:
-    """The text of one token, or of the few that spell one character between them."""
+    """Tokens [start, stop) of a stream: one, or the few that spell one character between them."""
 
+    start: int
+    stop: int
     text: str
     bytes: int
     bits: float
@@ -108,17 +112,41 @@ def spans(
     passage: Passage, tokens: np.ndarray, bits: np.ndarray, sizes: np.ndarray, tokenizer: Tokenizer
 ) -> list[Span]:
     """The text of a passage, token by token; arrays as in `passages`."""
-    found: list[Span] = []
-    shown, start = "", passage.start
-    for stop in range(passage.start + 1, passage.stop + 1):
-        text = tokenizer.decode(tokens[passage.start : stop])
-        if text.endswith(HALF_A_CHARACTER) and stop < passage.stop:
-            continue
-        cost = float(bits[start:stop].sum())
-        found.append(Span(text[len(shown) :], int(sizes[start:stop].sum()), cost))
-        shown, start = text, stop
-    return found
+    raw = {
+        at: tokenizer.text_bytes(int(tokens[at]), int(sizes[at])) for at in range(passage.start, passage.stop)
+    }
+    # A token that begins within a character belongs to the span in which the character began.
+    starts = [at for at, part in raw.items() if not b"\x80" <= part[:1] < b"\xc0" or at == passage.start]
+    return [
+        Span(
+            start,
+            stop,
+            b"".join(raw[at] for at in range(start, stop)).decode(errors="replace"),
+            int(sizes[start:stop].sum()),
+            float(bits[start:stop].sum()),
+        )
+        for start, stop in pairwise([*starts, passage.stop])
+    ]
+
+
+def level(span: Span) -> int:
+    """Colour of a span: how many of LEVELS its bits per byte reach."""
+    return sum(span.bits >= limit * span.bytes for limit in LEVELS)
+
+
+def visible(text: str, newline: str = "\\n") -> str:
+    """`text` with its lines ended by `newline`, and escapes for what would not show, or move the cursor."""
+    return "".join(
+        char if char.isprintable() else newline if char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def context_edges(seq_len: int) -> np.ndarray:
+    """Edges of the ranges of context 1, 2, 3-4, 5-8, ... seq_len: range i is edges[i] + 1 to edges[i + 1]."""
+    return np.unique(np.minimum(np.append(0, 2 ** np.arange(seq_len.bit_length() + 1)), seq_len))
 
 
 def _in_a_character(tokens: np.ndarray, tokenizer: Tokenizer) -> bool:
-    return tokenizer.decode(tokens).endswith(HALF_A_CHARACTER)
+    # What the first bytes of one decode to.
+    return tokenizer.decode(tokens).endswith("\N{REPLACEMENT CHARACTER}")

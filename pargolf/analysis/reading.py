@@ -38,12 +38,11 @@ def read_validation(target: Target, stride: int, max_tokens: int) -> Reading:
     the artifact cannot be read.
     """
     artifact, tokenizer = open_artifact(target)
-    assert target.config  # a run folder has one
     stream = target.stream("val")
     tokens, table = stream.read(0, min(len(stream), max_tokens + 1)), tokenizer.byte_table()
     sizes = token_bytes(tokens, table)
     model = load_model(artifact, target.dtype).to(target.device_type)
-    seq_len, batch_rows = artifact.model.seq_len, target.config.eval.batch_rows
+    seq_len, batch_rows = artifact.model.seq_len, target.scoring.batch_rows
     with Bar("bits of each token, rows") as bar:
         position = by_position(token_bits(model, tokens, seq_len, batch_rows, bar), sizes, seq_len)
     with Bar("bits of each token, sliding") as bar:

@@ -2,18 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jinja2 import Environment, StrictUndefined
-
-import pargolf
-from pargolf.analysis import figures, reading
+from pargolf.analysis import figures, pages, reading
 from pargolf.analysis.analyze import analyze_run
 from pargolf.analysis.compare import RECORD_LEVEL, RECORD_NATS, Comparison, compare
 from pargolf.analysis.figures import Box, Picture
-from pargolf.analysis.passages import Span
+from pargolf.analysis.pages import Missing
 from pargolf.analysis.reading import Reading
 from pargolf.analysis.records import Record, read_json, read_record, read_records
 from pargolf.config import flatten, read_config
@@ -23,9 +19,6 @@ from pargolf.files import write_atomic
 from pargolf.pipeline import Target, find_target
 from pargolf.run import Run, read_lines
 from pargolf.tensors import TENSOR_KINDS
-
-# Upper ends of the colours of tokens, bits per byte; above the last there is one more.
-LEVELS = (0.5, 1.0, 2.0, 3.0, 5.0)
 
 # Settings told below the name.
 FACTS = {
@@ -38,13 +31,6 @@ FACTS = {
 }
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Missing:
-    """A part that the page cannot show, and why."""
-
-    why: str
 
 
 @dataclass(frozen=True)
@@ -129,30 +115,14 @@ def gather(folders: Sequence[Path], max_tokens: int) -> Page:
 
 def render(page: Page) -> str:
     """The page as HTML; the same page gives the same bytes."""
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.tests["missing"] = lambda part: isinstance(part, Missing)
-    environment.filters |= {"level": level, "zip": zip}
-    source = (resources.files("pargolf") / "analysis" / "report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    return pages.render(
+        "report.html.j2",
         page=page,
         facts=_facts(page),
-        version=pargolf.__version__,
         kinds=[*TENSOR_KINDS, "code", "overhead"],
-        levels=LEVELS,
         sampling=(reading.SAMPLE_TOKENS, reading.TEMPERATURE, reading.TOP_K, reading.SEED),
         criterion=(RECORD_NATS, RECORD_LEVEL),
     )
-
-
-def level(span: Span) -> int:
-    """Colour of a token: how many of LEVELS its bits per byte reach."""
-    return sum(span.bits >= limit * span.bytes for limit in LEVELS)
 
 
 def _part(make: Callable[[], T]) -> T | Missing:

@@ -1,11 +1,13 @@
 """The command line: which commands there are, and what becomes of their errors."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from pargolf import launch
-from pargolf.cli import runs, study, submit
+from pargolf.cli import explain, runs, study, submit
 from pargolf.config import preset_names
 from pargolf.errors import Stopped, UserError
 
@@ -18,6 +20,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": runs.evaluate,
     "run": runs.run,
     "sample": runs.sample,
+    "explain": explain.explain,
     "analyze": study.analyze,
     "compare": study.compare,
     "ablate": study.ablate,
@@ -52,6 +55,9 @@ def dispatch(argv: list[str]) -> int:
         return 128 + stop.signal_number
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:  # a full disk, a folder without permission
         return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
 

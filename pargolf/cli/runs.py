@@ -8,7 +8,6 @@ from typing import Literal
 import tyro
 
 from pargolf.cli.parse import parse, run_args
-from pargolf.config import EvalConfig
 
 # PyTorch is imported inside the commands that need it, so that help and mistakes answer at once.
 
@@ -156,7 +155,7 @@ def evaluate(argv: list[str]) -> None:
 
     args = parse(EvalArgs, argv, "pargolf eval")
     target = find_target(args.target, args.tokenizer, args.dataset)
-    settings = target.config.eval if target.config else EvalConfig()
+    settings = target.scoring
     batch_rows = args.batch_rows or settings.batch_rows
     if args.stride == "auto":
         tables.show_strides(sample_strides(target, batch_rows))

@@ -6,7 +6,6 @@ from pathlib import Path
 import tyro
 
 from pargolf.cli.parse import parse
-from pargolf.config import EvalConfig
 from pargolf.errors import require
 
 
@@ -125,8 +124,8 @@ def verify(argv: list[str]) -> None:
 
     args = parse(VerifyArgs, argv, "pargolf verify")
     target = find_target(args.artifact, args.tokenizer, args.dataset)
-    settings = target.config.eval if target.config else EvalConfig()
-    verdict = verify_target(target, args.module, args.stride or settings.stride, args.positions, args.seed)
+    stride = args.stride or target.scoring.stride
+    verdict = verify_target(target, args.module, stride, args.positions, args.seed)
     tables.show_verdict(verdict)
     if args.json is not None:
         write_verdict(args.json, verdict, target)

@@ -88,7 +88,7 @@ def read_documents(files: Sequence[Path], separator: str | None = None) -> list[
         raise UserError("the document separator is empty; give the text that stands between documents")
     documents: list[str] = []
     for path in files:
-        text = _read_utf8(path)
+        text = read_utf8(path)
         if path.suffix == ".jsonl":
             documents += _jsonl_documents(path, text)
         else:
@@ -99,7 +99,8 @@ def read_documents(files: Sequence[Path], separator: str | None = None) -> list[
     return documents
 
 
-def _read_utf8(path: Path) -> str:
+def read_utf8(path: Path) -> str:
+    """The text of a file; UserError if it cannot be read or is not UTF-8."""
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:

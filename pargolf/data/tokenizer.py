@@ -143,6 +143,23 @@ class Tokenizer:
             )
         return str(self._processor.decode(tokens))
 
+    def piece_of(self, token: int) -> str:
+        """How the vocabulary writes a token: "▁city" with its space, "<0xC3>" for a byte."""
+        return str(self._processor.id_to_piece(token))
+
+    def is_fallback(self, token: int) -> bool:
+        """Whether the token is one byte of a character that has no piece of its own."""
+        return bool(self._processor.is_byte(token))
+
+    def text_bytes(self, token: int, size: int) -> bytes:
+        """The text of a token that stands for `size` bytes (see `ByteTable.count`): without its leading
+        space where that vanishes, and nothing for control, unknown and unused tokens."""
+        piece = self.piece_of(token)
+        text = (
+            bytes([int(piece[1:-1], 16)]) if self.is_fallback(token) else piece.replace(SPACE, " ").encode()
+        )
+        return text[len(text) - size :]
+
     def byte_table(self) -> ByteTable:
         """Bytes of each token, by the challenge's rule for SentencePiece tokens."""
         bytes_of = np.zeros(self.vocab_size, np.int32)

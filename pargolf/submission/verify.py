@@ -21,7 +21,7 @@ from pargolf.data.tokenizer import Tokenizer
 from pargolf.errors import UserError
 from pargolf.files import sha256_file, write_json
 from pargolf.pipeline import Target
-from pargolf.score import windows
+from pargolf.score import check_stride, windows
 from pargolf.submission.subject import Model, blaming, load_own, loader_of
 
 SUM_TOLERANCE = 1e-5  # of the probabilities at one position, from 1
@@ -135,8 +135,7 @@ def verify(
     model = load()
     if positions < 1:
         raise UserError(f"positions must be at least 1, is {positions}")
-    if not 1 <= stride <= model.seq_len:
-        raise UserError(f"stride {stride} must lie in 1..{model.seq_len} (the window)")
+    check_stride(stride, model.seq_len)
     accounting = _accounting(model, tokenizer, tokens, stride)  # first, since it refuses foreign tokens
     trials = choose_trials(tokens, model.seq_len, positions, tokenizer, seed)
     most = CHUNK_VALUES // (trials.inputs.size(1) * tokenizer.vocab_size)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pargolf.analysis.passages import Passage, Span
+from pargolf.analysis.passages import LEVELS, Passage, Span, level
 from pargolf.analysis.reading import Reading, read_validation
-from pargolf.analysis.report import LEVELS, Missing, Page, gather, level, render, write_report
+from pargolf.analysis.report import Missing, Page, gather, render, write_report
 from pargolf.cli import dispatch
 from pargolf.errors import UserError
 from pargolf.pipeline import find_target
@@ -145,7 +145,7 @@ def test_text_and_names_are_escaped(finished: Path, tmp_path: Path) -> None:
     shutil.copy(finished / "metrics.jsonl", folder)
     (folder / "config.json").write_text(json.dumps({"model": {evil: evil}}))
     (folder / "result.json").write_text("{" + evil)
-    spans = [Span(evil, 30, 60.0), Span("\n", 1, 0.0)]
+    spans = [Span(0, 1, evil, 30, 60.0), Span(1, 2, "\n", 1, 0.0)]
     marked = [(Passage(0, 2, 31, 60.0), spans)]
     page: Page = dataclasses.replace(
         gather([folder, finished], 100),
@@ -159,8 +159,8 @@ def test_text_and_names_are_escaped(finished: Path, tmp_path: Path) -> None:
 
 
 def test_colours_follow_bits_per_byte() -> None:
-    assert [level(Span("ab", 2, 2 * limit)) for limit in LEVELS] == [1, 2, 3, 4, 5]
-    assert level(Span("ab", 2, 0.9)) == 0
+    assert [level(Span(0, 1, "ab", 2, 2 * limit)) for limit in LEVELS] == [1, 2, 3, 4, 5]
+    assert level(Span(0, 1, "ab", 2, 0.9)) == 0
 
 
 def test_only_as_many_tokens_are_read_as_asked_for(finished: Path) -> None:

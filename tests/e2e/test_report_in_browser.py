@@ -11,6 +11,8 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
+from pargolf.cli import dispatch
+
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
     " --disable-component-update --disable-sync --hide-scrollbars"
@@ -92,6 +94,27 @@ def test_dark_and_light_differ_and_are_both_readable(browser: webdriver.Chrome) 
             contrast = (max(paper, ink) + 0.05) / (min(paper, ink) + 0.05)
             assert contrast > 4.5, (scheme, where)  # WCAG 2, level AA
     assert papers["light"] > 0.8 and papers["dark"] < 0.05
+
+
+@pytest.mark.parametrize("width", [375, 1200])
+def test_the_page_of_a_text_is_as_quiet_and_fits_too(
+    browser: webdriver.Chrome, finished: Path, tmp_path: Path, width: int
+) -> None:
+    source, page = tmp_path / "text.txt", tmp_path / "page.html"
+    source.write_text("A city <script>alert(1)</script> of 漢字.\n" + "x" * 300)
+    assert dispatch(["explain", str(finished), "--text", str(source), "-o", str(page)]) == 0
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get_log("performance")
+    browser.get(page.as_uri())
+    assert browser.get_log("browser") == []
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    assert {url for url in urls if not url.startswith("data:")} == {page.as_uri()}
+    assert browser.execute_script("return document.documentElement.scrollWidth") == width
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    text = browser.find_element(By.TAG_NAME, "blockquote").text
+    assert text.replace("↵", "") == source.read_text()
 
 
 def luminance(browser: webdriver.Chrome, where: str, what: str) -> float:
