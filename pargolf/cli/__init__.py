@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pargolf import launch
-from pargolf.cli import runs, study, submit
+from pargolf.cli import compress, runs, study, submit
 from pargolf.config import preset_names
 from pargolf.errors import Stopped, UserError
 
@@ -18,6 +18,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": runs.evaluate,
     "run": runs.run,
     "sample": runs.sample,
+    "compress": compress.compress,
+    "decompress": compress.decompress,
     "analyze": study.analyze,
     "compare": study.compare,
     "ablate": study.ablate,
