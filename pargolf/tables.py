@@ -104,7 +104,7 @@ def show_strides(sample: StrideSample) -> None:
 
 
 def show_compressed(report: Report, record: Record | None) -> None:
-    """Print what a file was compressed to, where its bytes went, and how that compares with its run's score."""
+    """Print what a file was compressed to, where its bytes went, and how it compares with the run's score."""
     header, size = report.header, report.header.bytes
     table = Table(
         title=f"{size:,} bytes, {header.tokens:,} tokens in {header.streams} streams", title_justify="left"
@@ -115,7 +115,7 @@ def show_compressed(report: Report, record: Record | None) -> None:
     starts = round(report.start_bits / 8)
     for what, part in (
         ("tokens, coded", report.coded_bytes),
-        (f"of these for the starts of {header.streams - 1} more streams, about", starts),
+        (f"of these, {header.streams - 1} more starts (about)", starts),
         ("header and checksum", rest),
         ("the whole file", report.file_bytes),
     ):

@@ -55,8 +55,8 @@ def compress(argv: list[str]) -> None:
     args = parse(CompressArgs, argv, "pargolf compress")
     target = find_target(args.model, args.tokenizer)
     report = compress_file(args.file, args.out, target, args.streams, args.dtype, args.threads, args.verify)
-    scored = target.run is not None and target.run.result.exists()
-    tables.show_compressed(report, read_record(target.run.folder) if scored else None)
+    record = read_record(target.run.folder) if target.run and target.run.result.exists() else None
+    tables.show_compressed(report, record)
 
 
 def decompress(argv: list[str]) -> None:

@@ -42,7 +42,7 @@ def counts(logits: Tensor) -> Counts:
 
 
 def bits(table: Counts, symbols: NDArray[np.int64]) -> float:
-    """The information of `symbols` (B,) under `table` (B, V), in bits: what they cost, but for the coder's ends."""
+    """The information of `symbols` (B,) under `table` (B, V), in bits: what coding them adds to a code."""
     chosen = table[np.arange(len(symbols)), symbols].astype(np.float64)
     return float(PRECISION * len(symbols) - np.log2(chosen + 1).sum())
 

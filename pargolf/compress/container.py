@@ -43,12 +43,8 @@ class Header:
     def __post_init__(self) -> None:
         """UserError unless every figure is one that can be."""
         for digest in (self.model, self.sha256):
-            require(
-                re.fullmatch("[0-9a-f]{64}", digest) is not None, "a hash is not 64 lower-case hex digits"
-            )
-        require(
-            0 <= self.tokens <= self.bytes, "more tokens than bytes, though none stands for less than one"
-        )
+            require(bool(re.fullmatch("[0-9a-f]{64}", digest)), "a hash is not 64 lower-case hex digits")
+        require(0 <= self.tokens <= self.bytes, "more tokens than bytes")
         require(1 <= self.streams <= MAX_STREAMS, f"streams must lie in 1..{MAX_STREAMS}")
         require(1 <= self.threads <= MAX_THREADS, f"threads must lie in 1..{MAX_THREADS}")
         require(self.dtype in ("float32", "bfloat16"), "dtype must be float32 or bfloat16")

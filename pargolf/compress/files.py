@@ -155,8 +155,7 @@ def _require_room(header: Header, c: ModelConfig) -> None:
     cache = header.streams * cache_bytes(c, getattr(torch, header.dtype))
     require(
         cache <= MAX_CACHE_BYTES,
-        f"{header.streams} streams need {cache >> 20:,} MiB of keys and values, more than"
-        f" {MAX_CACHE_BYTES >> 20:,}",
+        f"{header.streams} streams need {cache:,} bytes of keys and values, more than {MAX_CACHE_BYTES:,}",
     )
 
 

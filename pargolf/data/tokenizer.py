@@ -154,11 +154,10 @@ class Tokenizer:
         # Invalid bytes decode to lone surrogates, which no text holds: every second part is of these.
         parts = re.split("([\udc80-\udcff]+)", data.decode(errors="surrogateescape"))
         for index, part in enumerate(parts):
-            ids += (
-                self._spell(part.encode(errors="surrogateescape"))
-                if index % 2
-                else self._encode_exactly(part, pieces)
-            )
+            if index % 2:
+                ids += self._spell(part.encode(errors="surrogateescape"))
+            else:
+                ids += self._encode_exactly(part, pieces)
         if b"".join(pieces[token] for token in ids) != data:
             raise UserError(f"tokenizer {self.path} has no byte pieces; it cannot write every file")
         return ids
