@@ -3,6 +3,7 @@
 import hashlib
 import random
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,14 @@ def test_what_is_no_whole_file_leaves_nothing(
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and str(packed) in error
     assert not restored.exists()
+
+
+def test_the_benchmark_compares_every_compressor_on_both_texts(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(__file__).parents[2] / "benchmarks/compress.py"
+    runpy.run_path(str(script))["main"](finished, source_bytes=2000)
+    out = capsys.readouterr().out
+    for name in ("pargolf", "xz -9e", "zstd -22", "brotli -q 11", "bzip2 -9", "PPMd"):
+        assert len(re.findall(rf"│ {name}[^│]*│ +[\d,]+", out)) >= 2
+    assert len(re.findall(r"tokens/s there", out)) == 2
