@@ -3,7 +3,6 @@
 import hashlib
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,8 +69,7 @@ def compress_file(
         machine=_this_machine(),
     )  # fmt: skip
     _require_room(header, c)
-    with Bar(f"compressing {source.name}") as bar:
-        payload, step_bits = _encode(model, tokenizer, header, tokens, bar)
+    payload, step_bits = _encode(model, tokenizer, header, tokens)
     packed = pack(header, payload)
     clock("encode")
     if verify:
@@ -104,9 +102,7 @@ def decompress_file(source: Path, out: Path, target: Target) -> Report:
     return Report(header, len(payload), len(data), clock.seconds)
 
 
-def _encode(
-    model: GPT, tokenizer: Tokenizer, header: Header, tokens: Tokens, progress: Callable[[float, float], None]
-) -> tuple[bytes, list[float]]:
+def _encode(model: GPT, tokenizer: Tokenizer, header: Header, tokens: Tokens) -> tuple[bytes, list[float]]:
     """The coded tokens, and the mean bits of a token at each step of the streams."""
     layout, coder, step_bits = _layout(header), Encoder(), []
     columns = iter(layout.columns(tokens))
@@ -117,8 +113,8 @@ def _encode(
         step_bits.append(bits(table, symbols) / len(symbols))
         return symbols
 
-    with machine.cpu_threads(header.threads):
-        walk(model, tokenizer.bos_id, layout, write, progress)
+    with Bar("compressing") as bar, machine.cpu_threads(header.threads):
+        walk(model, tokenizer.bos_id, layout, write, bar)
     return coder.finish(), step_bits
 
 
@@ -127,7 +123,7 @@ def _restore(model: GPT, tokenizer: Tokenizer, header: Header, payload: bytes, s
     layout = _layout(header)
     try:
         coder = Decoder(payload)
-        with Bar(f"decoding {source.name}") as bar, machine.cpu_threads(header.threads):
+        with Bar("decoding") as bar, machine.cpu_threads(header.threads):
             columns = walk(model, tokenizer.bos_id, layout, lambda logits: coder.read(counts(logits)), bar)
         original = tokenizer.decode_bytes(layout.joined(columns).tolist())
         require(hashlib.sha256(original).hexdigest() == header.sha256, "its SHA-256 is another")
