@@ -1,9 +1,11 @@
 """What this machine offers, and the choices a run makes from it."""
 
+import contextlib
 import os
 import shutil
 import sysconfig
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -102,3 +104,14 @@ def synchronize(device: torch.device) -> None:
     """Wait for the device's queue, so that a clock read next is honest."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Let PyTorch compute with `count` CPU threads for the length of a `with` block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -226,9 +226,9 @@ def eval_run(target: Target, settings: EvalConfig) -> dict[str, Any]:
             "budget": artifact.export.budget,
         }
         if settings.compressors:
-            texts = [read_text(s, tokenizer) for s in (stream, target.stream("train"))]
+            val, train = (read_text(s, tokenizer) for s in (stream, target.stream("train")))
             if launch.is_main():
-                result["compressors"] = [dataclasses.asdict(row) for row in compressor_table(*texts)]
+                result["compressors"] = [dataclasses.asdict(row) for row in compressor_table(val, train)]
         if target.run and launch.is_main():
             _log_score(target.run, artifact, result)
             write_json(target.run.result, result)

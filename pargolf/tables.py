@@ -4,8 +4,10 @@ from typing import Any
 
 from rich.table import Table
 
+from pargolf.analysis.records import Record
+from pargolf.compress.files import Report
 from pargolf.config import RunConfig
-from pargolf.console import console
+from pargolf.console import console, say
 from pargolf.export.budget import Ledger
 from pargolf.forecast import CALIBRATED_ON, PUBLISHED, Forecast
 from pargolf.plan import Plan
@@ -114,6 +116,45 @@ def show_strides(sample: StrideSample) -> None:
         whole = row.seconds * sample.of_tokens / tokens
         table.add_row(f"{row.stride:,}", f"{row.score.val_bpb:.4f}", f"{row.seconds:.2f}", f"{whole:,.1f}")
     console.print(table)
+
+
+def show_compressed(report: Report, record: Record | None) -> None:
+    """Print what a file was compressed to, where its bytes went, and how it compares with the run's score."""
+    header, size = report.header, report.header.bytes
+    table = Table(
+        title=f"{size:,} bytes, {header.tokens:,} tokens in {header.streams} streams", title_justify="left"
+    )
+    for column in ("", "bytes", "bits a byte of the original"):
+        table.add_column(column, justify="right" if column else "left")
+    rest = report.file_bytes - report.coded_bytes
+    starts = round(report.start_bits / 8)
+    for what, part in (
+        ("tokens, coded", report.coded_bytes),
+        (f"of these, {header.streams - 1} more starts (about)", starts),
+        ("header and checksum", rest),
+        ("the whole file", report.file_bytes),
+    ):
+        if part:
+            table.add_row(what, f"{part:,}", f"{8 * part / size:.4f}" if size else "")
+    console.print(table)
+    if record is not None:
+        window = record.settings["model.seq_len"]
+        say(
+            f"the run's val_bpb is {record.val_bpb:.4f}: its validation text, without a header, each token"
+            f" predicted from {window - (record.stride or window) + 1} to {window} before it; here from"
+            f" {header.keep} to {window}, at the start of a stream from fewer"
+        )
+    _show_seconds(report)
+
+
+def show_restored(report: Report) -> None:
+    """Print what a file was restored to."""
+    say(f"{report.header.bytes:,} bytes, SHA-256 {report.header.sha256}, as before they were compressed")
+    _show_seconds(report)
+
+
+def _show_seconds(report: Report) -> None:
+    say("seconds: " + ", ".join(f"{step} {value:.2f}" for step, value in report.seconds.items()))
 
 
 def show_verdict(verdict: Verdict) -> None:

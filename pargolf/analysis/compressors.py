@@ -1,10 +1,13 @@
 """General-purpose compressors on the validation text: a scale for the score of a model."""
 
+import bz2
 import lzma
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import brotli
 import zstandard
 
 from pargolf.errors import UserError
@@ -21,18 +24,21 @@ class CompressorResult:
     seconds: float
 
 
-def compressor_table(val: bytes, train: bytes) -> list[CompressorResult]:
-    """xz -9e and zstd -22 on `val`, each alone and knowing `train` (left out if `train` is empty).
+def compressor_table(
+    val: bytes, train: bytes, names: Sequence[str] = ("xz -9e", "zstd -22")
+) -> list[CompressorResult]:
+    """The compressors `names`, of COMPRESSORS, on `val`: each alone and, if it can, knowing `train`.
 
-    For xz the second figure is the growth of the compressed file when `val` is put after
-    `train`; zstd takes `train` as its dictionary. Raises UserError if `val` is empty.
+    The second figure is left out if `train` is empty. Raises UserError if `val` is empty.
     """
     if not val:
         raise UserError("the validation text is empty; there is nothing to compress")
-    table = [_timed("xz -9e", val, lambda: _xz(val)), _timed("zstd -22", val, lambda: _zstd(val, b""))]
-    if train:
-        table.insert(1, _timed("xz -9e after the training text", val, lambda: _xz(train + val) - _xz(train)))
-        table.append(_timed("zstd -22 after the training text", val, lambda: _zstd(val, train)))
+    table = []
+    for name in names:
+        size = COMPRESSORS[name]
+        table.append(_timed(name, val, partial(size, val, b"")))
+        if train and name not in FORGETFUL:
+            table.append(_timed(f"{name} after the training text", val, partial(size, val, train)))
     return table
 
 
@@ -58,3 +64,27 @@ def _zstd(text: bytes, before: bytes) -> int:
     if before:
         dictionary = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     return len(zstandard.ZstdCompressor(compression_params=parameters, dict_data=dictionary).compress(text))
+
+
+def _ppmd(text: bytes) -> int:
+    try:
+        import pyppmd
+    except ImportError:
+        raise UserError("PPMd needs pyppmd; install it with: pip install 'pargolf[dev]'") from None
+    return len(pyppmd.compress(text, max_order=8, mem_size=256 << 20, variant="I"))
+
+
+def _growth(size: Callable[[bytes], int]) -> Callable[[bytes, bytes], int]:
+    """How much a compressed file grows when a text is put after what comes before it."""
+    return lambda text, before: size(before + text) - (size(before) if before else 0)
+
+
+# Compressed size of a text after another one that the decoder knows as well.
+COMPRESSORS: dict[str, Callable[[bytes, bytes], int]] = {
+    "xz -9e": _growth(_xz),
+    "zstd -22": _zstd,
+    "brotli -q 11": _growth(lambda text: len(brotli.compress(text, quality=11, lgwin=24))),
+    "bzip2 -9": _growth(lambda text: len(bz2.compress(text, 9))),
+    "PPMd, order 8": _growth(_ppmd),
+}
+FORGETFUL = {"bzip2 -9"}  # it looks back 900 kB at most

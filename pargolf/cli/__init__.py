@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pargolf import launch
-from pargolf.cli import explain, runs, study, submit
+from pargolf.cli import compress, explain, runs, study, submit
 from pargolf.config import preset_names
 from pargolf.errors import Stopped, UserError
 
@@ -21,6 +21,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": runs.run,
     "sample": runs.sample,
     "explain": explain.explain,
+    "compress": compress.compress,
+    "decompress": compress.decompress,
     "analyze": study.analyze,
     "compare": study.compare,
     "ablate": study.ablate,

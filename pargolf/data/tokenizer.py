@@ -130,7 +130,7 @@ class Tokenizer:
         if SPACE not in text or self._strips_first_space:
             return list(self._processor.encode(text))
         # SentencePiece would take a literal U+2581 for a space; its three bytes are unambiguous.
-        mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        mark = self._spell(SPACE.encode())
         first, *rest = self._processor.encode(text.split(SPACE))
         return list(first) + [token for part in rest for token in mark + part]
 
@@ -151,14 +151,68 @@ class Tokenizer:
         """Whether the token is one byte of a character that has no piece of its own."""
         return bool(self._processor.is_byte(token))
 
+    def bytes_of(self, token: int) -> bytes:
+        """What a token writes, its leading space included; nothing for control, unknown and unused tokens."""
+        if self._is_boundary(token):
+            return b""
+        piece = self.piece_of(token)
+        if self.is_fallback(token):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(SPACE, " ").encode()
+
     def text_bytes(self, token: int, size: int) -> bytes:
         """The text of a token that stands for `size` bytes (see `ByteTable.count`): without its leading
-        space where that vanishes, and nothing for control, unknown and unused tokens."""
-        piece = self.piece_of(token)
-        text = (
-            bytes([int(piece[1:-1], 16)]) if self.is_fallback(token) else piece.replace(SPACE, " ").encode()
-        )
+        space where that vanishes."""
+        text = self.bytes_of(token)
         return text[len(text) - size :]
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Token ids whose `decode_bytes` is exactly `data`, whatever bytes they are and whichever tokenizer.
+
+        Text is encoded as text; what is no UTF-8, or would come back changed, is spelled in byte
+        pieces. Raises UserError if the tokenizer lacks those pieces and they are needed.
+        """
+        pieces = self.pieces()
+        ids: list[int] = []
+        # Invalid bytes decode to lone surrogates, which no text holds: every second part is of these.
+        parts = re.split("([\udc80-\udcff]+)", data.decode(errors="surrogateescape"))
+        for index, part in enumerate(parts):
+            if index % 2:
+                ids += self._spell(part.encode(errors="surrogateescape"))
+            else:
+                ids += self._encode_exactly(part, pieces)
+        if b"".join(pieces[token] for token in ids) != data:
+            raise UserError(f"tokenizer {self.path} has no byte pieces; it cannot write every file")
+        return ids
+
+    def _encode_exactly(self, text: str, pieces: list[bytes]) -> list[int]:
+        raw = text.encode()
+        # Tokenizers that put a space before every text: it is then the text's own first space.
+        for attempt in (text, text.removeprefix(" ")):
+            ids = self.encode(attempt)
+            if b"".join(pieces[token] for token in ids) == raw:
+                return ids
+        middle = len(text) // 2
+        cut = max(text.find(" ", max(middle, 1)), text.rfind(" ", 1, middle))
+        if cut < 0:
+            return self._spell(raw)
+        return self._encode_exactly(text[:cut], pieces) + self._encode_exactly(text[cut:], pieces)
+
+    def _spell(self, data: bytes) -> list[int]:
+        """One byte piece for each byte."""
+        return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in data]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of each token, one after the other; ids must lie in the vocabulary.
+
+        Unlike `decode`, no space is stripped and bytes that are no UTF-8 are kept.
+        """
+        pieces = self.pieces()
+        return b"".join(pieces[token] for token in ids)
+
+    def pieces(self) -> list[bytes]:
+        """The bytes of every token, in the order of ids."""
+        return [self.bytes_of(token) for token in range(self.vocab_size)]
 
     def byte_table(self) -> ByteTable:
         """Bytes of each token, by the challenge's rule for SentencePiece tokens."""

@@ -64,6 +64,37 @@ def test_every_text_round_trips_and_its_bytes_add_up(own: Tokenizer, text: str) 
     assert counted(own.byte_table(), own, ids) == len(text.encode())
 
 
+mixed = st.lists(st.one_of(texts.map(str.encode), st.binary(max_size=6), st.just(b"\xe2\x96"))).map(b"".join)
+
+
+@given(mixed)
+def test_any_bytes_come_back_from_any_tokenizer(own: Tokenizer, prefixed: Tokenizer, data: bytes) -> None:
+    for tokenizer in (own, prefixed):
+        assert tokenizer.decode_bytes(tokenizer.encode_bytes(data)) == data
+
+
+@given(texts)
+def test_text_as_bytes_has_the_tokens_of_text(own: Tokenizer, text: str) -> None:
+    ids = own.encode_bytes(text.encode())
+    assert ids == own.encode(text)
+    pieces = own.pieces()
+    assert [len(pieces[token]) for token in ids] == own.byte_table().count(
+        np.full(len(ids), own.bos_id), np.array(ids, np.int64)
+    ).tolist()
+
+
+def test_bytes_that_a_tokenizer_cannot_write_are_refused(tmp_path: Path) -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(make_documents()[0].split("\n")), model_writer=model, model_type="bpe",
+        vocab_size=60, minloglevel=2,
+    )  # fmt: skip
+    path = tmp_path / "no_bytes.model"
+    path.write_bytes(model.getvalue())
+    with pytest.raises(UserError, match=r"no_bytes\.model has no byte pieces"):
+        Tokenizer(path).encode_bytes(b"\xff")
+
+
 # SentencePiece strips any run of literal U+2581 at the start; the challenge's rule knows one space.
 @given(texts.map(lambda text: text.replace("\u2581", "")))
 def test_bytes_add_up_where_the_first_space_is_stripped(prefixed: Tokenizer, text: str) -> None:

@@ -1,0 +1,86 @@
+"""The .pgc file: what a compressed file says about itself, and its coded tokens (docs/compress.md)."""
+
+import json
+import re
+import struct
+import zlib
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from pargolf.errors import UserError, require
+from pargolf.export.codec import compress, decompress
+
+MAGIC = b"pgc\0"
+VERSION = 1
+PREFIX = struct.Struct("<4sHHH")  # magic, version, bytes of the header, compressed and raw
+CHECKSUM = struct.Struct("<I")  # CRC-32 of everything before
+MAX_RAW_HEADER = 4096
+MAX_STREAMS = 1024
+MAX_THREADS = 256
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything but the coded tokens that decoding needs, beside the model."""
+
+    model: str
+    """SHA-256 of the model file, hex."""
+    sha256: str
+    """Of the original file, hex."""
+    bytes: int
+    """Of the original file."""
+    tokens: int
+    streams: int
+    keep: int
+    """Tokens of context that are left when it was full."""
+    dtype: str
+    """In which the model computes: "float32" or "bfloat16"."""
+    threads: int
+    """CPU threads, which may decide in which order floats are added."""
+    machine: str
+    """Where it was made, for a person whose machine computes other floats."""
+
+    def __post_init__(self) -> None:
+        """UserError unless every figure is one that can be."""
+        for digest in (self.model, self.sha256):
+            require(bool(re.fullmatch("[0-9a-f]{64}", digest)), "a hash is not 64 lower-case hex digits")
+        require(0 <= self.tokens <= self.bytes, "more tokens than bytes")
+        require(1 <= self.streams <= MAX_STREAMS, f"streams must lie in 1..{MAX_STREAMS}")
+        require(1 <= self.threads <= MAX_THREADS, f"threads must lie in 1..{MAX_THREADS}")
+        require(self.dtype in ("float32", "bfloat16"), "dtype must be float32 or bfloat16")
+
+
+def pack(header: Header, payload: bytes) -> bytes:
+    """A whole .pgc file."""
+    text = json.dumps(asdict(header), separators=(",", ":")).encode()
+    small = compress(text, "zlib", 9)
+    body = PREFIX.pack(MAGIC, VERSION, len(small), len(text)) + small + payload
+    return body + CHECKSUM.pack(zlib.crc32(body))
+
+
+def unpack(data: bytes) -> tuple[Header, bytes]:
+    """Header and payload of a .pgc file; UserError at the first thing that is wrong with it."""
+    require(data[: len(MAGIC)] == MAGIC, "not a file of `pargolf compress`")
+    require(len(data) >= PREFIX.size + CHECKSUM.size, "cut off")
+    _, version, size, raw_size = PREFIX.unpack_from(data)
+    require(version == VERSION, f"version {version}; this pargolf reads version {VERSION}")
+    body, end = data[: -CHECKSUM.size], PREFIX.size + size
+    require(
+        CHECKSUM.unpack(data[-CHECKSUM.size :]) == (zlib.crc32(body),), "damaged or cut off; copy it again"
+    )
+    require(end <= len(body) and raw_size <= MAX_RAW_HEADER, "its header is too large")
+    try:
+        header = _parse(json.loads(decompress(body[PREFIX.size : end], "zlib", raw_size)))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"malformed header: {error}") from None
+    return header, body[end:]
+
+
+def _parse(values: Any) -> Header:
+    names = {field.name: field.type for field in fields(Header)}
+    require(
+        isinstance(values, dict) and values.keys() == names.keys(), f"header must have {', '.join(names)}"
+    )
+    for name, kind in names.items():
+        require(type(values[name]) is kind, f"{name} of its header is of the wrong type")
+    return Header(**values)

@@ -1,0 +1,170 @@
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pargolf.compress import files
+from pargolf.compress.coder import Encoder
+from pargolf.compress.container import pack, unpack
+from pargolf.compress.contexts import cache_bytes
+from pargolf.compress.files import compress_file, decompress_file
+from pargolf.errors import UserError
+from pargolf.model.gpt import GPT
+from pargolf.pipeline import Target, find_target, load_model, open_artifact
+from support import Dataset
+
+
+@pytest.fixture(scope="module")
+def target(finished: Path) -> Target:
+    return find_target(finished)
+
+
+@pytest.fixture
+def text(dataset: Dataset, tmp_path: Path) -> Path:
+    path = tmp_path / "text"
+    path.write_text(dataset.documents[0][:3000])
+    return path
+
+
+@pytest.fixture
+def coded(text: Path, target: Target, tmp_path: Path) -> Path:
+    compress_file(text, tmp_path / "text.pgc", target, verify=False)
+    return tmp_path / "text.pgc"
+
+
+def model_bits(model: GPT, bos_id: int, stream: list[int]) -> float:
+    """What the model itself needs for a stream: plain forwards over windows that start anew half-filled."""
+    window = model.config.seq_len
+    row, bits, start, first = [bos_id, *stream], 0.0, 0, 0
+    while start + first < len(stream):
+        span = torch.tensor([row[start : start + window + 1]])
+        with torch.inference_mode():
+            losses = model.loss(model.trunk(span[:, :-1]), span[:, 1:], reduction="none")
+        bits += float(losses[0, first:].double().sum()) / math.log(2)
+        start, first = start + window // 2 + 1, window // 2 - 1
+    return bits
+
+
+@pytest.mark.parametrize("streams", [1, 5])
+def test_the_coded_size_is_the_model_s_own_bits(
+    streams: int, text: Path, target: Target, tmp_path: Path
+) -> None:
+    report = compress_file(text, tmp_path / "out", target, streams, verify=False)
+    artifact, tokenizer = open_artifact(target)
+    tokens = tokenizer.encode(text.read_text())
+    model = load_model(artifact)
+    parts = [part.tolist() for part in np.array_split(np.array(tokens), streams)]
+    own = sum(model_bits(model, tokenizer.bos_id, part) for part in parts)
+    assert abs(8 * report.coded_bytes - own) < 0.001 * own + 64
+
+
+def test_streams_cost_what_the_report_estimates(text: Path, target: Target, tmp_path: Path) -> None:
+    one, many = (compress_file(text, tmp_path / "out", target, n, verify=False) for n in (1, 6))
+    assert one.start_bits == 0
+    actual = 8 * (many.coded_bytes - one.coded_bytes)
+    assert many.start_bits == pytest.approx(actual, abs=0.01 * 8 * one.coded_bytes)
+
+
+def damaged(coded: Path, **changes: Any) -> bytes:
+    header, payload = unpack(coded.read_bytes())
+    return pack(dataclasses.replace(header, **changes), payload)
+
+
+def refused(coded: Path, target: Target, message: str) -> None:
+    out = coded.with_name("restored")
+    with pytest.raises(UserError, match=message) as caught:
+        decompress_file(coded, out, target)
+    assert "\n" not in str(caught.value) and str(coded) in str(caught.value)
+    assert not out.exists() and not list(coded.parent.glob(".*"))
+
+
+def test_another_model_is_refused(coded: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    other = tmp_path / "run/model.pgz"
+    other.write_bytes(other.read_bytes() + b"\0")
+    refused(coded, find_target(tmp_path / "run"), "made with another model")
+
+
+def test_other_floats_end_in_an_error(coded: Path, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nearly(*arguments: Any) -> GPT:
+        model = load_model(*arguments)
+        with torch.no_grad():
+            model.embed.weight[7] *= 1.0001
+        return model
+
+    monkeypatch.setattr(files, "load_model", nearly)
+    monkeypatch.setattr(files, "_this_machine", lambda: "an abacus")
+    refused(coded, target, r"does not give back .* made by torch .* this is an abacus")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bytes": 10**18, "tokens": 10**18}, "more tokens than the file can hold"),
+        ({"tokens": 300}, "SHA-256 is another"),
+        ({"sha256": "0" * 64}, "SHA-256 is another"),
+        ({"streams": 2}, "does not give back"),
+        ({"keep": 63}, "does not give back"),
+        ({"keep": 0}, r"keep must lie in 1\.\.64"),
+        ({"keep": 65}, r"keep must lie in 1\.\.64"),
+    ],
+)
+def test_figures_that_are_not_the_file_s_are_noticed(
+    changes: dict[str, Any], message: str, coded: Path, target: Target
+) -> None:
+    coded.write_bytes(damaged(coded, **changes))
+    refused(coded, target, message)
+
+
+def test_streams_that_need_too_much_memory_are_refused(
+    coded: Path, text: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MAX_CACHE_BYTES", 1_000_000)
+    coded.write_bytes(damaged(coded, streams=1024))
+    refused(coded, target, "1024 streams need .* bytes of keys and values, more than 1,000,000")
+    with pytest.raises(UserError, match="64 streams need"):
+        compress_file(text, text.with_name("out"), target, streams=64)
+    monkeypatch.setattr(files, "FASTEST_STREAMS", 10**6)
+    text.write_text("a" * 20_000)
+    report = compress_file(text, text.with_name("out"), target, verify=False)
+    assert target.config is not None
+    assert report.header.streams == 1_000_000 // cache_bytes(target.config.model, torch.float32)
+
+
+def test_verifying_notices_a_wrong_code_and_writes_nothing(
+    text: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = Encoder.finish
+    monkeypatch.setattr(Encoder, "finish", lambda self: bytes([finish(self)[0] ^ 1]) + finish(self)[1:])
+    with pytest.raises(UserError, match="does not give back"):
+        compress_file(text, text.with_name("out"), target)
+    assert not text.with_name("out").exists()
+
+
+def test_a_file_is_not_written_over_itself(text: Path, target: Target) -> None:
+    before = text.read_bytes()
+    for command in (compress_file, decompress_file):
+        with pytest.raises(UserError, match="file to be read"):
+            command(text, text, target)
+    assert text.read_bytes() == before
+
+
+def test_settings_are_kept_in_the_file(text: Path, target: Target) -> None:
+    before = torch.get_num_threads()
+    out = text.with_name("out")
+    text.write_text("A few words.")
+    report = compress_file(text, out, target, streams=3, dtype="bfloat16", threads=2)
+    assert (report.header.streams, report.header.dtype, report.header.threads) == (3, "bfloat16", 2)
+    restored = decompress_file(out, text.with_name("restored"), target)
+    assert restored.header == report.header
+    assert text.with_name("restored").read_bytes() == text.read_bytes()
+    assert torch.get_num_threads() == before
+    with pytest.raises(UserError, match="threads must lie"):
+        compress_file(text, out, target, threads=-1)
+    with pytest.raises(UserError, match="streams must lie"):
+        compress_file(text, out, target, streams=-1)
