@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pargolf import launch
-from pargolf.cli import runs, study, submit
+from pargolf.cli import export, runs, study, submit
 from pargolf.config import preset_names
 from pargolf.errors import Stopped, UserError
 
@@ -18,6 +18,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": runs.evaluate,
     "run": runs.run,
     "sample": runs.sample,
+    "export": export.export,
     "analyze": study.analyze,
     "compare": study.compare,
     "ablate": study.ablate,
