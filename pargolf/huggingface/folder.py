@@ -34,7 +34,7 @@ def export_target(target: Target, form: Format, out: Path | None = None) -> Path
     Raises UserError, and writes nothing, if `out` already holds something, the artifact cannot be
     read, or transformers knows no tokenizer like its own.
     """
-    name = target.run.name if target.run else target.artifact.stem
+    name = target.run.folder.resolve().name if target.run else target.artifact.stem
     out = out or Path("exports") / f"{name}-{form}"
     with new_folder(out) as folder:
         artifact, tokenizer = open_artifact(target)
