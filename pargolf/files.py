@@ -3,9 +3,14 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pargolf.errors import require
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -30,6 +35,32 @@ def write_atomic(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def require_new(folder: Path) -> None:
+    """UserError if there is something at `folder` already, but for an empty folder."""
+    free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    require(free, f"{folder} is there already; name another --out")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes `folder` at the end, or goes if anything is raised before.
+
+    Raises UserError if `folder` is not new (see `require_new`).
+    """
+    require_new(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def sha256_file(path: Path) -> str:

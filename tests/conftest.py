@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 # Before PyTorch is imported, here and in the processes that tests start: threads that wait for
 # each other cost a tiny model more than they give.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # whatever a test loads is in a folder
 
 import torch
 
@@ -55,6 +57,16 @@ def page_of_finished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -
     page = tmp_path_factory.mktemp("report") / "page.html"
     assert dispatch(["report", str(finished), "--out", str(page)]) == 0
     return page
+
+
+@pytest.fixture(scope="session")
+def module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A place for transformers to copy the code of loaded folders to; its own is in the user's home."""
+    from transformers import dynamic_module_utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from torch import Tensor
 from pargolf.checkpoint import Progress, save_checkpoint
 from pargolf.config import ExportConfig, ModelConfig, OptimConfig, RunConfig
 from pargolf.export.artifact import pack
+from pargolf.files import sha256_file
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.model.layers import Linear, LowRank
 from pargolf.optim.groups import Optimizers
@@ -83,11 +84,14 @@ def matrix(projection: Linear | LowRank) -> Tensor:
     return projection.weight
 
 
-def write_run(folder: Path, model: GPT) -> Run:
+def write_run(folder: Path, model: GPT, tokenizer: Path | None = None) -> Run:
     """A run folder with this model as checkpoint and as artifact, without any training."""
     export = ExportConfig(level=3)
     run = start_run(folder, RunConfig(model=model.config, export=export))
     save_checkpoint(run.checkpoint, model, Optimizers(model, OptimConfig(), torch.float32), Progress())
-    data = pack(dict(model.state_dict()), tensor_kinds(model), model.config, export, "0" * 64)
+    if tokenizer:
+        run.tokenizer.write_bytes(tokenizer.read_bytes())
+    sha256 = sha256_file(run.tokenizer) if tokenizer else "0" * 64
+    data = pack(dict(model.state_dict()), tensor_kinds(model), model.config, export, sha256)
     run.artifact.write_bytes(data)
     return run

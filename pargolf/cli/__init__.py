@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pargolf import launch
-from pargolf.cli import compress, explain, runs, study, submit
+from pargolf.cli import compress, explain, export, runs, study, submit
 from pargolf.config import preset_names
 from pargolf.errors import Stopped, UserError
 
@@ -23,6 +23,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "explain": explain.explain,
     "compress": compress.compress,
     "decompress": compress.decompress,
+    "export": export.export,
     "analyze": study.analyze,
     "compare": study.compare,
     "ablate": study.ablate,

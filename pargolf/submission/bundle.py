@@ -1,7 +1,7 @@
-"""From the package's modules to the one file that a submission runs.
+"""From the package's modules to one file: the one that a submission runs, or one to import elsewhere.
 
-The file holds what `script.main` needs under one configuration, and nothing else. It is made in
-three steps: find the definitions that are reached, take out of them what constants make
+The file holds what its entries need (`script.main` under one configuration), and nothing else. It
+is made in three steps: find the definitions that are reached, take out of them what constants make
 needless, and again, until nothing changes (`shake.py`, `learn.py`, `fold.py`); keep the settings
 that are left to read; write all of it out in reading order (`layout.py`).
 """
@@ -10,13 +10,14 @@ import ast
 import base64
 import json
 import lzma
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
 import libcst as cst
 
-from pargolf.config import RunConfig
+from pargolf import __version__
+from pargolf.config import RunConfig, to_dict
 from pargolf.submission.fold import fold
 from pargolf.submission.known import SECTIONS, Known, Settings, scope_of
 from pargolf.submission.layout import write_out
@@ -25,6 +26,19 @@ from pargolf.submission.modules import Key, Node, mentions, parts_of, read_modul
 from pargolf.submission.shake import reach
 
 ENTRY = ("pargolf.submission.script", "main")
+DOCSTRING = f"""A submission to the parameter-golf challenge, made by pargolf {__version__} from its modules.
+
+    torchrun --standalone --nproc_per_node=8 train_gpt.py    trains, packs model.pgz and scores it
+    python train_gpt.py                                      the same on one GPU or CPU
+    python train_gpt.py --eval model.pgz                     scores an artifact
+
+It holds what one configuration needs. ENVIRONMENT lists the environment variables that change it.
+"""
+ENDING = """
+
+if __name__ == "__main__":
+    main()
+"""
 
 
 @cache
@@ -38,7 +52,21 @@ def bundle(config: RunConfig) -> str:
         raise ValueError("codec and layout are auto: `pack` settles them, and the artifact says how")
     # What a finished run has recorded of its own machine is left open.
     t = replace(config.train, device="auto", compile="off" if config.train.compile == "off" else "auto")
-    return write_out(_reduce(replace(config, train=t)), ENTRY)
+    config = replace(config, train=t)
+    frozen: dict[Key, Node] = {("pargolf.config", kind): _freeze(kind, config) for kind in SECTIONS}
+    settings = Settings(config, frozenset(_environment().values()))
+    return write_out(_reduce(frozen, [ENTRY], settings), [ENTRY], DOCSTRING, ENDING)
+
+
+@cache
+def bundle_classes(module: str, names: tuple[str, ...], docstring: str) -> str:
+    """The source of a file with these classes of one module and what they need, whatever the settings.
+
+    Raises ValueError if the package holds something that cannot be moved into one file.
+    """
+    entries = [(module, name) for name in names]
+    every = {(section, name) for section, fields in to_dict(RunConfig()).items() for name in fields}
+    return write_out(_reduce({}, entries, Settings(RunConfig(), frozenset(every))), entries, docstring)
 
 
 def minified(source: str) -> str:
@@ -57,13 +85,11 @@ def compressed(source: str) -> str:
     return f'import base64,lzma;exec(lzma.decompress(base64.b85decode("{text}")))\n'
 
 
-def _reduce(config: RunConfig) -> dict[Key, Node]:
-    """The definitions and methods that remain under `config`."""
-    settings = Settings(config, frozenset(_environment().values()))
-    nodes: dict[Key, Node] = {("pargolf.config", kind): _freeze(kind, config) for kind in SECTIONS}
+def _reduce(nodes: dict[Key, Node], entries: Sequence[Key], settings: Settings) -> dict[Key, Node]:
+    """The definitions and methods that `entries` need under `settings`; `nodes` as they are here."""
     known = None
     while True:
-        live = reach(nodes, ENTRY)
+        live = reach(nodes, entries)
         known = learn(live, settings, known)
         changed = fold(live, known)
         if not changed:

@@ -3,11 +3,10 @@
 import builtins
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import libcst as cst
 
-from pargolf import __version__
 from pargolf.submission.modules import (
     PACKAGE,
     Import,
@@ -31,33 +30,25 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "Export": ("calibrate", "export", "pack"),
     "Scoring": ("score", "pipeline", "final"),
     "Main": ("submission",),
+    "For transformers": ("huggingface",),
 }
-HEADER = f'''"""A submission to the parameter-golf challenge, made by pargolf {__version__} from its modules.
-
-    torchrun --standalone --nproc_per_node=8 train_gpt.py    trains, packs model.pgz and scores it
-    python train_gpt.py                                      the same on one GPU or CPU
-    python train_gpt.py --eval model.pgz                     scores an artifact
-
-It holds what one configuration needs. ENVIRONMENT lists the environment variables that change it.
-"""
-
-from __future__ import annotations
-'''
 RULE = "# " + "-" * 98
 # Comments that speak to the package's own tools.
 ASIDES = ("type: ignore", "noqa", "fmt: ")
 
 
-def write_out(live: Mapping[Key, Node], entry: Key) -> str:
-    """The source of a file that holds the definitions `live` and calls `entry` when it is run.
+def write_out(live: Mapping[Key, Node], entries: Sequence[Key], docstring: str, ending: str = "") -> str:
+    """The source of a file that holds the definitions `live`, `entries` by their own names, and ends so.
 
     Raises ValueError if they cannot live in one file.
     """
     names = _names(live)
+    if renamed := [names[key] for key in entries if names[key] != key[1]]:
+        raise ValueError(f"other definitions have the names of entries, which would be {renamed}")
     definitions = {key: _rename(key, node, names) for key, node in live.items()}
-    chapters = _chapters(definitions, entry[0])
-    ending = f'\n\nif __name__ == "__main__":\n    {names[entry]}()'
-    text = "\n".join([HEADER, _imports(live), *chapters, ending, ""])
+    chapters = _chapters(definitions, entries[-1][0])
+    header = f'"""{docstring}"""\n\nfrom __future__ import annotations\n'
+    text = "\n".join([header, _imports(live), *chapters, ending])
     return "\n".join(map(_without_aside, text.split("\n")))
 
 
@@ -180,6 +171,8 @@ def _chapters(definitions: Mapping[Key, Node], last: str) -> Iterator[str]:
         name = module.removeprefix(f"{PACKAGE}.").partition(".")[0]
         modules[chapter_of.get(name, "Tools")].append(module)
     for chapter in CHAPTERS:
+        if not modules[chapter]:
+            continue
         yield f"\n\n{RULE}\n# {chapter}\n{RULE}"
         for module in modules[chapter]:
             yield from _module_text(module, definitions)

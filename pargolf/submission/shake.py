@@ -1,10 +1,10 @@
-"""Which definitions a program needs: everything that can be reached from its entry function.
+"""Which definitions a program needs: everything that can be reached from its entries.
 
 Methods count by name: one is needed if its class is and its name is mentioned anywhere as an
 attribute, keyword or string. That keeps a little too much, and never too little.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pargolf.submission.modules import (
     Key,
@@ -20,15 +20,16 @@ from pargolf.submission.modules import (
 CALLED_UNNAMED = {"forward"}
 
 
-def reach(nodes: dict[Key, Node], entry: Key) -> dict[Key, Node]:
-    """The definitions and methods that `entry` needs, itself among them, in the order they were found.
+def reach(nodes: dict[Key, Node], entries: Sequence[Key]) -> dict[Key, Node]:
+    """The definitions and methods that `entries` need, themselves among them, in the order they were found.
 
-    `nodes` holds the current form of every definition that has been changed; others are read from
-    their modules, and added to it.
+    Of a class among the entries all methods count: whoever it is made for calls them. `nodes` holds
+    the current form of every definition that has been changed; others are read from their modules,
+    and added to it.
     """
     live: dict[Key, Node] = {}
     words: set[str] = set()
-    waiting = [entry]
+    waiting = [*entries]
     while waiting:
         while waiting:
             key = waiting.pop()
@@ -40,7 +41,7 @@ def reach(nodes: dict[Key, Node], entry: Key) -> dict[Key, Node]:
             mentioned = mentions(nodes[key])
             words |= mentioned.words
             waiting += needed(key[0], mentioned)
-        waiting = [key for key in nodes if key not in live and _is_called(key, live, words)]
+        waiting = [key for key in nodes if key not in live and _is_called(key, live, words, entries)]
     return live
 
 
@@ -53,8 +54,9 @@ def needed(module: str, mentioned: Mentions) -> list[Key]:
     return [key for key in keys if key is not None]
 
 
-def _is_called(key: Key, live: Mapping[Key, Node], words: set[str]) -> bool:
+def _is_called(key: Key, live: Mapping[Key, Node], words: set[str], entries: Sequence[Key]) -> bool:
     if len(key) < 3 or key[:2] not in live:
         return False
     name = key[2]
-    return name in words or name in CALLED_UNNAMED or (name.startswith("__") and name.endswith("__"))
+    unnamed = name in CALLED_UNNAMED or (name.startswith("__") and name.endswith("__"))
+    return name in words or unnamed or key[:2] in entries

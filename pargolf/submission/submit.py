@@ -10,7 +10,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +19,13 @@ from pargolf.analysis.ttest import p_better_by, why_no_test
 from pargolf.config import ExportConfig, RunConfig, to_dict
 from pargolf.errors import UserError, require
 from pargolf.export.artifact import read_header
-from pargolf.files import write_atomic, write_json
+from pargolf.files import new_folder, require_new, write_atomic, write_json
 from pargolf.final import size_lines
 from pargolf.pipeline import find_target
 from pargolf.run import Run, first_difference, open_run
 from pargolf.submission.bundle import bundle, compressed, minified
 from pargolf.submission.verify import Verdict, check_verdict, verify_target
+from pargolf.templates import render
 
 Form = Literal["readable", "minified", "compressed"]
 
@@ -102,10 +103,7 @@ def submit(
     config = dataclasses.replace(config, export=_common_export(seeds))
     date = datetime.date.today().isoformat()
     out = out or Path("submissions") / f"{date}_{re.sub('[^A-Za-z0-9.]+', '_', about.name).strip('_')}"
-    require(
-        not out.exists() or (out.is_dir() and not any(out.iterdir())),
-        f"{out} is there already; name another --out",
-    )
+    require_new(out)
     source = bundle(config)
     texts: dict[Form, str] = {
         "readable": source, "minified": minified(source), "compressed": compressed(source)
@@ -119,20 +117,21 @@ def submit(
     verdict = verify_target(target, None, config.eval.stride, positions, seed=0)
     check_verdict(verdict, target)
     readme = _readme(config, about, seeds, best, summary, form, record_loss, verdict)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "train_gpt.py", texts[form].encode())
-    write_atomic(out / "README.md", readme.encode())
-    write_json(out / "submission.json", summary)
-    write_atomic(out / "requirements.txt", "".join(f"{line}\n" for line in requirements(source)).encode())
-    for run in seeds:
-        # The run counted the code of its day; here are the sizes of what is in this folder.
-        lines = [
-            f"train_gpt.py as submitted, {form}:",
-            *size_lines(config.export, sizes[form], run.bytes_model),
-        ]
-        log = run.run.log.read_bytes() + "".join(f"{line}\n" for line in lines).encode()
-        write_atomic(out / f"train_seed{run.seed}.log", log)
-    shutil.copyfile(best.run.artifact, out / "model.pgz")
+    with new_folder(out) as folder:
+        write_atomic(folder / "train_gpt.py", texts[form].encode())
+        write_atomic(folder / "README.md", readme.encode())
+        write_json(folder / "submission.json", summary)
+        packages = "".join(f"{line}\n" for line in requirements(source))
+        write_atomic(folder / "requirements.txt", packages.encode())
+        for run in seeds:
+            # The run counted the code of its day; here are the sizes of what is in this folder.
+            lines = [
+                f"train_gpt.py as submitted, {form}:",
+                *size_lines(config.export, sizes[form], run.bytes_model),
+            ]
+            log = run.run.log.read_bytes() + "".join(f"{line}\n" for line in lines).encode()
+            write_atomic(folder / f"train_seed{run.seed}.log", log)
+        shutil.copyfile(best.run.artifact, folder / "model.pgz")
     return Submission(out, sizes, form, summary)
 
 
@@ -282,12 +281,10 @@ def _readme(
     record_loss: float | None,
     verdict: Verdict,
 ) -> str:
-    import jinja2
-
-    text = (resources.files("pargolf.submission") / "README.md.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     ranks = re.search(r" on (\d+) x ", best.machine)
-    return environment.from_string(text).render(
+    return render(
+        "pargolf.submission",
+        "README.md.jinja",
         config=config,
         settings=to_dict(config),
         about=about,

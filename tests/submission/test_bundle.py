@@ -17,6 +17,8 @@ from pargolf.config import RunConfig, load_preset
 from pargolf.errors import UserError
 from pargolf.export.budget import code_bytes
 from pargolf.submission.bundle import bundle, compressed, minified
+from pargolf.submission.layout import write_out
+from pargolf.submission.modules import Key, Node, read_module
 from pargolf.submission.script import ENVIRONMENT, from_environment
 from pargolf.submission.submit import requirements
 
@@ -164,6 +166,13 @@ def test_clashing_names_are_told_apart() -> None:
     assert not {"MAGIC", "VERSION", "read_header"} & found.keys()
     # distributed.shared_map has a variable `rank`.
     assert "rank = launch_rank()" in ast.unparse(found["shared_map"])
+
+
+def test_a_name_that_others_import_stays() -> None:
+    keys: list[Key] = [("pargolf.data.shards", "read_header"), ("pargolf.export.artifact", "read_header")]
+    live: dict[Key, Node] = {key: read_module(key[0]).nodes[key] for key in keys}
+    with pytest.raises(ValueError, match="artifact_read_header"):
+        write_out(live, keys[1:], "")
 
 
 def test_environment_variables_name_settings_that_exist() -> None:

@@ -1,0 +1,33 @@
+"""The commands that take a model elsewhere: one function a command, no logic."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from pargolf.cli.parse import parse
+
+
+@dataclass
+class ExportArgs:
+    """Write an artifact's model as a folder that other programs load."""
+
+    run: tyro.conf.Positional[Path]
+    """A run's folder or a model.pgz."""
+    format: Literal["huggingface", "safetensors"]
+    """"huggingface": for AutoModelForCausalLM and AutoTokenizer of transformers, code and model card with it;
+    "safetensors": float32 weights, the model's settings and the tokenizer."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Folder to write; default: exports/<run>-<format>."""
+    tokenizer: Path | None = None
+    """Tokenizer of an artifact outside its run folder."""
+
+
+def export(argv: list[str]) -> None:
+    """Write the model as a folder for transformers, or as plain safetensors."""
+    from pargolf.huggingface.folder import export_target
+    from pargolf.pipeline import find_target
+
+    args = parse(ExportArgs, argv, "pargolf export")
+    print(export_target(find_target(args.run, args.tokenizer), args.format, args.out))
