@@ -96,7 +96,7 @@ def test_a_run_packed_anew_brings_the_code_of_its_codec(finished: Path, tmp_path
     results = [json.loads((folder / "result.json").read_text()) for folder in (finished, run)]
     assert results[0]["artifact"]["sliding"]["val_loss"] == results[1]["artifact"]["sliding"]["val_loss"]
     assert results[0]["bytes_model"] > results[1]["bytes_model"]
-    with pytest.raises(UserError, match="export.layout is bytes there, range here"):
+    with pytest.raises(UserError, match=r"export\.layout is bytes there, range here"):
         submit([finished, other_seed(run, tmp_path / "other")], About("A", "G", "T"), tmp_path / "none")
     folder = submitted(run, tmp_path / "out", "--compressed")
     assert {"brotli", "constriction"} <= {
