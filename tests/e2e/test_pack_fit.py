@@ -25,6 +25,7 @@ def copy(finished: Path, dataset: Dataset, tmp_path: Path) -> Path:
         shutil.copy(shard, shards)
     shutil.copytree(finished, tmp_path / "run")
     text = (finished / "config.json").read_text()
+    text = text.replace('"calibration_tokens": 65536', '"calibration_tokens": 4096')
     (tmp_path / "run/config.json").write_text(text.replace(str(dataset.folder), str(shards)))
     return tmp_path / "run"
 
