@@ -39,13 +39,17 @@ MAX_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class Section:
-    """One row of the table of sections, in file order. `values` counts the model's parameters in it."""
+    """One row of the table of sections, in file order. `values` counts the model's parameters in it.
+
+    Its last `code_bytes` bytes are range-coded values, on which no codec was tried.
+    """
 
     kind: str
     layer: int | None
     codec: str
     bytes: int
     raw_bytes: int
+    code_bytes: int
     values: int
 
 
@@ -114,6 +118,7 @@ class Blob:
     kind: str
     layer: int | None
     raw: bytes
+    code: bytes
     values: int
 
 
@@ -132,16 +137,16 @@ def lay_out(stored: Mapping[str, Quantized | Tensor], slots: Mapping[str, Slot],
         tensors = {name: stored[name] for name in names}
         values = sum((x.values if isinstance(x, Quantized) else x).numel() for x in tensors.values())
         layer_or_none = None if layer < 0 else layer
-        blobs.append(Blob(order[kind], layer_or_none, encode_section(tensors, layout), values))
+        blobs.append(Blob(order[kind], layer_or_none, *encode_section(tensors, layout), values))
     return blobs
 
 
 def seal(blobs: Sequence[Blob], model: ModelConfig, export: ExportConfig, tokenizer_sha256: str) -> bytes:
     """The file of sections laid out as `export` says, compressed as it says."""
-    payloads = [compress(blob.raw, export.codec, export.level) for blob in blobs]
+    payloads = [compress(blob.raw, export.codec, export.level) + blob.code for blob in blobs]
     sections = [
-        Section(blob.kind, blob.layer, export.codec, len(payload), len(blob.raw), blob.values)
-        for blob, payload in zip(blobs, payloads, strict=True)
+        Section(x.kind, x.layer, export.codec, len(payload), len(x.raw), len(x.code), x.values)
+        for x, payload in zip(blobs, payloads, strict=True)
     ]
     header = {
         "model": asdict(model),
@@ -187,13 +192,14 @@ def unpack(data: bytes, source: str = "artifact") -> Artifact:
     for section in header.sections:
         place = section.kind if section.layer is None else f"{section.kind} of layer {section.layer}"
         try:
-            raw = decompress(data[at : at + section.bytes], section.codec, section.raw_bytes)
-            tensors = decode_section(raw, header.export.layout, section.values)
+            middle, end = at + section.bytes - section.code_bytes, at + section.bytes
+            raw = decompress(data[at:middle], section.codec, section.raw_bytes)
+            tensors = decode_section(raw, data[middle:end], header.export.layout, section.values)
             require(not tensors.keys() & state.keys(), "a tensor is there twice")
         except UserError as error:
             raise UserError(f"{source}: section {place}: {_short(error)}") from None
         state |= tensors
-        at += section.bytes
+        at = end
     return Artifact(header.model, header.export, header.tokenizer_sha256, header.sections, state)
 
 
@@ -280,6 +286,8 @@ def _parse_section(row: Any, n_layers: int) -> Section:
         )
     for name in ("bytes", "raw_bytes", "values"):
         require(type(row[name]) is int and row[name] >= 1, f"section {name} must be a positive integer")
+    code = row["code_bytes"]
+    require(type(code) is int and 0 <= code < row["bytes"], "section code_bytes must lie in its bytes")
     layer = row["layer"]
     require(
         layer is None or (type(layer) is int and 0 <= layer < n_layers), "section layer is not in the model"

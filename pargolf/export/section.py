@@ -4,6 +4,7 @@ For each tensor NAME a blob holds "float/NAME", or "intB/NAME", whose values hav
 "scale/NAME". How they look depends on the layout; docs/formats.md has the table.
 """
 
+import io
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,14 +18,15 @@ from pargolf.export.entropy import Model, decode_matrix, encode_matrix
 from pargolf.export.quantize import FLOATS, QUANTIZED_BITS, Quantized, dequantize, top_value
 
 # Layout -> what a matrix has beside its values and scales.
-LAYOUTS = {"bytes": (), "packed": ("cols",), "planes": (), "range": ("rows", "cols")}
+LAYOUTS = {"bytes": (), "packed": ("cols",), "planes": (), "range": ("levels",)}
 FLOAT_OF_SIZE = {dtype.itemsize: dtype for dtype in FLOATS.values()}
 
 
-def encode_section(stored: Mapping[str, Quantized | Tensor], layout: str) -> bytes:
-    """The blob for tensors in the form in which they are stored."""
+def encode_section(stored: Mapping[str, Quantized | Tensor], layout: str) -> tuple[bytes, bytes]:
+    """Tensors in the form in which they are stored -> their blob, and code that nothing makes smaller."""
     tensors: dict[str, Tensor] = {}
-    for name, x in stored.items():
+    codes = []
+    for name, x in sorted(stored.items()):
         if isinstance(x, Tensor):
             tensors[f"float/{name}"] = _write_floats(x.cpu(), layout)
             continue
@@ -32,17 +34,18 @@ def encode_section(stored: Mapping[str, Quantized | Tensor], layout: str) -> byt
         tensors[f"scale/{name}"] = _write_floats(x.scale.cpu(), layout)
         if layout == "packed":
             tensors[f"cols/{name}"] = torch.tensor([values.size(1)], dtype=torch.int32)
-            values = _bytes_tensor(pack_bits(values.numpy(), x.bits))
+            values = torch.frombuffer(bytearray(pack_bits(values.numpy(), x.bits)), dtype=torch.uint8)
         if layout == "range":
             code, model = encode_matrix(values.numpy(), x.bits)
-            tensors[f"rows/{name}"] = torch.from_numpy(model.rows)
-            tensors[f"cols/{name}"] = torch.from_numpy(model.cols)
-            values = _bytes_tensor(bytes((model.tail, model.ends)) + code)
+            codes.append(code)
+            tensors[f"levels/{name}"] = torch.from_numpy(np.concatenate((model.rows, model.cols)))
+            values = torch.tensor([model.tail, model.ends, len(code)], dtype=torch.int32)
         tensors[f"int{x.bits}/{name}"] = values
-    return safetensors.torch.save(tensors)  # in an order of its own: by dtype, then name
+    # safetensors has an order of its own: by dtype, then name.
+    return safetensors.torch.save(tensors), b"".join(codes)
 
 
-def decode_section(raw: bytes, layout: str, values: int) -> dict[str, Tensor]:
+def decode_section(raw: bytes, code: bytes, layout: str, values: int) -> dict[str, Tensor]:
     """The float32 tensors of a blob; UserError if it is malformed or does not hold `values` values.
 
     Allocates a few bytes for each byte and each value.
@@ -56,24 +59,28 @@ def decode_section(raw: bytes, layout: str, values: int) -> dict[str, Tensor]:
         part, _, name = key.partition("/")
         parts.setdefault(name, {})[part] = tensor
     tensors: dict[str, Tensor] = {}
+    source = io.BytesIO(code)
     left = values
     for name, of_name in sorted(parts.items()):
-        tensors[name] = _decode_tensor(name, of_name, layout, left)
+        tensors[name] = _decode_tensor(name, of_name, source, layout, left)
         left -= tensors[name].numel()
     require(left == 0, "wrong number of values")
+    require(not source.read(1), "more code than its tensors have")
     return tensors
 
 
-def _decode_tensor(name: str, parts: dict[str, Tensor], layout: str, most: int) -> Tensor:
+def _decode_tensor(name: str, parts: dict[str, Tensor], source: io.BytesIO, layout: str, most: int) -> Tensor:
     if parts.keys() == {"float"}:
         return _read_floats(parts["float"], layout).float()
     for bits in QUANTIZED_BITS:
         if parts.keys() == {f"int{bits}", "scale", *LAYOUTS[layout]}:
-            return dequantize(_decode_matrix(parts, bits, layout, most))
+            return dequantize(_decode_matrix(parts, bits, source, layout, most))
     raise UserError(f"tensor {name[:80]!r} has the parts {', '.join(sorted(parts))[:80]}")
 
 
-def _decode_matrix(parts: Mapping[str, Tensor], bits: int, layout: str, most: int) -> Quantized:
+def _decode_matrix(
+    parts: Mapping[str, Tensor], bits: int, source: io.BytesIO, layout: str, most: int
+) -> Quantized:
     values, scale = parts[f"int{bits}"], _read_floats(parts["scale"], layout)
     require(scale.dtype == torch.float16 and scale.ndim == 1, "scales must be a float16 vector")
     require(bool((scale > 0).all()), "scales must be positive")
@@ -85,12 +92,14 @@ def _decode_matrix(parts: Mapping[str, Tensor], bits: int, layout: str, most: in
         values = torch.from_numpy(unpack_bits(values.numpy().tobytes(), bits, shape[0] * shape[1]))
         values = values.reshape(shape)
     if layout == "range":
-        for x in (values, parts["rows"], parts["cols"]):
-            require(x.dtype == torch.uint8 and x.ndim == 1, "range-coded parts must be uint8 bytes")
-        levels = parts["rows"].numpy(), parts["cols"].numpy()
-        require(0 < len(levels[0]) * len(levels[1]) <= most and len(values) > 2, "a matrix of wrong size")
-        model = Model(*levels, *values[:2].tolist())
-        values = torch.from_numpy(decode_matrix(values[2:].numpy().tobytes(), model, bits))
+        levels = parts["levels"]
+        require(levels.dtype == torch.uint8 and levels.ndim == 1, "levels must be uint8 bytes")
+        require(values.dtype == torch.int32 and values.shape == (3,), "shape and length must be three int32")
+        tail, ends, length = values.tolist()
+        of_rows, of_cols = levels.numpy()[: len(scale)], levels.numpy()[len(scale) :]
+        require(0 < len(of_rows) * len(of_cols) <= most and length >= 0, "a matrix of wrong size")
+        matrix = decode_matrix(source.read(length), Model(of_rows, of_cols, tail, ends), bits)
+        values = torch.from_numpy(matrix)
     require(values.dtype == torch.int8 and values.ndim == 2, "quantized values must be an int8 matrix")
     require(values.numel() > 0 and values.size(0) == scale.numel(), "there must be one scale a row")
     top = top_value(bits)
@@ -113,7 +122,3 @@ def _read_floats(x: Tensor, layout: str) -> Tensor:
     require(x.dtype in FLOATS.values(), f"floats stored as {x.dtype}")
     require(bool(x.isfinite().all()), "NaN or infinite values")
     return x.clone()  # the loaded tensor may share the read-only bytes
-
-
-def _bytes_tensor(data: bytes) -> Tensor:
-    return torch.from_numpy(np.frombuffer(data, np.uint8).copy())

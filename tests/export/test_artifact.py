@@ -111,8 +111,9 @@ def test_planes_are_the_bytes_of_floats_in_turn() -> None:
     for layout in ("planes", "range"):
         header, payloads = parts(pack(state, SLOTS, TINY, replace(LEVEL_3, layout=layout), SHA))
         stored: dict[str, Tensor] = {}
-        for payload in payloads:
-            stored |= safetensors.torch.load(zstandard.decompress(payload))
+        for section, payload in zip(header["sections"], payloads, strict=True):
+            blob = payload[: section["bytes"] - section["code_bytes"]]
+            stored |= safetensors.torch.load(zstandard.decompress(blob))
         floats = stored["float/blocks.0.mix"].numpy()
         assert floats.shape == (4, 2, 5, 3)
         mix = np.ascontiguousarray(np.moveaxis(floats, 0, -1)).view("<f4")[..., 0]
@@ -123,8 +124,10 @@ def test_planes_are_the_bytes_of_floats_in_turn() -> None:
         assert np.array_equal(np.ascontiguousarray(scale.T).view("<f2")[:, 0], q.scale.numpy())
         values = stored["int6/blocks.0.q"].numpy()
         if layout == "range":
-            rows, cols = (stored[f"{part}/blocks.0.q"].numpy() for part in ("rows", "cols"))
-            values = decode_matrix(values[2:].tobytes(), Model(rows, cols, *values[:2].tolist()), 6)
+            rows, cols = np.split(stored["levels/blocks.0.q"].numpy(), [4])
+            tail, ends, length = values.tolist()
+            code = payloads[1][-length:]
+            values = decode_matrix(code, Model(rows, cols, tail, ends), 6)
         assert np.array_equal(values, q.values.numpy())
 
 

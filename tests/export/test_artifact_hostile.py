@@ -46,7 +46,7 @@ def test_flips_below_the_compression_never_crash(layout: Any) -> None:
     refused = 0
     for _ in range(800):
         k = int(rng.integers(len(payloads)))
-        raw = bytearray(zstandard.decompress(payloads[k]))
+        raw = bytearray(split(header, payloads, k)[0])
         raw[int(rng.integers(len(raw)))] ^= int(rng.integers(1, 256))
         refused += refuses(*with_section(header, payloads, k, bytes(raw)))
     assert refused > 200
@@ -63,9 +63,15 @@ def refuses(header: Any, payloads: list[bytes]) -> bool:
 def with_section(header: Any, payloads: list[bytes], k: int, raw: bytes) -> tuple[Any, list[bytes]]:
     """The same file with section k holding other raw bytes, all sizes right."""
     header, payloads = json.loads(json.dumps(header)), list(payloads)
-    payloads[k] = zstandard.compress(raw)
+    payloads[k] = zstandard.compress(raw) + split(header, payloads, k)[1]
     header["sections"][k] |= {"bytes": len(payloads[k]), "raw_bytes": len(raw)}
     return header, payloads
+
+
+def split(header: Any, payloads: list[bytes], k: int) -> tuple[bytes, bytes]:
+    """The raw bytes of section k, and its range-coded values."""
+    middle = len(payloads[k]) - header["sections"][k]["code_bytes"]
+    return zstandard.decompress(payloads[k][:middle]), payloads[k][middle:]
 
 
 def shift(header: Any) -> None:
@@ -93,6 +99,10 @@ CRAFTED: dict[str, Callable[[Any], Any]] = {
     "bytes a string": in_section("bytes", "100"),
     "bytes too many": in_section("bytes", 10**12),
     "sections overlap": shift,
+    "code bytes negative": in_section("code_bytes", -1),
+    "code bytes all": lambda h: in_section("code_bytes", h["sections"][2]["bytes"])(h),
+    "code bytes some": in_section("code_bytes", 4),
+    "code bytes a float": in_section("code_bytes", 0.0),
     "values wrong": in_section("values", 1),
     "values too many": in_section("values", 10**18),
     "kind unknown": in_section("kind", "gain"),
@@ -251,7 +261,7 @@ def test_hostile_sections_are_refused(tensors: dict[str, Tensor]) -> None:
 def test_hostile_column_counts_are_refused(cols: int) -> None:
     data = pack(random_state(0), SLOTS, TINY, replace(LEVEL_3, layout="packed"), SHA)
     header, payloads = parts(data)
-    tensors = safetensors.torch.load(zstandard.decompress(payloads[1]))
+    tensors = safetensors.torch.load(split(header, payloads, 1)[0])
     assert tensors["cols/blocks.0.q"].tolist() == [3]
     tensors["cols/blocks.0.q"][0] = cols
     assert refuses(*with_section(header, payloads, 1, safetensors.torch.save(tensors)))
@@ -267,25 +277,32 @@ HOSTILE_PARTS: dict[str, tuple[bytes, dict[str, Tensor | None]]] = {
     "scale a scalar": (PLANES, {"scale": torch.tensor(1, dtype=torch.uint8)}),
     "scale not in planes": (PLANES, {"scale": torch.ones(4, dtype=torch.float16)}),
     "scale NaN": (PLANES, {"scale": torch.full((2, 4), 255, dtype=torch.uint8)}),
-    "no rows": (RANGE, {"rows": None}),
-    "no columns": (RANGE, {"cols": byte[:0]}),
-    "rows int8": (RANGE, {"rows": byte.view(torch.int8)}),
-    "more rows than scales": (RANGE, {"rows": torch.full((5,), 60, dtype=torch.uint8)}),
-    "rows too many": (RANGE, {"rows": torch.full((4000,), 60, dtype=torch.uint8)}),
-    "levels too high": (RANGE, {"rows": byte * 127}),
-    "levels beyond bytes": (RANGE, {"rows": byte * 200, "cols": byte[:3] * 100}),
-    "a matrix of levels": (RANGE, {"rows": byte[None]}),
-    "values int8": (RANGE, {"int6": torch.ones(4, 3, dtype=torch.int8)}),
-    "values without a shape": (RANGE, {"int6": byte[:2]}),
-    "values of another shape": (RANGE, {"int6": torch.cat((byte[:2] * 9, byte))}),
-    "no values": (RANGE, {"int6": byte}),
+    "no levels": (RANGE, {"levels": None}),
+    "no columns": (RANGE, {"levels": byte}),
+    "fewer levels than rows": (RANGE, {"levels": byte[:3]}),
+    "levels int8": (RANGE, {"levels": torch.ones(7, dtype=torch.int8)}),
+    "levels of a matrix": (RANGE, {"levels": torch.ones(7, 1, dtype=torch.uint8)}),
+    "levels too high": (RANGE, {"levels": torch.full((7,), 64, dtype=torch.uint8)}),
+    "levels beyond bytes": (RANGE, {"levels": torch.full((7,), 128, dtype=torch.uint8)}),
+    "more columns": (RANGE, {"levels": torch.full((8,), 30, dtype=torch.uint8)}),
+    "far more columns": (RANGE, {"levels": torch.full((4000,), 30, dtype=torch.uint8)}),
+    "shape int8": (RANGE, {"int6": torch.ones(4, 3, dtype=torch.int8)}),
+    "shape of two": (RANGE, {"int6": torch.ones(2, dtype=torch.int32)}),
+    "tail 0": (RANGE, {"int6": torch.tensor([0, 9, 12], dtype=torch.int32)}),
+    "tail 8": (RANGE, {"int6": torch.tensor([8, 9, 12], dtype=torch.int32)}),
+    "ends 0": (RANGE, {"int6": torch.tensor([7, 0, 12], dtype=torch.int32)}),
+    "ends far": (RANGE, {"int6": torch.tensor([7, 2**31 - 1, 12], dtype=torch.int32)}),
+    "no code": (RANGE, {"int6": torch.tensor([7, 9, 0], dtype=torch.int32)}),
+    "less code": (RANGE, {"int6": torch.tensor([7, 9, 4], dtype=torch.int32)}),
+    "more code": (RANGE, {"int6": torch.tensor([7, 9, 1000], dtype=torch.int32)}),
+    "all code": (RANGE, {"int6": torch.tensor([7, 9, -1], dtype=torch.int32)}),
 }
 
 
 @pytest.mark.parametrize(("data", "change"), HOSTILE_PARTS.values(), ids=HOSTILE_PARTS.keys())
 def test_hostile_parts_are_refused(data: bytes, change: dict[str, Tensor | None]) -> None:
     header, payloads = parts(data)
-    tensors = safetensors.torch.load(zstandard.decompress(payloads[1]))
+    tensors = safetensors.torch.load(split(header, payloads, 1)[0])
     for part, tensor in change.items():
         assert tensors.pop(f"{part}/blocks.0.q") is not None
         if tensor is not None:
@@ -296,10 +313,9 @@ def test_hostile_parts_are_refused(data: bytes, change: dict[str, Tensor | None]
 
 def test_a_matrix_larger_than_its_section_is_not_allocated() -> None:
     header, payloads = parts(RANGE)
-    tensors = safetensors.torch.load(zstandard.decompress(payloads[1]))
-    tensors |= {
-        f"{part}/blocks.0.q": torch.full((30_000,), 60, dtype=torch.uint8) for part in ("rows", "cols")
-    }
+    tensors = safetensors.torch.load(split(header, payloads, 1)[0])
+    tensors["scale/blocks.0.q"] = torch.ones(2, 30_000, dtype=torch.uint8)
+    tensors["levels/blocks.0.q"] = torch.full((60_000,), 30, dtype=torch.uint8)
     changed = with_section(header, payloads, 1, safetensors.torch.save(tensors))
     tracemalloc.start()
     try:

@@ -132,11 +132,7 @@ def test_the_order_of_layouts_and_codecs_is_predicted() -> None:
     state = {name: torch.randn(shape, generator=g) for name, shape in SHAPES.items()}
     state |= {name: x / (torch.rand(x.shape, generator=g) + 0.1) for name, x in state.items() if x.ndim > 1}
     seed = ExportConfig()
-    exports = [
-        seed,
-        with_codec(seed, layout="planes"),
-        *(with_codec(seed, "brotli", x) for x in ("planes", "range")),
-    ]
+    exports = [seed, *(with_codec(seed, "brotli", layout) for layout in ("planes", "range"))]
     sizes = [len(pack(state, SLOTS, MODEL, export, "0" * 64)) for export in exports]
     predicted = [predict_bytes(SHAPES, SLOTS, export) for export in exports]
     assert sizes == sorted(sizes, reverse=True)
