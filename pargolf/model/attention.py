@@ -70,10 +70,10 @@ class Attention(nn.Module):
         k = rotate(norm(k), cos, sin)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        if self.mask is not None:
-            return self.out(attend(q, k, v, self.mask).transpose(1, 2).flatten(2))
         # The queries belong to the last of the keys; `past` keys come before them.
         length, past = q.size(2), k.size(2) - q.size(2)
+        if self.mask is not None and not past and length == len(self.mask):
+            return self.out(attend(q, k, v, self.mask).transpose(1, 2).flatten(2))
         mask = None
         if past and length > 1:
             mask = torch.ones(length, k.size(2), dtype=torch.bool, device=x.device).tril(past)
