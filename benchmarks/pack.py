@@ -21,6 +21,7 @@ import torch
 import tyro
 from numpy.typing import NDArray
 from rich.table import Table
+from scipy import stats
 from torch import Tensor
 
 from pargolf.checkpoint import load_weights
@@ -47,6 +48,18 @@ def heavy_tailed(count: int) -> dict[str, Quantized | Tensor]:
         f"w{i}": quantize_rows(torch.from_numpy(rng.standard_t(5, (512, 1536))), 6, 0.9999984)
         for i in range(count)
     }
+
+
+def ideal_bytes(stored: Mapping[str, Quantized | Tensor]) -> float:
+    """What the values of `heavy_tailed` take for a coder that is told their distribution and scales."""
+    bits = 0.0
+    for x in stored.values():
+        assert isinstance(x, Quantized)
+        values, scale = x.values.double().numpy(), x.scale.double().numpy()[:, None]
+        edges = (np.where(values + side == side * 32, side * np.inf, values + side / 2) for side in (-1, 1))
+        below, above = (stats.t.cdf(edge * scale, 5) for edge in edges)
+        bits -= float(np.log2(above - below).sum())
+    return bits / 8
 
 
 def without_scales(stored: Mapping[str, Quantized | Tensor]) -> dict[str, Quantized | Tensor]:
@@ -129,6 +142,9 @@ def main(
             f"{statistics.median(writing[pair]):.2f}", f"{statistics.median(reading[pair]):.2f}",
         )  # fmt: skip
     console.print(table)
+    if run is None:
+        known = 8 * ideal_bytes(stored) / count
+        console.print(f"{known:.3f} bits for a coder that knows how they are distributed", highlight=False)
     if files:
         best = min(sum(sizes) for sizes in files.values())
         mixed = sum(map(min, zip(*files.values(), strict=True)))
