@@ -87,8 +87,8 @@ class Attention(nn.Module):
         return x.unflatten(-1, (heads, self.d_head)).transpose(1, 2)
 
 
-# Longest rows for which attention written out was faster than PyTorch's kernel (benchmarks/train.py).
-EXPLICIT_LENGTH = 512
+# Longest rows for which attention written out was faster than PyTorch's kernel (docs/performance.md).
+EXPLICIT_LENGTH = 256
 
 
 def causal_mask(seq_len: int, dtype: torch.dtype) -> Tensor | None:
