@@ -4,6 +4,7 @@
     python benchmarks/scale.py seq-len
     python benchmarks/scale.py layers
     python benchmarks/scale.py vocab
+    python benchmarks/scale.py forecast    # what `pargolf plan` says of this CPU, and what is so
 
 Each point is a process of its own (torchrun where it has two ranks) that compiles the model as in
 training and times optimizer steps on random tokens: the median, and the peak of resident memory
@@ -32,6 +33,7 @@ from pargolf.config import RunConfig, from_dict, load_preset, to_dict
 from pargolf.console import console
 from pargolf.data.batches import Batches
 from pargolf.data.shards import open_split, shard_name, write_shard
+from pargolf.forecast import cpu_step_seconds
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
 from pargolf.roofline import model_flops
@@ -46,8 +48,35 @@ STEPS = 9
 POINT = "SCALE_POINT"  # environment variable: the settings of the point this process is to measure
 
 
-def main(part: tyro.conf.Positional[Literal["ranks", "seq-len", "layers", "vocab"]]) -> None:
-    """Print one table of growth around the demo preset, with 8,192 tokens a step."""
+def main(part: tyro.conf.Positional[Literal["ranks", "seq-len", "layers", "vocab", "forecast"]]) -> None:
+    """Print one table: growth around the demo preset with 8,192 tokens a step, or forecasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        console.print(forecasts() if part == "forecast" else growth(part))
+
+
+def forecasts() -> Table:
+    """Predicted and measured steps of 2,048 tokens, of a small and a full-size model."""
+    cores = len(os.sched_getaffinity(0))
+    table = Table(title=f"2,048 tokens a step, {cores} threads", title_justify="left", box=box.MARKDOWN)
+    for column in ("preset", "dtype", "predicted ms", "measured ms", "off by"):
+        table.add_column(column, justify="left" if column in ("preset", "dtype") else "right")
+    for dtype in ("float32", "bfloat16"):
+        for name in ("demo", "lowrank-q192"):
+            config = load_preset(name)
+            changes: dict[str, Any] = dict(batch_tokens=2048, micro_batches=1, dtype=dtype, compile="on")
+            config = replace(config, train=replace(config.train, **changes))
+            predicted = cpu_step_seconds(config, dtype)
+            measured = measured_apart(config, 1, cores)["seconds"]
+            table.add_row(
+                name, dtype, f"{1000 * predicted:,.0f}", f"{1000 * measured:,.0f}",
+                f"{predicted / measured - 1:+.0%}",
+            )  # fmt: skip
+    return table
+
+
+def growth(part: str) -> Table:
+    """One row a point of `part`."""
     base = load_preset("demo")
     dtype: Any = machine.resolve_dtype("auto", "cpu")
     base = replace(base, train=replace(base.train, batch_tokens=8192, micro_batches=2, dtype=dtype))
@@ -58,17 +87,15 @@ def main(part: tyro.conf.Positional[Literal["ranks", "seq-len", "layers", "vocab
     for column in (*columns, "ms a step", "tokens/s", "ratio", "peak MB a rank", "tokens/s on GPUs"):
         table.add_column(column, justify="right")
     first = 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        for labels, config, ranks, threads in points(part, base, cores):
-            found = measured_apart(config, ranks, threads)
-            first = first or found["seconds"]
-            rate = base.train.batch_tokens / found["seconds"]
-            table.add_row(
-                *labels, f"{1000 * found['seconds']:.0f}", f"{rate:,.0f}", f"{found['seconds'] / first:.2f}",
-                f"{found['peak'] / 1e6:,.0f}", "not yet run",
-            )  # fmt: skip
-    console.print(table)
+    for labels, config, ranks, threads in points(part, base, cores):
+        found = measured_apart(config, ranks, threads)
+        first = first or found["seconds"]
+        rate = base.train.batch_tokens / found["seconds"]
+        table.add_row(
+            *labels, f"{1000 * found['seconds']:.0f}", f"{rate:,.0f}", f"{found['seconds'] / first:.2f}",
+            f"{found['peak'] / 1e6:,.0f}", "not yet run",
+        )  # fmt: skip
+    return table
 
 
 def points(part: str, base: RunConfig, cores: int) -> list[tuple[tuple[str, str], RunConfig, int, int]]:
