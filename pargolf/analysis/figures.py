@@ -99,6 +99,13 @@ def svg(figure: Figure, name: str) -> str:
         figure.savefig(file, format="svg", metadata=metadata)
     text = file.getvalue()
     text = text[text.index("<svg") :]
+    # Clips are named by a hash of where they are, whose last digits vary with the layout's solver.
+    clips: dict[str, str] = {}
+    text = re.sub(
+        r'(?<=[#"])p[0-9a-f]{10}(?=[)"])',
+        lambda match: clips.setdefault(match[0], f"{name}-{len(clips)}"),
+        text,
+    )
     # Names of groups would repeat from figure to figure, and nothing refers to them.
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     for color, variable in VARIABLES.items():
