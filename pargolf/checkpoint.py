@@ -86,5 +86,5 @@ def _read(path: Path, with_tensors: bool = True) -> tuple[dict[str, Tensor], Pro
             return tensors, Progress(**json.loads(file.metadata()["progress"]))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; train the run first") from None
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"checkpoint {path} is damaged ({error}); remove it to train anew") from None

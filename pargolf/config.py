@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -245,6 +246,8 @@ def validate_model(m: ModelConfig) -> None:
 def validate(c: RunConfig) -> RunConfig:
     """Return `c` if its settings fit together; raise UserError naming the first that do not."""
     validate_model(c.model)
+    for path, value in flatten(to_dict(c)).items():
+        _require_plain(path, value)
     t, o, x, e = c.train, c.optim, c.export, c.eval
     for section, name in (
         ("train", "batch_tokens"), ("train", "micro_batches"), ("train", "iterations"),
@@ -317,16 +320,16 @@ def load_preset(name: str) -> RunConfig:
         path = Path(name)
         if not path.is_file():
             raise UserError(f"no preset file {name}")
-        text = path.read_text()
+        text = path.read_bytes()
     elif name in preset_names():
-        text = (resources.files("pargolf") / "presets" / f"{name}.toml").read_text()
+        text = (resources.files("pargolf") / "presets" / f"{name}.toml").read_bytes()
     else:
         raise UserError(
             f"no preset '{name}'; there are: {', '.join(preset_names())}, or a path ending in .toml"
         )
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads(text.decode())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"preset {name} is not valid TOML: {error}") from None
     base = values.pop("base", None)
     if base is None:
@@ -383,7 +386,7 @@ def read_config(path: Path) -> RunConfig:
         return from_dict(json.loads(path.read_text()))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; is this a run folder?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
@@ -410,7 +413,17 @@ def _typed(hint: Any, value: Any, path: str, base: Any = None) -> Any:
             return value
         raise UserError(f"{path} must be one of {', '.join(map(str, get_args(hint)))}; is {value!r}")
     if hint is float and type(value) is int:
-        return float(value)
+        require(abs(value) < 2**1023, f"{path} is too large")
+        value = float(value)
     if type(value) is not hint:
         raise UserError(f"{path} must be of type {hint.__name__}, is {value!r}")
+    _require_plain(path, value)
     return value
+
+
+def _require_plain(path: str, value: Any) -> None:
+    """UserError unless a value can be written to a file, and to a program, and be read back the same."""
+    require(not isinstance(value, float) or math.isfinite(value), f"{path} must be finite, is {value!r}")
+    if isinstance(value, str):
+        surrogates = any("\ud800" <= char <= "\udfff" for char in value)
+        require(not surrogates, f"{path} is no Unicode text: {value!r}")

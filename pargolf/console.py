@@ -1,15 +1,27 @@
 """Progress bars on a terminal, and nothing of them in a pipe."""
 
+from collections.abc import Iterable
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.segment import Segment
 
 from pargolf import launch
+from pargolf.text import visible
+
+
+class _Visible(Console):
+    """Shows the control characters in what it prints, such as names and settings of a run, and obeys none."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text, "\n"))
+
 
 # Under torchrun the other ranks have the same to say: one speaks.
-console = Console(quiet=not launch.is_main())
+console = _Visible(quiet=not launch.is_main())
 
 
 def say(line: str) -> None:

@@ -1,12 +1,17 @@
 """The exceptions that are part of normal use, as opposed to "pargolf is wrong"."""
 
+from pargolf.text import visible
+
 
 class UserError(Exception):
     """Bad input, setting, file or machine state that the user can mend.
 
     The message is one line: what is wrong and what to do. The command line prints it
-    without a traceback and exits with code 2.
+    without a traceback and exits with code 2. Words of a file in it cannot steer a terminal.
     """
+
+    def __str__(self) -> str:
+        return visible(super().__str__(), " ")
 
 
 class Stopped(Exception):

@@ -1,5 +1,6 @@
 """Markdown files from the Jinja templates that lie beside the modules which fill them in."""
 
+import shlex
 from importlib import resources
 from typing import Any
 
@@ -12,4 +13,5 @@ def render(package: str, template: str, /, **values: Any) -> str:
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["quote"] = shlex.quote  # for a shell
     return environment.from_string(text).render(**values)

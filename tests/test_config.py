@@ -13,6 +13,7 @@ from pargolf.config import (
     load_preset,
     model_from_dict,
     preset_names,
+    read_config,
     to_dict,
     validate,
     validate_world,
@@ -99,6 +100,8 @@ def test_a_config_survives_json_and_toml(tmp_path: Path) -> None:
         ({"export": {"codec": "brotli"}}, "export.level of brotli must be in 1..11, is 22"),
         ({"export": {"codec": "auto", "level": 0}}, "export.level of auto must be in 1..22, is 0"),
         ({"export": {"clip_quantile": 0.1}}, "export.clip_quantile"),
+        ({"train": {"max_seconds": float("inf")}}, "train.max_seconds must be finite"),
+        ({"data": {"tokenizer": "\udcff"}}, "data.tokenizer is no Unicode text"),
     ],
 )
 def test_contradictions_are_refused(sections: dict[str, dict[str, object]], message: str) -> None:
@@ -124,12 +127,28 @@ def test_world_size_must_divide_the_micro_batches() -> None:
         ({"export": {"codec": "gzip"}}, "export.codec must be one of zstd, zlib, brotli, lzma, auto"),
         ({"export": {"attn_bits": 3}}, "export.attn_bits must be one of"),
         ({"model": 3}, "must be a table"),
+        ({"optim": {"muon_lr": float("inf")}}, "optim.muon_lr must be finite, is inf"),
+        ({"optim": {"muon_lr": float("nan")}}, "optim.muon_lr must be finite, is nan"),
+        ({"optim": {"muon_lr": 10**400}}, "optim.muon_lr is too large"),
+        ({"data": {"dataset": "a\ud800"}}, "data.dataset is no Unicode text"),
         ([], "must be a table"),
     ],
 )
 def test_wrong_fields_are_refused(values: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         from_dict(values)
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"{", b"[" * 100_000, b"{" + b'"a":{' * 100_000])
+def test_a_file_that_holds_no_settings_is_one_clear_line(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_config(tmp_path / "config.json")
+    (tmp_path / "own.toml").write_bytes(
+        text if text != b"{" + b'"a":{' * 100_000 else b"a = " + b"[" * 100_000
+    )
+    with pytest.raises(UserError, match="not valid TOML"):
+        load_preset(str(tmp_path / "own.toml"))
 
 
 def test_a_model_from_outside_is_validated() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import pargolf
-from pargolf.analysis.passages import LEVELS, level, visible
+from pargolf.analysis.passages import LEVELS, level
+from pargolf.text import visible
 
 
 @dataclass(frozen=True)

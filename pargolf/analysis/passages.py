@@ -134,14 +134,6 @@ def level(span: Span) -> int:
     return sum(span.bits >= limit * span.bytes for limit in LEVELS)
 
 
-def visible(text: str, newline: str = "\\n") -> str:
-    """`text` with its lines ended by `newline`, and escapes for what would not show, or move the cursor."""
-    return "".join(
-        char if char.isprintable() else newline if char == "\n" else char.encode("unicode_escape").decode()
-        for char in text
-    )
-
-
 def context_edges(seq_len: int) -> np.ndarray:
     """Edges of the ranges of context 1, 2, 3-4, 5-8, ... seq_len: range i is edges[i] + 1 to edges[i + 1]."""
     return np.unique(np.minimum(np.append(0, 2 ** np.arange(seq_len.bit_length() + 1)), seq_len))

@@ -97,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; UserError if it is none."""
     try:
         value = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object")

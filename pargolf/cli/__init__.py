@@ -10,6 +10,7 @@ from pargolf import launch
 from pargolf.cli import compress, explain, export, runs, study, submit
 from pargolf.config import preset_names
 from pargolf.errors import Stopped, UserError
+from pargolf.text import visible
 
 # In the order of the work, as `pargolf` alone shows them.
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -62,7 +63,8 @@ def dispatch(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:  # a full disk, a folder without permission
-        return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+        message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        return _fail(visible(message, " "))
 
 
 def _fail(message: str, kind: str = "error") -> int:

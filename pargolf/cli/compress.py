@@ -54,8 +54,8 @@ def compress(argv: list[str]) -> None:
 
     args = parse(CompressArgs, argv, "pargolf compress")
     target = find_target(args.model, args.tokenizer)
-    report = compress_file(args.file, args.out, target, args.streams, args.dtype, args.threads, args.verify)
     record = read_record(target.run.folder) if target.run and target.run.result.exists() else None
+    report = compress_file(args.file, args.out, target, args.streams, args.dtype, args.threads, args.verify)
     tables.show_compressed(report, record)
 
 

@@ -1,6 +1,7 @@
 """The commands that make a run: one function a command, no logic beyond reading arguments and printing."""
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -186,6 +187,7 @@ def sample(argv: list[str]) -> None:
     """Continue a prompt with an artifact's model."""
     from pargolf.pipeline import find_target, load_model, open_artifact
     from pargolf.sample import continue_text
+    from pargolf.text import visible
 
     args = parse(SampleArgs, argv, "pargolf sample")
     artifact, tokenizer = open_artifact(find_target(args.artifact, args.tokenizer))
@@ -193,5 +195,6 @@ def sample(argv: list[str]) -> None:
     for piece in continue_text(
         model, tokenizer, args.prompt, args.tokens, args.temperature, args.top_k, args.seed
     ):
-        print(piece, end="", flush=True)
+        # A terminal would obey control characters, which a model may write as bytes.
+        print(visible(piece, "\n") if sys.stdout.isatty() else piece, end="", flush=True)
     print()

@@ -119,7 +119,7 @@ def _jsonl_documents(path: Path, text: str) -> list[str]:
         try:
             document = json.loads(line)["text"]
             document.encode()  # JSON can spell lone surrogates, which are no text
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f'{path} line {number}: not a JSON object with a string "text"') from None
         documents.append(document)
     return documents

@@ -1,6 +1,7 @@
 """Downloading the challenge's published shards and tokenizer, checked as they arrive."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -8,7 +9,7 @@ from typing import Any
 
 from pargolf.data.shards import read_header, shard_name
 from pargolf.data.tokenizer import Tokenizer
-from pargolf.errors import UserError
+from pargolf.errors import UserError, require
 
 REPO = "willdepueoai/parameter-golf"
 REMOTE = "datasets"  # folder of the repository that everything is in
@@ -107,6 +108,8 @@ def _read_manifest(path: Path, name: str) -> tuple[dict[str, int], str]:
         tokenizers = {entry["name"]: entry for entry in manifest["tokenizers"]}
         model = tokenizers[entry["tokenizer_name"]]["model_path"]
         stats = entry["stats"]
+        # It names a file here as well as there.
+        require(model == os.path.normpath(model) and model[:1] not in "./", f"tokenizer path {model!r}")
         return {split: int(stats[f"files_{split}"]) for split in ("train", "val")}, str(model)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a manifest of datasets ({type(error).__name__}: {error})") from None

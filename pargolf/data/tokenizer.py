@@ -100,6 +100,8 @@ class Tokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             self.vocab_size: int = self._processor.vocab_size()
             self.bos_id: int = self._processor.bos_id()
+            for token in range(self.vocab_size):
+                self._processor.id_to_piece(token)  # raises where a piece is no UTF-8
         except (RuntimeError, ValueError):
             raise UserError(f"{path} is not a SentencePiece model") from None
         if self.bos_id < 0:

@@ -71,11 +71,13 @@ def decode_section(raw: bytes, code: bytes, layout: str, values: int) -> dict[st
 
 def _decode_tensor(name: str, parts: dict[str, Tensor], source: io.BytesIO, layout: str, most: int) -> Tensor:
     if parts.keys() == {"float"}:
-        return _read_floats(parts["float"], layout).float()
+        floats = _read_floats(parts["float"], layout)
+        require(floats.numel() <= most, "more values than the section has")
+        return floats.float()
     for bits in QUANTIZED_BITS:
         if parts.keys() == {f"int{bits}", "scale", *LAYOUTS[layout]}:
             return dequantize(_decode_matrix(parts, bits, source, layout, most))
-    raise UserError(f"tensor {name[:80]!r} has the parts {', '.join(sorted(parts))[:80]}")
+    raise UserError(f"tensor {name[:80]!r} has the parts {', '.join(sorted(parts))[:80]!r}")
 
 
 def _decode_matrix(
@@ -89,6 +91,7 @@ def _decode_matrix(
         require(cols.dtype == torch.int32 and cols.shape == (1,), "the column count must be one int32")
         require(values.dtype == torch.uint8 and values.ndim == 1, "packed values must be uint8 bytes")
         shape = (scale.numel(), int(cols.item()))
+        require(0 < shape[0] * shape[1] <= most, "a matrix of wrong size")
         values = torch.from_numpy(unpack_bits(values.numpy().tobytes(), bits, shape[0] * shape[1]))
         values = values.reshape(shape)
     if layout == "range":
@@ -101,7 +104,8 @@ def _decode_matrix(
         matrix = decode_matrix(source.read(length), Model(of_rows, of_cols, tail, ends), bits)
         values = torch.from_numpy(matrix)
     require(values.dtype == torch.int8 and values.ndim == 2, "quantized values must be an int8 matrix")
-    require(values.numel() > 0 and values.size(0) == scale.numel(), "there must be one scale a row")
+    require(0 < values.numel() <= most, "a matrix of wrong size")
+    require(values.size(0) == scale.numel(), "there must be one scale a row")
     top = top_value(bits)
     require(-top <= int(values.min()) and int(values.max()) <= top, f"a value lies outside -{top}..{top}")
     return Quantized(values, scale, bits)

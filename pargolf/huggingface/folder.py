@@ -105,5 +105,5 @@ def _card(name: str, target: Target, artifact: Artifact, model: GPT) -> str:
             settings=settings,
             result=result,
         )
-    except jinja2.UndefinedError as error:
+    except (jinja2.UndefinedError, TypeError, ValueError) as error:
         raise UserError(f"the run's result.json lacks a figure ({error}); run `pargolf eval` again") from None

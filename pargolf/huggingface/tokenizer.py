@@ -172,37 +172,40 @@ def _merges(model: SentencePieceModel) -> list[list[str]]:
 
 
 # The model file. Field numbers: sentencepiece_model.proto of SentencePiece; encoding: Protocol Buffers.
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 def read_model(path: Path) -> SentencePieceModel:
     """The model in a file that SentencePiece itself has read; UserError if this reader cannot."""
     try:
         model = list(_fields(path.read_bytes()))
-        trainer, normalizer = dict(_last(model, 2)), dict(_last(model, 3))
+        # A message in several pieces is one, its fields joined.
+        trainer, normalizer = (
+            dict(_fields(b"".join(data for field, data in model if field == (number, BYTES))))
+            for number in (2, 3)
+        )
         return SentencePieceModel(
-            pieces=tuple(_piece(dict(_fields(data))) for number, data in model if number == 1),
-            is_bpe=trainer.get(3, 1) == 2,
-            byte_fallback=trainer.get(35, 0) == 1,
-            charsmap=normalizer.get(2, b""),
-            dummy_prefix=normalizer.get(3, 1) == 1,
-            strips_spaces=normalizer.get(4, 1) == 1,
+            pieces=tuple(_piece(dict(_fields(data))) for field, data in model if field == (1, BYTES)),
+            is_bpe=trainer.get((3, VARINT), 1) == 2,
+            byte_fallback=trainer.get((35, VARINT), 0) == 1,
+            charsmap=normalizer.get((2, BYTES), b""),
+            dummy_prefix=normalizer.get((3, VARINT), 1) == 1,
+            strips_spaces=normalizer.get((4, VARINT), 1) == 1,
         )
     except (ValueError, LookupError, TypeError, struct.error) as error:
         raise UserError(f"cannot read the SentencePiece model {path}: {error}") from None
 
 
-def _piece(fields: dict[int, Any]) -> Piece:
-    (score,) = struct.unpack("<f", fields.get(2, b"\0" * 4))
-    return Piece(fields[1].decode(), score, Kind(fields.get(3, 1)))
+def _piece(fields: dict[tuple[int, int], Any]) -> Piece:
+    (score,) = struct.unpack("<f", fields.get((2, FIXED32), b"\0" * 4))
+    return Piece(fields[1, BYTES].decode(), score, Kind(fields.get((3, VARINT), 1)))
 
 
-def _last(message: list[tuple[int, Any]], number: int) -> Iterator[tuple[int, Any]]:
-    """The fields of the message in field `number`; none if it is not there."""
-    return _fields(dict(message).get(number, b""))
+def _fields(data: bytes) -> Iterator[tuple[tuple[int, int], Any]]:
+    """((number, wire type), value) of every field of a message: varints as int, all others as bytes.
 
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of every field of a message: varints as int, all others as bytes."""
+    A number with another wire type than its field has is, to Protocol Buffers, a field it does not know.
+    """
     at = 0
 
     def varint() -> int:
@@ -217,17 +220,12 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
 
     while at < len(data):
         tag = varint()
-        match tag & 7:
-            case 0:
-                yield tag >> 3, varint()
-                continue
-            case 1:
-                size = 8
-            case 2:
-                size = varint()
-            case 5:
-                size = 4
-            case wire_type:
-                raise ValueError(f"unknown wire type {wire_type}")
-        yield tag >> 3, data[at : at + size]
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == VARINT:
+            yield (number, wire_type), varint()
+            continue
+        if wire_type not in (FIXED64, BYTES, FIXED32):
+            raise ValueError(f"unknown wire type {wire_type}")
+        size = varint() if wire_type == BYTES else 8 if wire_type == FIXED64 else 4
+        yield (number, wire_type), data[at : at + size]
         at += size

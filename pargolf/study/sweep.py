@@ -5,7 +5,6 @@ budget. Its database is all that several machines share: each makes its runs in 
 own, named by their settings, and whoever comes next learns from every trial.
 """
 
-import math
 import socket
 import statistics
 from dataclasses import dataclass
@@ -84,7 +83,7 @@ def read_search(text: str) -> tuple[str, BaseDistribution]:
     log = words[2:] == ["log"]
     numbers = [read_setting(name, word) for word in (words[:2] if log else words)]
     kind: Any = {int: IntDistribution, float: FloatDistribution}.get(type(numbers[0]))
-    if kind is None or len(words) > 3 or not all(map(math.isfinite, numbers)):
+    if kind is None or len(words) > 3:
         raise UserError(f"cannot search {text}; ranges of numbers are low:high, low:high:step, low:high:log")
     try:
         return name, kind(*numbers[:2], log, *numbers[2:])  # low, high, log, step

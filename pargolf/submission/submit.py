@@ -195,7 +195,7 @@ def _read_run(folder: Path) -> SeedRun:
         fits = (result["bytes_model"], result["stride"]) == (len(data), config.eval.stride)
     except FileNotFoundError as error:
         raise UserError(f"{folder} is not finished: it has no {Path(error.filename).name}; {again}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{run.result} lacks a figure; {again}") from None
     header = read_header(data, str(run.artifact))
     made = header.export

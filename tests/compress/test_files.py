@@ -121,6 +121,11 @@ def test_figures_that_are_not_the_file_s_are_noticed(
     refused(coded, target, message)
 
 
+def test_words_of_a_file_do_not_steer_the_terminal(coded: Path, target: Target) -> None:
+    coded.write_bytes(damaged(coded, sha256="0" * 64, machine="\x1b[2J\x1b]0;owned\x07 a\u202eb"))
+    refused(coded, target, r"made by \\x1b\[2J\\x1b\]0;owned\\x07 a\\u202eb")
+
+
 def test_streams_that_need_too_much_memory_are_refused(
     coded: Path, text: Path, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:

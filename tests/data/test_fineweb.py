@@ -118,6 +118,17 @@ def test_missing_shard_and_bad_requests(hub: Hub, tmp_path: Path) -> None:
     assert (root / "datasets" / "fineweb10B_sp1024" / "fineweb_train_000000.bin").exists()
 
 
+@pytest.mark.parametrize("model", ["../../t.model", "tokenizers/../../t.model", "/tmp/t.model", ""])
+def test_a_manifest_cannot_name_a_file_elsewhere(hub: Hub, tmp_path: Path, model: str) -> None:
+    path = hub.folder / "datasets/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["tokenizers"][0]["model_path"] = model
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="tokenizer path"):
+        download(root=tmp_path / "data", fetch=hub.fetch)
+    assert set(hub.names()) == {"manifest.json"}
+
+
 def test_hub_errors_become_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
 

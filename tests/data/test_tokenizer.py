@@ -171,7 +171,9 @@ def test_bad_input_is_a_user_error(own: Tokenizer, tmp_path: Path) -> None:
             own.decode(ids)
     with pytest.raises(UserError, match="cannot read"):
         Tokenizer(tmp_path / "missing.model")
-    for content in (b"", b"garbage"):
+    whole = own.path.read_bytes()
+    letter = whole.rindex(b"\x0a\x01") + 2  # the text of the last piece: one letter
+    for content in (b"", b"garbage", whole[:letter] + b"\xff" + whole[letter + 1 :]):
         (tmp_path / "bad.model").write_bytes(content)
         with pytest.raises(UserError, match=r"bad\.model"):
             Tokenizer(tmp_path / "bad.model")

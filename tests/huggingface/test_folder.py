@@ -85,6 +85,24 @@ def test_the_card_makes_nothing_up(copy: Path, tmp_path: Path, capsys: pytest.Ca
     assert "name its tokenizer" in capsys.readouterr().err
 
 
+def test_a_run_s_words_stay_among_the_settings(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["data"]["dataset"] = "x`\n```\n# Owned <script>"
+    (copy / "config.json").write_text(json.dumps(config))
+    assert export(copy, tmp_path / "out") == 0
+    lines = (tmp_path / "out/README.md").read_text().splitlines()
+    assert [line.strip() for line in lines if "Owned" in line] == [
+        r'"dataset": "x`\n```\n# Owned \u003cscript\u003e",'
+    ]
+    result = json.loads((copy / "result.json").read_text())
+    for wrong in ({"stride": "# Owned"}, {"artifact": {"standard": 1, "sliding": {"val_bpb": "x"}}}):
+        (copy / "result.json").write_text(json.dumps(result | wrong))
+        assert export(copy, tmp_path / "wrong") == 2
+        assert "lacks a figure" in capsys.readouterr().err and not (tmp_path / "wrong").exists()
+
+
 def test_plain_safetensors_are_the_artifact_s_weights(copy: Path, tmp_path: Path) -> None:
     assert export(copy, tmp_path / "out", form="safetensors") == 0
     artifact = read_artifact(copy / "model.pgz")

@@ -145,6 +145,17 @@ def test_the_model_file_is_read_as_sentencepiece_reads_it(challenge: Tokenizer) 
     assert (model.strips_spaces, model.dummy_prefix) == (True, False)
 
 
+def test_a_field_of_another_type_is_one_that_is_not_known(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """As Protocol Buffers have it, and so SentencePiece: else a value of a wrong type would be used."""
+    whole = tokenizer.path.read_bytes()
+    size = whole[1]
+    piece, rest = whole[2 : 2 + size], whole[2 + size :]
+    number = b"\x08\x07"  # field 1 as a varint, where a piece has its text
+    table = b"\x1a\x02\x10\x07"  # the normalizer's field 2 so, where it has its table
+    (tmp_path / "odd.model").write_bytes(bytes([0x0A, size + 2]) + piece + number + rest + table)
+    assert tokenizer_files(Tokenizer(tmp_path / "odd.model"), 64) == tokenizer_files(tokenizer, 64)
+
+
 @pytest.mark.parametrize("data", [b"\x0b", b"\x0a", b"\x0a\x02\x1d\x00", b"\x0a\x00", b"\xff" * 20])
 def test_a_damaged_model_is_one_clear_line(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "damaged.model").write_bytes(data)

@@ -59,7 +59,7 @@ def test_choices(choices: list[int]) -> None:
         ("model.q_rank=1:5:1:1", "ranges of numbers are low:high"),
         ("model.q_rank=1:x", "must be of type int"),
         ("optim.muon_lr=0:1:log", "low > 0"),
-        ("optim.muon_lr=0:inf", "ranges of numbers"),
+        ("optim.muon_lr=0:inf", "must be finite"),
         ("data.order=stream:shuffle", "ranges of numbers"),
         ("data.order=stream,sorted", "data.order must be one of"),
         ("train.seed=1:9", "set --seeds"),

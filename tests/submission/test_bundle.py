@@ -4,6 +4,7 @@ import ast
 import base64
 import importlib.util
 import lzma
+import math
 import os
 import subprocess
 import sys
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from pargolf.config import RunConfig, load_preset
 from pargolf.errors import UserError
 from pargolf.export.budget import code_bytes
-from pargolf.submission.bundle import bundle, compressed, minified
+from pargolf.submission.bundle import _literal, bundle, compressed, minified
 from pargolf.submission.layout import write_out
 from pargolf.submission.modules import Key, Node, read_module
 from pargolf.submission.script import ENVIRONMENT, from_environment
@@ -132,6 +135,24 @@ def test_each_form_is_shorter_than_the_one_before() -> None:
     unpacks, text, end = packed.split('"')
     assert unpacks + end == "import base64,lzma;exec(lzma.decompress(base64.b85decode()))\n"
     assert lzma.decompress(base64.b85decode(text)).decode() == small
+
+
+@given(
+    st.one_of(st.text(st.characters(exclude_categories=["Cs"])), st.integers(), st.floats(allow_nan=False))
+)
+def test_no_setting_is_more_than_a_literal(value: Any) -> None:
+    """The file runs: whatever words a run's config.json holds, they must not become code."""
+    assume(value not in (math.inf, -math.inf))  # no setting: `config` refuses them
+    assert ast.literal_eval(_literal(value)) == value
+
+
+@pytest.mark.parametrize(
+    "words", ['"+__import__("os").system("false")+"', "a\\", '\'"""\n\r\x0c\x00{x}\u2028']
+)
+def test_words_of_a_run_are_words_in_the_file(words: str) -> None:
+    source = bundle(changed(SEED, data={"dataset": words}))
+    for form in (source, minified(source)):
+        assert [node for node in ast.walk(ast.parse(form)) if getattr(node, "value", None) == words]
 
 
 def test_the_settings_are_those_of_the_run(tmp_path: Path) -> None:
