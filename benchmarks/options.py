@@ -19,6 +19,7 @@ from rich.table import Table
 from pargolf.config import RunConfig, load_preset
 from pargolf.console import console
 from pargolf.model.gpt import GPT
+from pargolf.model.native import attention_kernel
 from pargolf.optim.groups import Optimizers
 from pargolf.qat import quantized
 
@@ -79,7 +80,7 @@ class Step:
     def __init__(self, config: RunConfig, args: Args, rounding: bool = False):
         dtype = getattr(torch, args.dtype)
         self.model = GPT(config.model, dtype, seed=0)
-        self.model.compile_regions()
+        self.model.compile_regions(attention_kernel(config.model, dtype, torch.device("cpu")))
         self.optimizers = Optimizers(self.model, config.optim, dtype)
         self.tokens = torch.randint(config.model.vocab_size, (args.rows, config.model.seq_len + 1))
         self.config, self.rounding = config, rounding

@@ -35,6 +35,7 @@ from pargolf.data.batches import Batches
 from pargolf.data.shards import open_split, shard_name, write_shard
 from pargolf.forecast import cpu_step_seconds
 from pargolf.model.gpt import GPT
+from pargolf.model.native import attention_kernel
 from pargolf.optim.groups import Optimizers
 from pargolf.roofline import model_flops
 from pargolf.train import Stepper
@@ -126,6 +127,7 @@ def measured_apart(config: RunConfig, ranks: int, threads: int) -> dict[str, flo
 def measure(config: RunConfig) -> None:
     """Print the median seconds of a step, and the highest memory of a rank in bytes."""
     c, t = config.model, config.train
+    machine.keep_memory()
     with distributed.world("cpu") as device, tempfile.TemporaryDirectory() as folder:
         tokens = np.random.default_rng(launch.rank()).integers(c.vocab_size, size=100_000)
         write_shard(Path(folder) / shard_name("train", 0), tokens)
@@ -134,7 +136,7 @@ def measure(config: RunConfig) -> None:
         )
         dtype = getattr(torch, t.dtype)
         model = GPT(c, dtype, seed=0)
-        model.compile_regions()
+        model.compile_regions(attention_kernel(c, dtype, device))
         optimizers = Optimizers(model, config.optim, dtype)
         stepper = Stepper(model, distributed.data_parallel(model, device), optimizers, batches, device)
         stepper.warm_up(2)

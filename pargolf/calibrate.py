@@ -16,7 +16,7 @@ from pargolf.data.tokenizer import ByteTable
 from pargolf.errors import require
 from pargolf.export.gptq import Moments
 from pargolf.model.gpt import GPT
-from pargolf.model.layers import Linear
+from pargolf.model.layers import Linear, norm
 from pargolf.score import token_losses
 
 BATCH_TOKENS = 4096
@@ -83,7 +83,7 @@ def calibrate(
         F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").backward()
         assert logits.grad is not None
         uncapped = logits.grad * (1 - (logits.detach() / model.config.softcap).square())
-        add(inputs, "head", _squared(states))
+        add(inputs, "head", _squared(norm(states)))
         add(outputs, "head", uncapped.square().sum((0, 1)))
         done += len(batch)
         if progress is not None:

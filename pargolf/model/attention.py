@@ -1,11 +1,16 @@
 """Causal self-attention: low-rank queries, grouped key/value heads, RoPE, a key-value cache."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pargolf.config import ModelConfig
 from pargolf.model.layers import norm, projection, rotate
+
+# q (B, T, n_heads, d_head), k and v (B, T, kv_heads, d_head) -> causal attention, of the shape of q
+AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class KVCache:
@@ -48,7 +53,7 @@ class Attention(nn.Module):
         self.v = projection(c.d_model, d_kv, c.v_rank)
         self.out = projection(c.d_model, c.d_model, c.out_rank)
         self.q_gain = nn.Parameter(torch.full((c.n_heads,), c.q_gain))
-        self.mask: Tensor | None = None  # if there is one, `attend` takes the place of PyTorch's kernel
+        self.kernel: AttentionKernel | None = None  # for training, in the place of PyTorch's
 
     def forward(
         self,
@@ -72,8 +77,8 @@ class Attention(nn.Module):
             k, v = cache.extend(layer, k, v)
         # The queries belong to the last of the keys; `past` keys come before them.
         length, past = q.size(2), k.size(2) - q.size(2)
-        if self.mask is not None and not past and length == len(self.mask):
-            return self.out(attend(q, k, v, self.mask).transpose(1, 2).flatten(2))
+        if self.kernel is not None:
+            return self.out(self.kernel(*(x.transpose(1, 2) for x in (q, k, v))).flatten(2))
         mask = None
         if past and length > 1:
             mask = torch.ones(length, k.size(2), dtype=torch.bool, device=x.device).tril(past)
@@ -85,30 +90,3 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         """(B, T, heads * d_head) -> (B, heads, T, d_head)"""
         return x.unflatten(-1, (heads, self.d_head)).transpose(1, 2)
-
-
-# Longest rows for which attention written out was faster than PyTorch's kernel (docs/performance.md).
-EXPLICIT_LENGTH = 256
-
-
-def causal_mask(seq_len: int, dtype: torch.dtype) -> Tensor | None:
-    """0 where a query (row) may see a key (column), -inf elsewhere, (T, T); None for rows too long."""
-    if seq_len > EXPLICIT_LENGTH:
-        return None
-    return torch.full((seq_len, seq_len), -torch.inf, dtype=dtype).triu(1)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d_head) + mask) v, written out; q (B, n_heads, T, d_head), mask (T, T).
-
-    On CPUs the backward pass of PyTorch's fused kernel is slow in bfloat16. This, compiled, is
-    faster while the (B, n_heads, T, T) weights that it keeps are small, and while the mask is a
-    constant: one computed in the kernel keeps it from being vectorized.
-    """
-    batch, kv_heads, length, d_head = k.shape
-    groups = q.size(1) // kv_heads
-    # The query heads that share a key head are rows of one multiply.
-    q = (q * d_head**-0.5).reshape(batch, kv_heads, groups * length, d_head)
-    scores = (q @ k.mT).unflatten(2, (groups, length)) + mask
-    y = scores.softmax(-1).flatten(2, 3) @ v
-    return y.reshape(batch, kv_heads * groups, length, d_head)

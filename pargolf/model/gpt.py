@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pargolf.config import ModelConfig
-from pargolf.model.attention import Attention, KVCache, causal_mask
+from pargolf.model.attention import Attention, AttentionKernel, KVCache
 from pargolf.model.init import init_weights
 from pargolf.model.layers import Linear, norm, projection, rope_tables
 from pargolf.model.residual import ContentRotation, DepthAttention
@@ -66,11 +66,16 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         layer: int = 0,
         first: int = 0,
+        skip: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """x, x0 (B, T, d_model): residual stream and normalized embedding -> new residual stream.
 
-        The result is (B, T - first, d_model): positions from `first` on, which see all before them.
+        `skip` is what is added to x first: a weight a channel, and the output of the layer that
+        this one mirrors. The result is (B, T - first, d_model): positions from `first` on, which
+        see all before them.
         """
+        if skip is not None:
+            x = x + skip[0].to(x.dtype) * skip[1]
         if self.resid_mix is not None:
             mix = self.resid_mix.to(x.dtype)
             x = mix[0] * x + mix[1] * x0
@@ -112,7 +117,7 @@ class GPT(nn.Module):
             init_weights(self, seed)
 
     def trunk(self, tokens: Tensor, cache: KVCache | None = None, first: int = 0) -> Tensor:
-        """tokens (B, T) int64 -> normalized final states (B, T - first, d_model) from position `first` on.
+        """tokens (B, T) int64 -> final states (B, T - first, d_model) from position `first` on.
 
         With a cache, the tokens continue those already in it; together they must fit seq_len. Only
         keys and values of the last layer need the positions before `first`, so that is all it
@@ -121,15 +126,16 @@ class GPT(nn.Module):
         start = cache.length if cache is not None else 0
         end = start + tokens.size(1)
         cos, sin = self.cos[start:end], self.sin[start:end]
-        x = x0 = norm(self.embed(tokens).to(self.dtype))
+        x = x0 = self.enter(self.embed(tokens))
         skips: list[Tensor] = []
         deltas: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             decoder_layer = layer - self.n_encoder
+            skip = None
             if self.skip_weights is not None and 0 <= decoder_layer < self.n_encoder:
-                x = x + self.skip_weights[decoder_layer].to(x.dtype) * skips.pop()
+                skip = self.skip_weights[decoder_layer], skips.pop()
             cut = first if layer == len(self.blocks) - 1 else 0
-            before, x = x, block(x, x0, cos, sin, cache, layer, cut)
+            before, x = x, block(x, x0, cos, sin, cache, layer, cut, skip)
             if self.depth is not None:
                 deltas = [*(delta[:, cut:] for delta in deltas), x - before[:, cut:]]
                 x = self.depth(x0[:, cut:], deltas)
@@ -137,11 +143,15 @@ class GPT(nn.Module):
                 skips.append(x)
         if cache is not None:
             cache.length = end
-        return norm(x)
+        return x
+
+    def enter(self, embedded: Tensor) -> Tensor:
+        """The residual stream's start: the embedding, normalized, in the dtype of activations."""
+        return norm(embedded.to(self.dtype))
 
     def head(self, states: Tensor) -> Tensor:
         """states (..., d_model) -> softly capped logits (..., vocab_size), float32."""
-        logits = F.linear(states, self.embed.weight.to(states.dtype)).float()
+        logits = F.linear(norm(states), self.embed.weight.to(states.dtype)).float()
         return self.config.softcap * torch.tanh(logits / self.config.softcap)
 
     def loss(self, states: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -157,22 +167,21 @@ class GPT(nn.Module):
         """Mean cross-entropy in nats of targets (B, T) after tokens (B, T): the training loss."""
         return self.loss(self.trunk(tokens), targets)
 
-    def compile_regions(self) -> None:
-        """Compile one layer and the loss with torch.compile, in place.
+    def compile_regions(self, kernel: AttentionKernel | None = None) -> None:
+        """Compile a layer, and what is before and after the layers, in place.
 
-        All layers share the code of one, so this starts several times faster than a compiled
-        whole, for nearly the same step time.
+        `kernel`, if there is one, takes the place of PyTorch's attention. All layers share the code
+        of one, so this starts several times faster than a compiled whole, for nearly the same step
+        time.
         """
-        if self.embed.weight.device.type == "cpu" and self.dtype == torch.bfloat16:
-            mask = causal_mask(self.config.seq_len, self.dtype)
-            for block in self.blocks:
-                block.attn.mask = mask
         # Each layer sees another number of earlier ones, and Dynamo by default stops at 8 variants.
         torch._dynamo.config.recompile_limit = 8 * self.config.n_layers
         for block in self.blocks:
+            block.attn.kernel = kernel
             block.compile(dynamic=False)
         if self.depth is not None:
             self.depth.compile(dynamic=False)
+        self.enter = torch.compile(self.enter, dynamic=False)  # type: ignore[method-assign]
         self.loss = torch.compile(self.loss, dynamic=False)  # type: ignore[method-assign]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pargolf.config import ModelConfig
-from pargolf.model.attention import EXPLICIT_LENGTH, Attention, KVCache, causal_mask
+from pargolf.model.attention import Attention, KVCache
 from pargolf.model.layers import rope_tables, rotate
 from support import matrix, shaken
 
@@ -52,12 +52,10 @@ def explicit_attention(attention: Attention, x: Tensor, base: float) -> Tensor:
 
 @pytest.mark.parametrize("ranks", [{"q_rank": 0}, {"q_rank": 5}, {"k_rank": 2, "v_rank": 3, "out_rank": 4}])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("masked", [False, True], ids=["fused", "masked"])
-def test_attention_is_the_formula(ranks: dict[str, Any], kv_heads: int, masked: bool) -> None:
+def test_attention_is_the_formula(ranks: dict[str, Any], kv_heads: int) -> None:
     torch.manual_seed(0)
     c = dataclasses.replace(TINY, seq_len=9, kv_heads=kv_heads, **ranks)
     attention = Attention(c)
-    attention.mask = causal_mask(9, torch.float32) if masked else None
     with torch.no_grad():
         attention.q_gain.uniform_(0.5, 3.0)
     x = torch.randn(2, 9, 24)
@@ -87,7 +85,3 @@ def test_cached_pieces_equal_the_whole_sequence(cuts: list[int]) -> None:
         pieces = [model.head(model.trunk(piece, cache)) for piece in tokens.split(cuts, dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-5)
     assert cache.length == 16
-
-
-def test_rows_too_long_for_their_weights_keep_the_fused_kernel() -> None:
-    assert causal_mask(EXPLICIT_LENGTH + 1, torch.bfloat16) is None

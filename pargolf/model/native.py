@@ -1,0 +1,106 @@
+"""Attention for training on CPUs with AMX: attention.cpp, compiled here and made known to PyTorch.
+
+There the gradient of PyTorch's fused attention takes longer than all multiplies of a layer
+(docs/performance.md).
+"""
+
+import ctypes
+import functools
+import os
+import subprocess
+import tempfile
+import warnings
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pargolf.config import ModelConfig
+from pargolf.model.attention import AttentionKernel
+
+# No -ffast-math: a library built with it changes how the whole process treats tiny numbers.
+FLAGS = (
+    "-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno",
+    "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC",
+)  # fmt: skip
+
+
+def attention_kernel(c: ModelConfig, dtype: torch.dtype, device: torch.device) -> AttentionKernel | None:
+    """What to use in training in the place of PyTorch's attention, or None if that serves.
+
+    There is something for bfloat16, on a CPU with AMX and a C++ compiler, in rows of a multiple of
+    32 tokens.
+    """
+    fits = dtype == torch.bfloat16 and device.type == "cpu" and c.seq_len % 32 == 0
+    if fits and torch.cpu._is_amx_tile_supported() and _library() is not None:
+        return lambda q, k, v: _attention(q.contiguous(), k.contiguous(), v.contiguous())[0]
+    return None
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """attention.cpp, compiled and loaded: a second or less, so it is not kept."""
+    compiler = os.environ.get("CXX", "g++")
+    torch_libraries = Path(torch.__file__).parent / "lib"
+    source = resources.files("pargolf.model") / "attention.cpp"
+    with tempfile.TemporaryDirectory() as folder, resources.as_file(source) as path:
+        library = f"{folder}/attention.so"
+        command = [compiler, *FLAGS, str(path), "-o", library, f"-L{torch_libraries}", "-ltorch_cpu"]
+        try:
+            subprocess.run(command, capture_output=True, text=True, check=True)
+            return ctypes.CDLL(library)
+        except subprocess.CalledProcessError as error:
+            warnings.warn(f"{compiler} cannot compile attention.cpp: {error.stderr[:500]}", stacklevel=2)
+        except OSError as error:
+            warnings.warn(f"no attention of our own: {error}", stacklevel=2)
+    return None
+
+
+def _call(name: str, tensors: tuple[Tensor, ...], kv_heads: int) -> None:
+    """Call a function of attention.cpp on the memory of `tensors`, of which the first is q."""
+    batch, length, heads, d_head = tensors[0].shape
+    sizes = map(ctypes.c_int64, (batch, length, heads, kv_heads, d_head))
+    getattr(_library(), name)(*(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors), *sizes)
+
+
+@torch.library.custom_op("pargolf::attention", mutates_args=())
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """An `AttentionKernel` that also returns the logarithms of the sums of its weights (B, n_heads, T)."""
+    out, log_sums = _shapes(q, k, v)
+    _call("attention_forward", (q, k, v, out, log_sums), k.size(2))
+    return out, log_sums
+
+
+@_attention.register_fake
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    batch, length, heads, _ = q.shape
+    return torch.empty_like(q), q.new_empty(batch, heads, length, dtype=torch.float32)
+
+
+@torch.library.custom_op("pargolf::attention_backward", mutates_args=())
+def _gradients(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    d_q, d_k, d_v = gradients = _gradients_shapes(q, k, v, out, log_sums, d_out)
+    _call("attention_backward", (q, k, v, out, log_sums, d_out, d_q, d_k, d_v), k.size(2))
+    return gradients
+
+
+@_gradients.register_fake
+def _gradients_shapes(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+    return _gradients(*ctx.saved_tensors, d_out.contiguous())
+
+
+_attention.register_autograd(_backward, setup_context=_keep)

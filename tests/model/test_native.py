@@ -1,0 +1,132 @@
+"""attention.cpp against softmax(q k^T / sqrt(d)) v, written out in float64."""
+
+import dataclasses
+import math
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from pargolf.config import ModelConfig
+from pargolf.model import native
+from pargolf.model.native import attention_kernel
+from support import shaken
+
+CPU = torch.device("cpu")
+C = ModelConfig(
+    vocab_size=64, seq_len=32, n_layers=2, d_model=24, n_heads=4, kv_heads=2, q_rank=5
+)  # fmt: skip
+amx = pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="this CPU has no AMX")
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Compile attention.cpp anew, in the test and after it."""
+    native._library.cache_clear()
+    yield
+    native._library.cache_clear()
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    groups = q.size(2) // k.size(2)
+    q, k, v = q.transpose(1, 2), *(x.transpose(1, 2).repeat_interleave(groups, dim=1) for x in (k, v))
+    scores = (q @ k.mT) / math.sqrt(q.size(-1))
+    unseen = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return (scores.masked_fill(unseen, -torch.inf).softmax(-1) @ v).transpose(1, 2)
+
+
+def inputs(length: int, heads: int, kv_heads: int, d_head: int, size: float = 1.0) -> list[Tensor]:
+    torch.manual_seed(0)
+    shapes = [(2, length, n, d_head) for n in (heads, kv_heads, kv_heads)]
+    return [(size * torch.randn(shape)).bfloat16().requires_grad_() for shape in shapes]
+
+
+@amx
+@pytest.mark.parametrize(
+    ("length", "heads", "kv_heads", "d_head", "size"),
+    [(32, 4, 2, 6, 1), (96, 1, 1, 64, 1), (160, 6, 2, 20, 3), (288, 4, 4, 32, 10), (1024, 2, 1, 64, 1)],
+)
+def test_attention_and_its_gradients(
+    length: int, heads: int, kv_heads: int, d_head: int, size: float
+) -> None:
+    kernel = attention_kernel(dataclasses.replace(C, seq_len=length), torch.bfloat16, CPU)
+    assert kernel is not None
+    mine = inputs(length, heads, kv_heads, d_head, size)
+    exact = [x.detach().double().requires_grad_() for x in mine]
+    direction = torch.randn(mine[0].shape).bfloat16()
+    got, expected = kernel(*mine), written_out(*exact)
+    got.backward(direction)
+    expected.backward(direction.double())
+    gradients = [(name, x.grad, y.grad) for name, x, y in zip("qkv", mine, exact, strict=True)]
+    for name, a, b in [("out", got, expected), *gradients]:
+        assert a is not None and b is not None and a.dtype == torch.bfloat16
+        error = float((a.double() - b).norm().detach() / b.norm().detach())
+        assert error < 2**-7, (name, error)  # bfloat16 has 8 bits
+
+
+@amx
+def test_a_token_sees_nothing_after_it_and_results_repeat() -> None:
+    kernel = attention_kernel(C, torch.bfloat16, CPU)
+    assert kernel is not None
+    q, k, v = (x.detach() for x in inputs(96, 4, 2, 6))
+    before = kernel(q, k, v)
+    assert torch.equal(kernel(q, k, v), before)
+    for x in (q, k, v):
+        x[:, 70:] = 1000.0
+    assert torch.equal(kernel(q, k, v)[:, :70], before[:, :70])
+    k[:, 40, 0, 0] = torch.nan
+    assert kernel(q, k, v)[:, 40:, :2].isnan().all()
+
+
+@amx
+def test_pytorch_finds_nothing_wrong_with_the_operators() -> None:
+    assert attention_kernel(C, torch.bfloat16, CPU) is not None
+    q, k, v = inputs(32, 4, 2, 6)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.pargolf.attention.default, (q, k, v), test_utils=tests)
+
+
+@amx
+def test_the_model_trains_with_it_as_without() -> None:
+    kernel = attention_kernel(C, torch.bfloat16, CPU)
+    plain, ours = shaken(C), shaken(C)
+    plain.dtype = ours.dtype = torch.bfloat16
+    for block in ours.blocks:
+        block.attn.kernel = kernel
+    tokens, targets = torch.randint(64, (2, 32)), torch.randint(64, (2, 32))
+    losses = [model(tokens, targets) for model in (plain, ours)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-2, atol=1e-2)
+    for (name, a), b in zip(plain.named_parameters(), ours.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None
+        assert float((a.grad - b.grad).norm() / a.grad.norm()) < 0.05, name
+
+
+def test_it_is_used_where_it_can_be_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    assert attention_kernel(C, torch.float32, CPU) is None
+    assert attention_kernel(C, torch.bfloat16, torch.device("meta")) is None
+    assert attention_kernel(dataclasses.replace(C, seq_len=33), torch.bfloat16, CPU) is None
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert attention_kernel(C, torch.bfloat16, CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"), [("no-such-compiler", "no-such-compiler"), ("false", "cannot compile")]
+)
+def test_without_a_compiler_pytorch_s_attention_serves(
+    monkeypatch: pytest.MonkeyPatch, fresh: None, compiler: str, message: str
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    with pytest.warns(UserWarning, match=message):
+        assert attention_kernel(C, torch.bfloat16, CPU) is None
+
+
+def test_the_source_compiles_without_a_warning() -> None:
+    source = native.resources.files("pargolf.model") / "attention.cpp"
+    flags = [flag for flag in native.FLAGS if flag != "-shared"]
+    command = ["g++", *flags, "-Wall", "-Wextra", "-Werror", "-fsyntax-only", str(source)]
+    assert subprocess.run(command, capture_output=True, text=True).stderr == ""
