@@ -17,8 +17,6 @@ from torch import Tensor
 
 from pargolf.errors import UserError
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
-
 
 def resolve_device(setting: str) -> Literal["cpu", "cuda"]:
     """ "cpu" or "cuda" for train.device; UserError if "cuda" is asked for and there is none."""
@@ -91,13 +89,11 @@ def keep_memory() -> None:
     By default every large tensor is new memory, which the system first clears, page by page: a
     tenth of a training step on a CPU.
     """
-    if hasattr(library := ctypes.CDLL(None), "mallopt"):
-        for option, value in (
-            (M_MMAP_THRESHOLD, 32 << 20),
-            (M_TRIM_THRESHOLD, 2**31 - 1),
-            (M_TOP_PAD, 256 << 20),
-        ):
-            library.mallopt(option, value)
+    library = ctypes.CDLL(None)
+    # Of glibc's malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD.
+    for option, size in ((-1, 2**31 - 1), (-2, 256 << 20), (-3, 32 << 20)):
+        if hasattr(library, "mallopt"):
+            library.mallopt(option, size)
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

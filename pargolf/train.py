@@ -23,7 +23,6 @@ from pargolf.errors import UserError
 from pargolf.keeper import Keeper
 from pargolf.model.attention import AttentionKernel
 from pargolf.model.gpt import GPT
-from pargolf.model.native import attention_kernel
 from pargolf.optim.groups import Optimizers
 from pargolf.optim.schedule import lr_scale, muon_momentum, progress
 from pargolf.qat import quantized
@@ -68,6 +67,8 @@ def train(config: RunConfig, folder: Path) -> Progress:
     Raises UserError on bad settings or data and when the loss is no longer a number, and
     Stopped after SIGINT or SIGTERM. Under torchrun every rank calls this.
     """
+    from pargolf.model.native import attention_kernel  # which is not for a submission's one file
+
     validate(config)
     validate_world(config, launch.world_size())
     with distributed.world(machine.resolve_device(config.train.device)) as device:
