@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from pargolf import distributed, launch, machine
 from pargolf.checkpoint import Progress
 from pargolf.clock import Clock
-from pargolf.config import ModelConfig, RunConfig, TrainConfig, read_config, validate, validate_world
+from pargolf.config import RunConfig, TrainConfig, read_config, validate, validate_world
 from pargolf.data.batches import Batches
 from pargolf.data.shards import TokenStream, open_split
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.errors import UserError
 from pargolf.keeper import Keeper
-from pargolf.model.attention import AttentionKernel
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
 from pargolf.optim.schedule import lr_scale, muon_momentum, progress
@@ -87,7 +86,11 @@ def train(config: RunConfig, folder: Path) -> Progress:
                 if config.train.start_from and not keeper.progress.step:
                     log(f"starting from the weights of {config.train.start_from}")
                 machine.keep_memory()
-                train_model(config, data, device, run.compile_cache, log, keeper, attention_kernel)
+                kernel = None
+                if config.train.compile == "on":
+                    kernel = attention_kernel(config.model, getattr(torch, config.train.dtype), device)
+                log("attention: PyTorch's" if kernel is None else "attention: for this CPU's matrix unit")
+                train_model(config, data, device, run.compile_cache, log, keeper, kernel)
                 log(f"weights in {run.checkpoint}")
             return keeper.progress
 
@@ -99,11 +102,11 @@ def train_model(
     compile_cache: Path,
     log: Callable[[str], None],
     keeper: Keeper | None = None,
-    choose_kernel: Callable[[ModelConfig, torch.dtype, torch.device], AttentionKernel | None] | None = None,
+    kernel: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> GPT:
     """Train a model from its init, or from where `keeper` left it; `config` must be resolved.
 
-    `choose_kernel` may name another attention than PyTorch's for layers that are compiled. Raises
+    `kernel` is attention for layers that are compiled, if not by PyTorch's. Raises
     UserError if the loss is no longer a number. Every rank calls this.
     """
     t = config.train
@@ -129,9 +132,6 @@ def train_model(
     scorer.load_state_dict(model.state_dict(), assign=True)
     if t.compile == "on":
         log(machine.use_compile_cache(t.compile_cache, compile_cache))
-        kernel = choose_kernel(config.model, model.dtype, device) if choose_kernel is not None else None
-        if kernel is not None:
-            log("attention: attention.cpp, compiled for this CPU")
         model.compile_regions(kernel)
     stepper = Stepper(model, distributed.data_parallel(model, device), optimizers, batches, device)
     if t.compile == "on" and t.compile_warmup_steps:

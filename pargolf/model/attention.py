@@ -9,9 +9,6 @@ from torch import Tensor, nn
 from pargolf.config import ModelConfig
 from pargolf.model.layers import norm, projection, rotate
 
-# q (B, T, n_heads, d_head), k and v (B, T, kv_heads, d_head) -> causal attention, of the shape of q
-AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
-
 
 class KVCache:
     """Keys and values of the tokens seen so far, one pair of tensors a layer.
@@ -53,7 +50,9 @@ class Attention(nn.Module):
         self.v = projection(c.d_model, d_kv, c.v_rank)
         self.out = projection(c.d_model, c.d_model, c.out_rank)
         self.q_gain = nn.Parameter(torch.full((c.n_heads,), c.q_gain))
-        self.kernel: AttentionKernel | None = None  # for training, in the place of PyTorch's
+        # For training, in the place of PyTorch's: q (B, T, n_heads, d_head), k and v (B, T, kv_heads,
+        # d_head) -> the shape of q.
+        self.kernel: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def forward(
         self,

@@ -16,14 +16,14 @@ and attention over depth in the place of mixes and skips (`residual.py`).
 Source: the challenge's baseline and its pull request #215.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pargolf.config import ModelConfig
-from pargolf.model.attention import Attention, AttentionKernel, KVCache
+from pargolf.model.attention import Attention, KVCache
 from pargolf.model.init import init_weights
 from pargolf.model.layers import Linear, norm, projection, rope_tables
 from pargolf.model.residual import ContentRotation, DepthAttention
@@ -167,7 +167,7 @@ class GPT(nn.Module):
         """Mean cross-entropy in nats of targets (B, T) after tokens (B, T): the training loss."""
         return self.loss(self.trunk(tokens), targets)
 
-    def compile_regions(self, kernel: AttentionKernel | None = None) -> None:
+    def compile_regions(self, kernel: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None) -> None:
         """Compile a layer, and what is before and after the layers, in place.
 
         `kernel`, if there is one, takes the place of PyTorch's attention. All layers share the code
@@ -177,7 +177,8 @@ class GPT(nn.Module):
         # Each layer sees another number of earlier ones, and Dynamo by default stops at 8 variants.
         torch._dynamo.config.recompile_limit = 8 * self.config.n_layers
         for block in self.blocks:
-            block.attn.kernel = kernel
+            if kernel is not None:
+                block.attn.kernel = kernel
             block.compile(dynamic=False)
         if self.depth is not None:
             self.depth.compile(dynamic=False)

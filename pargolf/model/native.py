@@ -10,6 +10,7 @@ import os
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor
 
 from pargolf.config import ModelConfig
-from pargolf.model.attention import AttentionKernel
+
+# q (B, T, n_heads, d_head), k and v (B, T, kv_heads, d_head) -> causal attention, of the shape of q
+AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # No -ffast-math: a library built with it changes how the whole process treats tiny numbers.
 FLAGS = (
