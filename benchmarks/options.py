@@ -16,6 +16,7 @@ import torch
 import tyro
 from rich.table import Table
 
+from pargolf import machine
 from pargolf.config import RunConfig, load_preset
 from pargolf.console import console
 from pargolf.model.gpt import GPT
@@ -78,6 +79,7 @@ class Step:
     """One training step of a model; calling it returns its seconds."""
 
     def __init__(self, config: RunConfig, args: Args, rounding: bool = False):
+        machine.keep_memory()
         dtype = getattr(torch, args.dtype)
         self.model = GPT(config.model, dtype, seed=0)
         self.model.compile_regions(attention_kernel(config.model, dtype, torch.device("cpu")))

@@ -90,9 +90,9 @@ def keep_memory() -> None:
     tenth of a training step on a CPU.
     """
     library = ctypes.CDLL(None)
-    # Of glibc's malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD.
-    for option, size in ((-1, 2**31 - 1), (-2, 256 << 20), (-3, 32 << 20)):
-        if hasattr(library, "mallopt"):
+    if hasattr(library, "mallopt"):
+        # Of glibc's malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD.
+        for option, size in ((-1, 2**31 - 1), (-2, 256 << 20), (-3, 32 << 20)):
             library.mallopt(option, size)
 
 

@@ -106,8 +106,8 @@ def train_model(
 ) -> GPT:
     """Train a model from its init, or from where `keeper` left it; `config` must be resolved.
 
-    `kernel` is attention for layers that are compiled, if not by PyTorch's. Raises
-    UserError if the loss is no longer a number. Every rank calls this.
+    `kernel` is attention for layers that are compiled, if not PyTorch's. Raises UserError if the
+    loss is no longer a number. Every rank calls this.
     """
     t = config.train
     # On a CPU: forbid the few operations that add in whatever order their threads finish.
