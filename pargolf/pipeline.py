@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from pargolf import distributed, launch, machine
 from pargolf.analysis.compressors import compressor_table
@@ -25,6 +26,7 @@ from pargolf.export.quantize import quantize_state
 from pargolf.files import write_atomic, write_json
 from pargolf.final import final_lines
 from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.model.layers import Linear
 from pargolf.pack import pack_model
 from pargolf.run import Log, Run, open_run
 from pargolf.score import Score, check_stride, score
@@ -110,12 +112,18 @@ def with_goal(config: RunConfig, fit: int | None, max_loss: float | None) -> Run
 
 
 def load_model(artifact: Artifact, dtype: torch.dtype = torch.float32) -> GPT:
-    """The model of an artifact, ready to run; UserError if its tensors are not those of its config."""
+    """The model of an artifact, ready to run, its matrices in `dtype` as activations are.
+
+    Raises UserError if its tensors are not those of its config.
+    """
     with torch.device("meta"):
         model = GPT(artifact.model, dtype)
     check_state(artifact.state, {name: tuple(p.shape) for name, p in model.named_parameters()})
     model = GPT(artifact.model, dtype)
     model.load_state_dict(artifact.state)
+    for module in model.modules():
+        if isinstance(module, Linear | nn.Embedding):
+            module.to(dtype)  # once, where training's float32 are cast at every use
     return model.eval()
 
 
