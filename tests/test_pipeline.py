@@ -1,0 +1,33 @@
+"""The model that is made of an artifact."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from artifact_support import SHA
+from pargolf.config import ExportConfig, ModelConfig
+from pargolf.export.artifact import pack, unpack
+from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.pipeline import load_model
+from support import shaken
+
+SHAPE = ModelConfig(vocab_size=32, seq_len=16, n_layers=4, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "option", [{}, {"rotation_rank": 3}, {"depth_attention": "softmax"}, {"depth_attention": "signed"}]
+)
+def test_matrices_cast_once_give_the_same_logits_as_cast_at_every_use(option: dict[str, Any]) -> None:
+    trained = shaken(replace(SHAPE, **option))
+    state = dict(trained.named_parameters())
+    artifact = unpack(pack(state, tensor_kinds(trained), trained.config, ExportConfig(level=3), SHA))
+    cast_at_use = GPT(trained.config, torch.bfloat16)
+    cast_at_use.load_state_dict(artifact.state)
+    loaded = load_model(artifact, torch.bfloat16)
+    assert loaded.blocks[0].mlp.fc.weight.dtype == loaded.embed.weight.dtype == torch.bfloat16
+    assert loaded.blocks[0].attn.q_gain.dtype == torch.float32
+    tokens = torch.arange(32).view(2, 16)
+    assert torch.equal(loaded.head(loaded.trunk(tokens)), cast_at_use.head(cast_at_use.trunk(tokens)))
