@@ -126,7 +126,7 @@ def test_machines_share_a_study_of_the_same_settings(tmp_path: Path) -> None:
     trial = first.ask(WHERE)
     assert [t.number for t in second.trials] == [trial.number]
     other = with_settings(auto, {"model.q_rank": 3})
-    with pytest.raises(UserError, match=r"model\.q_rank is 64 there, 3 here"):
+    with pytest.raises(UserError, match=rf"model\.q_rank is {auto.model.q_rank} there, 3 here"):
         _open("demo", other, tmp_path / "a" / "x", WHERE, storage)
     with pytest.raises(UserError, match="another --search"):
         _open("demo", auto, tmp_path / "a" / "x", {"model.d_model": IntDistribution(8, 16)}, storage)
