@@ -146,7 +146,9 @@ class Target:
     @property
     def dtype(self) -> torch.dtype:
         """The run's compute dtype; float32 for an artifact outside its run folder."""
-        dtype: torch.dtype = getattr(torch, self.config.train.dtype if self.config else "float32")
+        setting = self.config.train.dtype if self.config else "float32"
+        # A run's is settled, but a config.json from elsewhere may still say "auto".
+        dtype: torch.dtype = getattr(torch, machine.resolve_dtype(setting, self.device_type))
         return dtype
 
     @property
