@@ -1,8 +1,8 @@
 """The seed's training step in the plain form of the challenge's scripts: what benchmarks compare with.
 
-Float32 weights cast where they are used under bfloat16 autocast for the rest, PyTorch's attention and
-cross-entropy, one torch.compile around the whole, Muon one matrix after the other. Same mathematics
-as `pargolf.model.gpt` with its defaults, and the same parameter names, so weights carry over.
+Float32 weights cast where they are used, bfloat16 autocast for the rest (or float32 throughout), PyTorch's
+attention and cross-entropy, one torch.compile around the whole, Muon one matrix after the other. Same
+mathematics as `pargolf.model.gpt` with its defaults, and the same parameter names, so weights carry over.
 """
 
 import torch
@@ -119,15 +119,15 @@ class Block(nn.Module):
 class PlainGPT(nn.Module):
     """The seed's model; forward gives the mean cross-entropy."""
 
-    def __init__(self, c: ModelConfig):
+    def __init__(self, c: ModelConfig, dtype: torch.dtype):
         super().__init__()
-        self.c, self.n_encoder = c, c.n_layers // 2
+        self.c, self.dtype, self.n_encoder = c, dtype, c.n_layers // 2
         self.embed = nn.Embedding(c.vocab_size, c.d_model)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layers))
         self.skip_weights = nn.Parameter(torch.ones(self.n_encoder, c.d_model))
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        x = x0 = F.rms_norm(self.embed(tokens).bfloat16(), (self.c.d_model,))
+        x = x0 = F.rms_norm(self.embed(tokens).to(self.dtype), (self.c.d_model,))
         skips: list[Tensor] = []
         for layer in range(self.c.n_layers):
             if layer >= self.n_encoder and skips:
@@ -141,10 +141,10 @@ class PlainGPT(nn.Module):
         return F.cross_entropy(logits.float(), targets.reshape(-1), reduction="mean")
 
 
-def orthogonalize(gradient: Tensor, steps: int) -> Tensor:
-    """Newton-Schulz of one matrix in bfloat16."""
+def orthogonalize(gradient: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """Newton-Schulz of one matrix."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = gradient.bfloat16()
+    x = gradient.to(dtype)
     x = x / (x.norm() + 1e-7)
     turned = x.size(0) > x.size(1)
     x = x.T if turned else x
@@ -157,8 +157,8 @@ def orthogonalize(gradient: Tensor, steps: int) -> Tensor:
 class PlainStep:
     """A model, Adam for its vectors and embedding, and Muon for its matrices; called, it takes one step."""
 
-    def __init__(self, c: ModelConfig, o: OptimConfig):
-        self.model, self.o = PlainGPT(c), o
+    def __init__(self, c: ModelConfig, o: OptimConfig, dtype: torch.dtype):
+        self.model, self.o, self.dtype = PlainGPT(c, dtype), o, dtype
         self.compiled = torch.compile(self.model, dynamic=False, fullgraph=True)
         self.matrices = [m.weight for m in self.model.modules() if isinstance(m, CastedLinear)]
         others = {id(p) for p in (*self.matrices, self.model.embed.weight)}
@@ -172,14 +172,15 @@ class PlainStep:
         )
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             loss: Tensor = self.compiled(tokens, targets)
         loss.backward()
         with torch.no_grad():
             for p, momentum in zip(self.matrices, self.momenta, strict=True):
                 assert p.grad is not None
                 momentum.mul_(self.o.muon_momentum).add_(p.grad)
-                update = orthogonalize(p.grad.add(momentum, alpha=self.o.muon_momentum), self.o.ns_steps)
+                nesterov = p.grad.add(momentum, alpha=self.o.muon_momentum)
+                update = orthogonalize(nesterov, self.o.ns_steps, self.dtype)
                 scale = max(1, p.size(0) / p.size(1)) ** 0.5
                 p.mul_(1 - self.o.muon_lr * self.o.muon_weight_decay)
                 p.add_(update.to(p.dtype), alpha=-self.o.muon_lr * scale)

@@ -1,21 +1,24 @@
 """A training step against the plain form of the challenge's scripts: python benchmarks/train.py.
 
-Three steps take turns on the same random tokens, in bfloat16: the plain form (plain.py) and pargolf's
-of the preset with full queries, and pargolf's of the preset as it is. Each is a process of its own, for
-what one asks of its process must not serve the others. Run nothing else meanwhile.
+Three steps take turns on the same random tokens: the plain form (plain.py) and pargolf's of the preset
+with full queries, and pargolf's of the preset as it is. Each is a process of its own, for what one asks
+of its process must not serve the others. Run nothing else meanwhile.
 """
 
 import dataclasses
 import multiprocessing
 import statistics
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 import tyro
 from plain import PlainStep
 from rich.table import Table
+from scipy import stats
 from torch import Tensor
 
 from pargolf import machine
@@ -26,16 +29,18 @@ from pargolf.model.native import attention_kernel
 from pargolf.optim.groups import Optimizers
 from pargolf.plan import plan
 
+PLAIN, FULL = "plain, full q", "pargolf, full q"
+
 
 class OurStep:
     """pargolf's training step: called with tokens and targets, returns the loss."""
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig, dtype: torch.dtype):
         machine.keep_memory()
-        kernel = attention_kernel(config.model, torch.bfloat16, torch.device("cpu"))
-        self.model = GPT(config.model, torch.bfloat16, seed=0)
+        kernel = attention_kernel(config.model, dtype, torch.device("cpu"))
+        self.model = GPT(config.model, dtype, seed=0)
         self.model.compile_regions(kernel)
-        self.optimizers = Optimizers(self.model, config.optim, torch.bfloat16)
+        self.optimizers = Optimizers(self.model, config.optim, dtype)
         self.momentum = config.optim.muon_momentum
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -45,17 +50,17 @@ class OurStep:
         return loss.detach()
 
 
-def serve(pipe: Connection, config: RunConfig, plain: bool, rows: int) -> None:
+def serve(pipe: Connection, config: RunConfig, plain: bool, dtype: torch.dtype, rows: int) -> None:
     """Make two steps whenever the other end of `pipe` says so, and send it the second's loss and seconds.
 
     The first finds the caches full of what another process did.
     """
     step: PlainStep | OurStep
     if plain:
-        step = PlainStep(config.model, config.optim)
+        step = PlainStep(config.model, config.optim, dtype)
         step.model.load_state_dict(GPT(config.model, seed=0).state_dict())
     else:
-        step = OurStep(config)
+        step = OurStep(config, dtype)
     torch.manual_seed(0)
     span = torch.randint(config.model.vocab_size, (rows, config.model.seq_len + 1))
     tokens, targets = span[:, :-1].contiguous(), span[:, 1:].contiguous()
@@ -66,9 +71,9 @@ def serve(pipe: Connection, config: RunConfig, plain: bool, rows: int) -> None:
         pipe.send((loss, time.perf_counter() - start))
 
 
-def peak() -> float:
-    """FLOP/s of this machine's bfloat16 matrix multiply, best of several (4096 x 1024 by 1024 x 1024)."""
-    x, weight = torch.randn(4096, 1024).bfloat16(), torch.randn(1024, 1024).bfloat16()
+def peak(dtype: torch.dtype) -> float:
+    """FLOP/s of this machine's matrix multiply, best of several (4096 x 1024 by 1024 x 1024)."""
+    x, weight = torch.randn(4096, 1024, dtype=dtype), torch.randn(1024, 1024, dtype=dtype)
     times = []
     for _ in range(20):
         start = time.perf_counter()
@@ -77,25 +82,43 @@ def peak() -> float:
     return 2 * 4096 * 1024 * 1024 / min(times)
 
 
-def main(preset: str = "lowrank-q192", rows: int = 8, turns: int = 7) -> None:
-    """Print tokens/s, the ratio to the plain form and the share of the multiply's peak."""
+def times_faster(slow: Sequence[float], fast: Sequence[float]) -> str:
+    """Median ratio of what was timed in the same turn, with the 95 % interval of that median."""
+    if slow is fast:
+        return "1"
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    low, high = stats.quantile_test(ratios, q=1.0, p=0.5).confidence_interval(0.95)
+    return f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
+
+
+def main(
+    preset: str = "lowrank-q192",
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    rows: int = 8,
+    turns: int = 15,
+) -> None:
+    """Print tokens/s, the ratios to the plain form and to full queries, and the share of the multiply's peak.
+
+    From 6 turns on the intervals of the ratios are known.
+    """
+    its_dtype: torch.dtype = getattr(torch, dtype)
     config = load_preset(preset)
     full = dataclasses.replace(config, model=dataclasses.replace(config.model, q_rank=0))
-    steps = {"plain, full q": (full, True), "pargolf, full q": (full, False)}
+    steps = {PLAIN: (full, True), FULL: (full, False)}
     if config.model.q_rank:
         steps[f"pargolf, q_rank {config.model.q_rank}"] = config, False
-    top = peak()
+    top = peak(its_dtype)
     spawn = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     for name, (its, plain) in steps.items():
         pipes[name], end = spawn.Pipe()
-        spawn.Process(target=serve, args=(end, its, plain, rows), daemon=True).start()
+        spawn.Process(target=serve, args=(end, its, plain, its_dtype, rows), daemon=True).start()
     losses: dict[str, list[float]] = {name: [] for name in steps}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(turns + 1):  # the first one compiles
-        for name, pipe in pipes.items():
-            pipe.send(True)
-            loss, seconds = pipe.recv()
+        for name in sorted(steps, reverse=turn % 2 == 1):  # nobody always follows the same one
+            pipes[name].send(True)
+            loss, seconds = pipes[name].recv()
             losses[name].append(loss)
             if turn:
                 times[name].append(seconds)
@@ -104,23 +127,24 @@ def main(preset: str = "lowrank-q192", rows: int = 8, turns: int = 7) -> None:
 
     tokens = rows * config.model.seq_len
     console.print(
-        f"{preset}: {rows} x {config.model.seq_len} tokens, bfloat16, {torch.get_num_threads()} CPU threads,"
+        f"{preset}: {rows} x {config.model.seq_len} tokens, {dtype}, {torch.get_num_threads()} CPU threads,"
         f" median of {turns}; matrix multiply {top / 1e9:,.0f} GFLOP/s",
         highlight=False,
         soft_wrap=True,
     )
-    table = Table()
-    for column in ("", "ms", "tokens/s", "times plain", "of peak", "loss, step 2", "step 4", "GPU"):
-        table.add_column(column, justify="right" if column else "left")
+    columns = ("ms", "tokens/s", "times plain", "times full q", "of peak", "loss, step 2", "step 4", "GPU")
+    table = Table("")
+    for column in columns:
+        table.add_column(column, justify="right")
     for name, (its, _) in steps.items():
         median = statistics.median(times[name])
-        ratio = statistics.median(a / b for a, b in zip(times["plain, full q"], times[name], strict=True))
         share = plan(its).train_flops * tokens / median / top
         table.add_row(
-            name, f"{1e3 * median:,.0f}", f"{tokens / median:,.0f}", f"{ratio:.2f}", f"{share:.0%}",
-            *(f"{losses[name][i]:.4f}" for i in (0, 1)), "not yet run",
+            name, f"{1e3 * median:,.0f}", f"{tokens / median:,.0f}",
+            *(times_faster(times[other], times[name]) for other in (PLAIN, FULL)),
+            f"{share:.0%}", *(f"{losses[name][i]:.4f}" for i in (0, 1)), "not yet run",
         )  # fmt: skip
-    console.print(table)
+    console.print(table, width=140, soft_wrap=True)
 
 
 if __name__ == "__main__":

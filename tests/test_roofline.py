@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pargolf import forecast
@@ -86,6 +88,20 @@ def test_the_prediction_for_a_cpu_scales_the_time_of_a_try(monkeypatch: pytest.M
     config = replace(TINY, model=replace(TINY.model, n_layers=2))
     share = sum(work.flops for work in step_cost(config).values()) / model_flops(config) / 2048
     assert forecast.cpu_step_seconds(config, "float32") == pytest.approx(0.25 * share)
+
+
+@pytest.mark.parametrize("compiled", ["on", "off"])
+def test_the_try_has_the_attention_of_training(compiled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        used.append(q.shape)
+        return q + k.repeat_interleave(2, 2) + v.repeat_interleave(2, 2)
+
+    monkeypatch.setattr(forecast, "attention_kernel", lambda *_: kernel)
+    monkeypatch.setattr("pargolf.machine.resolve_compile", lambda *_: compiled)
+    forecast.cpu_step_seconds(replace(TINY, train=replace(TINY.train, compile=compiled)), "float32")
+    assert bool(used) == (compiled == "on")
 
 
 def test_a_run_ends_by_the_clock_or_by_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
