@@ -16,7 +16,7 @@ from pargolf.roofline import H100, least_seconds, model_flops, step_cost
 # Seconds a step on 8 H100 SXM, as published (challenge pull request #215, and the challenge's baseline).
 PUBLISHED = {"lowrank-q192": 0.0776, "full-q": 0.108, "baseline": 0.0435}
 CALIBRATED_ON = "lowrank-q192"
-# Of the time a step takes as written; measured to be 0.5 to 0.8 on CPUs (docs/performance.md).
+# Of the time a step takes as written; measured to be 0.54 to 0.85 on CPUs (docs/performance.md).
 COMPILED_SHARE = 0.67
 TRIED_TOKENS = 2048
 TRIED_SECONDS = 1.0
