@@ -8,7 +8,7 @@
 
 Each point is a process of its own (torchrun where it has two ranks) that compiles the model as in
 training and times optimizer steps on random tokens: the median, and the peak of resident memory
-during them. It takes one to two minutes a part; run nothing else meanwhile.
+during them. It takes one to three minutes a part; run nothing else meanwhile.
 """
 
 import json

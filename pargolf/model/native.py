@@ -30,13 +30,17 @@ FLAGS = (
 )  # fmt: skip
 
 
+# It holds whole rows of scores, and memory that it does not get ends the process, without an exception.
+LONGEST = 65_536
+
+
 def attention_kernel(c: ModelConfig, dtype: torch.dtype, device: torch.device) -> AttentionKernel | None:
     """What to use in training in the place of PyTorch's attention, or None if that serves.
 
     There is something for bfloat16, on a CPU with AMX and a C++ compiler, in rows of a multiple of
-    32 tokens.
+    32 tokens, up to LONGEST.
     """
-    fits = dtype == torch.bfloat16 and device.type == "cpu" and c.seq_len % 32 == 0
+    fits = dtype == torch.bfloat16 and device.type == "cpu" and c.seq_len % 32 == 0 and c.seq_len <= LONGEST
     if fits and torch.cpu._is_amx_tile_supported() and _library() is not None:
         return lambda q, k, v: _attention(q.contiguous(), k.contiguous(), v.contiguous())[0]
     return None
