@@ -1,4 +1,4 @@
-// Causal attention and its gradient in bfloat16, for CPUs whose matrix unit (AMX) makes the multiplies
+// Causal attention and its gradient in bfloat16, for CPUs whose multiplies of it (AVX512-BF16, AMX) are
 // so cheap that the rest must stay in the cache. The blocks are those of FlashAttention (arXiv 2205.14135
 // and 2307.08691): no weight of attention is kept, backward makes them again from the logarithms of sums.
 //
@@ -99,6 +99,20 @@ void transpose(const bf16* x, int64_t stride, int64_t rows, int64_t cols, bf16* 
 }
 
 }  // namespace
+
+// Whether PyTorch's library multiplies here: its settings may forbid what the CPU can do, and an exception
+// among the threads below would end the process.
+extern "C" int can_multiply() {
+  bf16 a[kStep * kStep] = {}, b[kStep * kStep] = {};
+  float c[kStep * kStep];
+  try {
+    multiply(kStep, kStep, kStep, a, kStep, b, kStep, c, kStep, false);
+    at::native::cpublas::brgemm_release(true);
+    return 1;
+  } catch (...) {
+    return 0;
+  }
+}
 
 // q (B, T, H, D), k and v (B, T, G, D) -> out (B, T, H, D) and, of the scores, the logarithms of the
 // sums of their exponentials (B, H, T).

@@ -1,6 +1,6 @@
-"""Attention for training on CPUs with AMX: attention.cpp, compiled here and made known to PyTorch.
+"""Attention for training on CPUs that multiply bfloat16: attention.cpp, compiled and made known to PyTorch.
 
-There the gradient of PyTorch's fused attention takes longer than all multiplies of a layer
+There the gradient of PyTorch's fused attention takes up to as long as all multiplies of a layer
 (docs/performance.md).
 """
 
@@ -37,11 +37,12 @@ LONGEST = 65_536
 def attention_kernel(c: ModelConfig, dtype: torch.dtype, device: torch.device) -> AttentionKernel | None:
     """What to use in training in the place of PyTorch's attention, or None if that serves.
 
-    There is something for bfloat16, on a CPU with AMX and a C++ compiler, in rows of a multiple of
-    32 tokens, up to LONGEST.
+    There is something for bfloat16, on a CPU with AVX512-BF16 (or AMX) and a C++ compiler, in rows of a
+    multiple of 32 tokens, up to LONGEST.
     """
     fits = dtype == torch.bfloat16 and device.type == "cpu" and c.seq_len % 32 == 0 and c.seq_len <= LONGEST
-    if fits and torch.cpu._is_amx_tile_supported() and _library() is not None:
+    library = _library() if fits and torch.cpu._is_avx512_bf16_supported() else None
+    if library is not None and library.can_multiply():
         return lambda q, k, v: _attention(q.contiguous(), k.contiguous(), v.contiguous())[0]
     return None
 

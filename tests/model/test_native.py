@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -18,7 +20,9 @@ CPU = torch.device("cpu")
 C = ModelConfig(
     vocab_size=64, seq_len=32, n_layers=2, d_model=24, n_heads=4, kv_heads=2, q_rank=5
 )  # fmt: skip
-amx = pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="this CPU has no AMX")
+bf16 = pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(), reason="this CPU cannot multiply bfloat16"
+)
 
 
 @pytest.fixture
@@ -43,7 +47,7 @@ def inputs(length: int, heads: int, kv_heads: int, d_head: int, size: float = 1.
     return [(size * torch.randn(shape)).bfloat16().requires_grad_() for shape in shapes]
 
 
-@amx
+@bf16
 @pytest.mark.parametrize(
     ("length", "heads", "kv_heads", "d_head", "size"),
     [(32, 4, 2, 6, 1), (96, 1, 1, 64, 1), (160, 6, 2, 20, 3), (288, 4, 4, 32, 10), (1024, 2, 1, 64, 1)],
@@ -66,7 +70,7 @@ def test_attention_and_its_gradients(
         assert error < 2**-7, (name, error)  # bfloat16 has 8 bits
 
 
-@amx
+@bf16
 def test_a_token_sees_nothing_after_it_and_results_repeat() -> None:
     kernel = attention_kernel(C, torch.bfloat16, CPU)
     assert kernel is not None
@@ -80,7 +84,7 @@ def test_a_token_sees_nothing_after_it_and_results_repeat() -> None:
     assert kernel(q, k, v)[:, 40:, :2].isnan().all()
 
 
-@amx
+@bf16
 def test_pytorch_finds_nothing_wrong_with_the_operators() -> None:
     assert attention_kernel(C, torch.bfloat16, CPU) is not None
     q, k, v = inputs(32, 4, 2, 6)
@@ -88,7 +92,7 @@ def test_pytorch_finds_nothing_wrong_with_the_operators() -> None:
     torch.library.opcheck(torch.ops.pargolf.attention.default, (q, k, v), test_utils=tests)
 
 
-@amx
+@bf16
 def test_the_model_trains_with_it_as_without() -> None:
     kernel = attention_kernel(C, torch.bfloat16, CPU)
     plain, ours = shaken(C), shaken(C)
@@ -110,8 +114,21 @@ def test_it_is_used_where_it_can_be_and_nowhere_else(monkeypatch: pytest.MonkeyP
     assert attention_kernel(C, torch.bfloat16, torch.device("meta")) is None
     for length in (33, native.LONGEST + 32):
         assert attention_kernel(dataclasses.replace(C, seq_len=length), torch.bfloat16, CPU) is None
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert attention_kernel(C, torch.bfloat16, CPU) is None
+
+
+@bf16
+def test_where_pytorch_s_library_may_not_multiply_bfloat16_it_is_not_used() -> None:
+    code = (
+        "import torch\nfrom pargolf.config import load_preset\n"
+        "from pargolf.model.native import attention_kernel\n"
+        "print(attention_kernel(load_preset('demo').model, torch.bfloat16, torch.device('cpu')))"
+    )
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("None\n", "")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +138,7 @@ def test_without_a_compiler_pytorch_s_attention_serves(
     monkeypatch: pytest.MonkeyPatch, fresh: None, compiler: str, message: str
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     with pytest.warns(UserWarning, match=message):
         assert attention_kernel(C, torch.bfloat16, CPU) is None
 
