@@ -144,7 +144,8 @@ def main(
             *(times_faster(times[other], times[name]) for other in (PLAIN, FULL)),
             f"{share:.0%}", *(f"{losses[name][i]:.4f}" for i in (0, 1)), "not yet run",
         )  # fmt: skip
-    console.print(table, width=140, soft_wrap=True)
+    console.width = 140  # a file has none
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -211,7 +211,8 @@ def validate_model(m: ModelConfig) -> None:
     for name in ("vocab_size", "seq_len", "n_layers", "d_model", "n_heads", "kv_heads", "mlp_ratio"):
         require(getattr(m, name) >= 1, f"model.{name} must be at least 1, is {getattr(m, name)}")
     require(m.n_layers >= 2, "model.n_layers must be at least 2: half of the layers encode, half decode")
-    require(m.n_layers <= 1000, f"model.n_layers {m.n_layers} is more than 1000")
+    for name, most in (("n_layers", 1000), ("seq_len", 65_536), ("d_model", 65_536), ("mlp_ratio", 1000)):
+        require(getattr(m, name) <= most, f"model.{name} {getattr(m, name)} is more than {most}")
     require(m.vocab_size <= 65_536, f"model.vocab_size {m.vocab_size}: shards hold 16-bit token ids")
     require(
         m.d_model % m.n_heads == 0,

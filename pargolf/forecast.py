@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from pargolf import machine
-from pargolf.config import RunConfig, load_preset
+from pargolf.config import ModelConfig, RunConfig, load_preset
 from pargolf.model.gpt import GPT
 from pargolf.model.native import attention_kernel
+from pargolf.plan import activation_memory
 from pargolf.roofline import H100, least_seconds, model_flops, step_cost
 
 # Seconds a step on 8 H100 SXM, as published (challenge pull request #215, and the challenge's baseline).
@@ -19,6 +20,7 @@ CALIBRATED_ON = "lowrank-q192"
 # Of the time a step takes as written; measured to be 0.54 to 0.85 on CPUs (docs/performance.md).
 COMPILED_SHARE = 0.67
 TRIED_TOKENS = 2048
+LONGEST_TRIED = 8192  # tokens a row; a longer one would keep the user waiting
 TRIED_SECONDS = 1.0
 
 
@@ -40,13 +42,15 @@ class Forecast:
 def forecasts(config: RunConfig) -> list[Forecast]:
     """One for 8 H100s (if they can share the micro-batches), for one H100, and for this CPU.
 
-    Takes a second or two, for the CPU's try.
+    Takes a second or two, for the CPU's try. Where that would take most of the machine's memory it is
+    left out, and so is the CPU.
     """
     ranks = [n for n in (8, 1) if config.train.micro_batches % n == 0]
     rows = [(f"{n} x {H100.name}", h100_step_seconds(config, n)) for n in ranks]
     dtype = machine.resolve_dtype(config.train.dtype, "cpu")
-    threads = torch.get_num_threads()
-    rows.append((f"this CPU, {threads} threads", cpu_step_seconds(config, dtype)))
+    if _tried_memory(_tried(config.model), dtype) < machine.memory_bytes() / 2:
+        threads = torch.get_num_threads()
+        rows.append((f"this CPU, {threads} threads", cpu_step_seconds(config, dtype)))
     return [_whole_run(config, *row) for row in rows]
 
 
@@ -60,9 +64,20 @@ def h100_step_seconds(config: RunConfig, ranks: int) -> float:
     return least_seconds(config, H100, ranks) / share
 
 
+def _tried(c: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(c, n_layers=2, seq_len=min(c.seq_len, LONGEST_TRIED))
+
+
+def _tried_memory(c: ModelConfig, dtype: str) -> int:
+    with torch.device("meta"):
+        values = sum(weight.numel() for weight in GPT(c).parameters())
+    # Weights and gradients, and casts of both
+    return 16 * values + activation_memory(c, max(TRIED_TOKENS, c.seq_len), dtype)
+
+
 def cpu_step_seconds(config: RunConfig, dtype: str) -> float:
     """Seconds of a step here, if its arithmetic goes as fast as that of two layers, timed on a few rows."""
-    c = dataclasses.replace(config.model, n_layers=2)
+    c = _tried(config.model)
     rows = max(1, TRIED_TOKENS // c.seq_len)
     machine.keep_memory()  # as training does
     model = GPT(c, getattr(torch, dtype), seed=0)

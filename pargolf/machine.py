@@ -83,6 +83,11 @@ def use_compile_cache(setting: str, folder: Path) -> str:
     return f"compile cache: clean, in {folder}"
 
 
+def memory_bytes() -> int:
+    """The memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def keep_memory() -> None:
     """Have this process keep the memory that it frees, for its next step; where the C library is glibc.
 

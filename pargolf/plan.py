@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pargolf.config import RunConfig, validate
+from pargolf.config import ModelConfig, RunConfig, validate
 from pargolf.export.budget import Prediction, code_bytes, predict_bytes
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.roofline import model_flops
@@ -56,14 +56,6 @@ def plan(config: RunConfig) -> Plan:
     weight_memory = sum(
         4 * size * (2 + states[TENSOR_KINDS[slots[name].kind].optimizer]) for name, size in sizes.items()
     )
-    # Tensors of width d_model (about 12 a layer), kv (6) and MLP (3) that backward reads again.
-    d_kv = c.kv_heads * c.d_model // c.n_heads
-    ranks = c.q_rank + c.k_rank + c.v_rank + c.out_rank + c.fc_rank + c.proj_rank + c.rotation_rank
-    width = c.n_layers * (12 * c.d_model + 6 * d_kv + ranks + 3 * c.mlp_ratio * c.d_model)
-    element = 2 if config.train.dtype == "bfloat16" else 4
-    activation_memory = (
-        config.train.batch_tokens // config.train.micro_batches * (width * element + 8 * c.vocab_size)
-    )
     return Plan(
         dict(parameters),
         model_flops(config),
@@ -71,5 +63,15 @@ def plan(config: RunConfig) -> Plan:
         code_bytes(config),
         config.export.budget,
         weight_memory,
-        activation_memory,
+        activation_memory(c, config.train.batch_tokens // config.train.micro_batches, config.train.dtype),
     )
+
+
+def activation_memory(c: ModelConfig, tokens: int, dtype: str) -> int:
+    """Bytes that a forward pass of `tokens` keeps for backward, roughly."""
+    # Tensors of width d_model (about 12 a layer), kv (6) and MLP (3) that backward reads again.
+    d_kv = c.kv_heads * c.d_model // c.n_heads
+    ranks = c.q_rank + c.k_rank + c.v_rank + c.out_rank + c.fc_rank + c.proj_rank + c.rotation_rank
+    width = c.n_layers * (12 * c.d_model + 6 * d_kv + ranks + 3 * c.mlp_ratio * c.d_model)
+    element = 2 if dtype == "bfloat16" else 4
+    return tokens * (width * element + 8 * c.vocab_size)

@@ -36,6 +36,7 @@ def show_plan(name: str, config: RunConfig, plan: Plan, forecasts: list[Forecast
     table.add_row("memory, weights + optimizer", _megabytes(plan.weight_memory))
     table.add_row("memory, activations (about)", _megabytes(plan.activation_memory))
     console.print(table)
+    on_cpu = any("CPU" in row.machine for row in forecasts)
     table = Table(title="training, predicted", title_justify="left")
     for column in ("machine", "ms a step", "steps", "tokens", "seconds"):
         table.add_column(column, justify="left" if column == "machine" else "right")
@@ -48,7 +49,8 @@ def show_plan(name: str, config: RunConfig, plan: Plan, forecasts: list[Forecast
     console.print(
         f"H100: at the share of the datasheet's rates that {CALIBRATED_ON}'s published"
         f" {1000 * PUBLISHED[CALIBRATED_ON]:.1f} ms a step had; without the launching of kernels, which"
-        " bounds small models; not yet run on GPU. CPU: from two layers timed just now.",
+        " bounds small models; not yet run on GPU. CPU: "
+        + ("from two layers timed just now." if on_cpu else "it lacks the memory to try two layers."),
         highlight=False,
     )
 

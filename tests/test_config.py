@@ -90,6 +90,8 @@ def test_a_config_survives_json_and_toml(tmp_path: Path) -> None:
         ({"model": {"kv_heads": 3}}, "not a multiple of model.kv_heads"),
         ({"model": {"q_rank": 513}}, "model.q_rank 513"),
         ({"model": {"n_layers": 1}}, "n_layers must be at least 2"),
+        ({"model": {"seq_len": 2**32}}, "seq_len 4294967296 is more than 65536"),
+        ({"model": {"d_model": 2**30}}, "d_model 1073741824 is more than 65536"),
         ({"model": {"vocab_size": 70_000}}, "16-bit"),
         ({"eval": {"stride": 1025}}, "eval.stride 1025 is larger than the window"),
         ({"train": {"batch_tokens": 1000}}, "train.batch_tokens 1000"),

@@ -104,6 +104,16 @@ def test_the_try_has_the_attention_of_training(compiled: Any, monkeypatch: pytes
     assert bool(used) == (compiled == "on")
 
 
+def test_what_would_take_most_of_the_memory_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = replace(TINY, model=replace(TINY.model, d_model=65_536))
+    names = [row.machine for row in forecast.forecasts(wide)]
+    assert names == ["1 x H100 SXM"]
+    # Twice 2 layers of 65536 x 65536 values, and more, are not in any machine's half.
+    monkeypatch.setattr("pargolf.machine.memory_bytes", lambda: 10**15)
+    monkeypatch.setattr(forecast, "cpu_step_seconds", lambda config, dtype: 0.7)
+    assert len(forecast.forecasts(wide)) == 2
+
+
 def test_a_run_ends_by_the_clock_or_by_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "cpu_step_seconds", lambda config, dtype: 0.7)
     *_, here = forecast.forecasts(TINY)

@@ -65,6 +65,13 @@ def dispatch(argv: list[str]) -> int:
     except OSError as error:  # a full disk, a folder without permission
         message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
         return _fail(visible(message, " "))
+    except RuntimeError as error:  # of PyTorch, which has a class of its own for a GPU's memory only
+        if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+            raise
+        return _fail(
+            f"not enough memory ({str(error).splitlines()[0]}); take a smaller model, or smaller pieces:"
+            " more train.micro_batches, less eval.batch_rows"
+        )
 
 
 def _fail(message: str, kind: str = "error") -> int:

@@ -30,17 +30,13 @@ FLAGS = (
 )  # fmt: skip
 
 
-# It holds whole rows of scores, and memory that it does not get ends the process, without an exception.
-LONGEST = 65_536
-
-
 def attention_kernel(c: ModelConfig, dtype: torch.dtype, device: torch.device) -> AttentionKernel | None:
     """What to use in training in the place of PyTorch's attention, or None if that serves.
 
     There is something for bfloat16, on a CPU with AVX512-BF16 (or AMX) and a C++ compiler, in rows of a
-    multiple of 32 tokens, up to LONGEST.
+    multiple of 32 tokens. It holds whole rows of scores: memory that it does not get ends the process.
     """
-    fits = dtype == torch.bfloat16 and device.type == "cpu" and c.seq_len % 32 == 0 and c.seq_len <= LONGEST
+    fits = dtype == torch.bfloat16 and device.type == "cpu" and c.seq_len % 32 == 0
     library = _library() if fits and torch.cpu._is_avx512_bf16_supported() else None
     if library is not None and library.can_multiply():
         return lambda q, k, v: _attention(q.contiguous(), k.contiguous(), v.contiguous())[0]

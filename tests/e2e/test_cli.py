@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pargolf.cli import COMMANDS, dispatch
 from pargolf.cli.parse import run_args
@@ -282,6 +283,22 @@ def test_a_diverged_loss_keeps_the_last_checkpoint(
     error = failure(capsys, "train", "demo", "--runs", tmp_path, "--name", "nan", *options)
     assert "the loss is nan" in error
     assert "lower optim" in error
+
+
+def test_too_little_memory_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(COMMANDS, "plan", lambda argv: torch.empty(2**50))
+    assert dispatch(["plan"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("pargolf: error: not enough memory (") and line.count("\n") == 1
+
+    def out_of_gpu_memory(argv: list[str]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+
+    monkeypatch.setitem(COMMANDS, "plan", out_of_gpu_memory)
+    assert dispatch(["plan"]) == 2
+    assert "20 GiB.); take a smaller model" in capsys.readouterr().err
 
 
 def test_a_full_disk_keeps_the_run(
