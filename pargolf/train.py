@@ -89,7 +89,7 @@ def train(config: RunConfig, folder: Path) -> Progress:
                 kernel = None
                 if config.train.compile == "on":
                     kernel = attention_kernel(config.model, getattr(torch, config.train.dtype), device)
-                log("attention: PyTorch's" if kernel is None else "attention: for this CPU's matrix unit")
+                log("attention: PyTorch's" if kernel is None else "attention: our own, compiled for this CPU")
                 train_model(config, data, device, run.compile_cache, log, keeper, kernel)
                 log(f"weights in {run.checkpoint}")
             return keeper.progress

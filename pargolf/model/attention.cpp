@@ -1,9 +1,9 @@
-// Causal attention and its gradient in bfloat16, for CPUs whose multiplies of it (AVX512-BF16, AMX) are
-// so cheap that the rest must stay in the cache. The blocks are those of FlashAttention (arXiv 2205.14135
-// and 2307.08691): no weight of attention is kept, backward makes them again from the logarithms of sums.
+// Causal attention and its gradient on CPUs, in bfloat16 and float32. The blocks are those of FlashAttention
+// (arXiv 2205.14135 and 2307.08691), sized for the cache of a core: no weight of attention is kept, backward
+// makes them again from the logarithms of sums.
 //
-// The multiplies are PyTorch's own (oneDNN). They take the second matrix with pairs of its rows
-// interleaved, here called "paired": (rows / 2, columns, 2).
+// The multiplies are PyTorch's own (oneDNN). In bfloat16 they take the second matrix with pairs of its
+// rows interleaved, here called "paired": (rows / 2, columns, 2). In float32 it is as it is.
 //
 // Tensors lie as (B, T, heads, D), without gaps; T is a multiple of 32 and D of 2.
 
@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 
 namespace c10 {
 struct BFloat16;
@@ -20,6 +21,8 @@ struct BFloat16;
 namespace at::native::cpublas {
 void brgemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add,
             const c10::BFloat16* a, const c10::BFloat16* b, float* c, bool paired);
+void brgemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add,
+            const float* a, const float* b, float* c, bool paired);
 void brgemm_release(bool paired);
 }  // namespace at::native::cpublas
 
@@ -43,13 +46,20 @@ inline float number(uint32_t u) {
   return x;
 }
 inline float widen(bf16 x) { return number(uint32_t(x) << 16); }
-inline bf16 narrow(float x) { return (bits(x) + 0x8000) >> 16; }
+inline float widen(float x) { return x; }
+template <typename E>
+inline E narrow(float x) {
+  if constexpr (std::is_same_v<E, float>) return x;
+  else return (bits(x) + 0x8000) >> 16;
+}
 
-// e^x to 1e-5, far below bfloat16's rounding; x <= 0. 2^whole goes into the exponent's bits.
+// e^x to the rounding of E; x <= 0. 2^whole goes into the exponent's bits, 2^part is a Taylor series.
+template <typename E>
 inline float exponential(float x) {
   const float y = x * 1.44269504f < -126.0f ? -126.0f : x * 1.44269504f;  // also of no number
   const float whole = std::nearbyint(y), part = y - whole;
   float p = 0.00961812911f;
+  if constexpr (std::is_same_v<E, float>) p += part * (0.00133335581f + part * 0.000154035304f);
   p = p * part + 0.0555041087f;
   p = p * part + 0.240226507f;
   p = p * part + 0.693147181f;
@@ -75,6 +85,17 @@ inline void multiply(int64_t m, int64_t n, int64_t k, const bf16* a, int64_t lda
   at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, reinterpret_cast<const c10::BFloat16*>(a),
                               reinterpret_cast<const c10::BFloat16*>(b), c, true);
 }
+inline void multiply(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+                     int64_t ldb, float* c, int64_t ldc, bool add) {
+  at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, false);
+}
+
+template <typename E>
+void transpose(const E* x, int64_t stride, int64_t rows, int64_t cols, E* out, int64_t ld) {
+  for (int64_t r = 0; r < rows; r += kStep)
+    for (int64_t c = 0; c < cols; c++)
+      for (int64_t e = r; e < r + kStep; e++) out[c * ld + e] = x[e * stride + c];
+}
 
 // x (rows, cols), paired
 void pair(const bf16* x, int64_t stride, int64_t rows, int64_t cols, bf16* out) {
@@ -82,79 +103,76 @@ void pair(const bf16* x, int64_t stride, int64_t rows, int64_t cols, bf16* out) 
   for (int64_t r = 0; r < rows; r += 2, o += cols)
     for (int64_t c = 0; c < cols; c++) o[c] = x[r * stride + c] | uint32_t(x[(r + 1) * stride + c]) << 16;
 }
+void pair(const float* x, int64_t stride, int64_t rows, int64_t cols, float* out) {
+  for (int64_t r = 0; r < rows; r++) std::copy_n(x + r * stride, cols, out + r * cols);
+}
 
 // The transpose (cols, rows) of x, paired: a transpose of pairs; ld: from row to row of it, in pairs
 void pair_transposed(const bf16* x, int64_t stride, int64_t rows, int64_t cols, bf16* out, int64_t ld) {
-  auto* o = reinterpret_cast<uint32_t*>(out);
-  auto* in = reinterpret_cast<const uint32_t*>(x);
-  for (int64_t r = 0; r < rows; r += kStep)
-    for (int64_t c = 0; c < cols / 2; c++)
-      for (int64_t e = r; e < r + kStep; e++) o[c * ld + e] = in[e * stride / 2 + c];
+  transpose(reinterpret_cast<const uint32_t*>(x), stride / 2, rows, cols / 2, reinterpret_cast<uint32_t*>(out),
+            ld);
 }
-
-void transpose(const bf16* x, int64_t stride, int64_t rows, int64_t cols, bf16* out, int64_t ld) {
-  for (int64_t r = 0; r < rows; r += kStep)
-    for (int64_t c = 0; c < cols; c++)
-      for (int64_t e = r; e < r + kStep; e++) out[c * ld + e] = x[e * stride + c];
+void pair_transposed(const float* x, int64_t stride, int64_t rows, int64_t cols, float* out, int64_t ld) {
+  transpose(x, stride, rows, cols, out, ld);
 }
-
-}  // namespace
 
 // Whether PyTorch's library multiplies here: its settings may forbid what the CPU can do, and an exception
 // among the threads below would end the process.
-extern "C" int can_multiply() {
-  bf16 a[kStep * kStep] = {}, b[kStep * kStep] = {};
+template <typename E>
+bool can_multiply() {
+  E a[kStep * kStep] = {}, b[kStep * kStep] = {};
   float c[kStep * kStep];
   try {
     multiply(kStep, kStep, kStep, a, kStep, b, kStep, c, kStep, false);
     at::native::cpublas::brgemm_release(true);
-    return 1;
+    return true;
   } catch (...) {
-    return 0;
+    return false;
   }
 }
 
 // q (B, T, H, D), k and v (B, T, G, D) -> out (B, T, H, D) and, of the scores, the logarithms of the
 // sums of their exponentials (B, H, T).
-extern "C" void attention_forward(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* log_sums,
-                                  int64_t B, int64_t T, int64_t H, int64_t G, int64_t D) {
+template <typename E>
+void forward(const E* q, const E* k, const E* v, E* out, float* log_sums, int64_t B, int64_t T, int64_t H,
+             int64_t G, int64_t D) {
   const float scale = 1 / std::sqrt(float(D));
 #pragma omp parallel
   {
     const int64_t ld = T + kPad;
-    Scratch<bf16> keys(ld * D), values(T * D), weights(kForwardQueries * ld);
+    Scratch<E> keys(ld * D), values(T * D), weights(kForwardQueries * ld);
     Scratch<float> scores(kForwardQueries * ld), sums(kForwardQueries * D);
     float inverse[kForwardQueries];
 #pragma omp for collapse(2) schedule(dynamic)
     for (int64_t b = 0; b < B; b++)
       for (int64_t g = 0; g < G; g++) {
-        pair_transposed(k + (b * T * G + g) * D, G * D, T, D, keys, ld);
-        pair(v + (b * T * G + g) * D, G * D, T, D, values);
+        pair_transposed(k + (b * T * G + g) * D, G * D, T, D, +keys, ld);
+        pair(v + (b * T * G + g) * D, G * D, T, D, +values);
         for (int64_t h = g * (H / G); h < (g + 1) * (H / G); h++)
           for (int64_t i = 0; i < T; i += kForwardQueries) {
             const int64_t m = std::min(kForwardQueries, T - i), n = i + m;
             const int64_t at = ((b * T + i) * H + h) * D;
-            multiply(m, n, D, q + at, H * D, keys, ld, scores, ld, false);
+            multiply(m, n, D, q + at, H * D, +keys, ld, scores, ld, false);
             for (int64_t r = 0; r < m; r++) {
               float* s = scores + r * ld;
-              bf16* w = weights + r * ld;
+              E* w = weights + r * ld;
               std::fill(s + i + r + 1, s + n, -1e30f);  // not to be seen
               float top = s[0], total = 0;
 #pragma omp simd reduction(max : top)
               for (int64_t j = 0; j < n; j++) top = s[j] > top ? s[j] : top;
 #pragma omp simd reduction(+ : total)
               for (int64_t j = 0; j < n; j++) {
-                const float e = exponential((s[j] - top) * scale);
+                const float e = exponential<E>((s[j] - top) * scale);
                 total += e;
-                w[j] = narrow(e);
+                w[j] = narrow<E>(e);
               }
               inverse[r] = 1 / total;
               log_sums[(b * H + h) * T + i + r] = top * scale + std::log(total);
             }
-            multiply(m, D, n, weights, ld, values, D, sums, D, false);
+            multiply(m, D, n, +weights, ld, +values, D, sums, D, false);
             for (int64_t r = 0; r < m; r++)
               for (int64_t c = 0; c < D; c++)
-                out[at + r * H * D + c] = narrow(sums[r * D + c] * inverse[r]);
+                out[at + r * H * D + c] = narrow<E>(sums[r * D + c] * inverse[r]);
           }
       }
     at::native::cpublas::brgemm_release(true);
@@ -163,32 +181,32 @@ extern "C" void attention_forward(const bf16* q, const bf16* k, const bf16* v, b
 
 // The gradients of q, k and v from that of `out`. Scores lie transposed here, keys by queries: so two of
 // the five multiplies find them as they need them, and the third after interleaving.
-extern "C" void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16* out,
-                                   const float* log_sums, const bf16* d_out, bf16* d_q, bf16* d_k, bf16* d_v,
-                                   int64_t B, int64_t T, int64_t H, int64_t G, int64_t D) {
+template <typename E>
+void backward(const E* q, const E* k, const E* v, const E* out, const float* log_sums, const E* d_out, E* d_q,
+              E* d_k, E* d_v, int64_t B, int64_t T, int64_t H, int64_t G, int64_t D) {
   const float scale = 1 / std::sqrt(float(D));
 #pragma omp parallel
   {
-    Scratch<bf16> keys_t((T + kPad) * D), q_t(kQueries * D), q_pairs(kQueries * D), d_out_t(kQueries * D);
-    Scratch<bf16> d_out_pairs(kQueries * D), weights(kKeys * kQueries), d_scores(kKeys * kQueries);
-    Scratch<bf16> d_scores_pairs(kKeys * kQueries);
+    Scratch<E> keys_t((T + kPad) * D), q_t(kQueries * D), q_pairs(kQueries * D), d_out_t(kQueries * D);
+    Scratch<E> d_out_pairs(kQueries * D), weights(kKeys * kQueries), d_scores(kKeys * kQueries);
+    Scratch<E> d_scores_pairs(kKeys * kQueries);
     Scratch<float> scores(kKeys * kQueries), d_weights(kKeys * kQueries), d_keys(T * D), d_values(T * D);
     Scratch<float> d_q_t(kQueries * D), dots(kQueries);
 #pragma omp for collapse(2) schedule(dynamic)
     for (int64_t b = 0; b < B; b++)
       for (int64_t g = 0; g < G; g++) {
         const int64_t group = (b * T * G + g) * D;
-        transpose(k + group, G * D, T, D, keys_t, T + kPad);
+        transpose(k + group, G * D, T, D, +keys_t, T + kPad);
         std::fill_n(+d_keys, T * D, 0.0f);
         std::fill_n(+d_values, T * D, 0.0f);
         for (int64_t h = g * (H / G); h < (g + 1) * (H / G); h++)
           for (int64_t i = 0; i < T; i += kQueries) {
             const int64_t m = std::min(kQueries, T - i), at = ((b * T + i) * H + h) * D;
             const float* logs = log_sums + (b * H + h) * T + i;
-            pair_transposed(q + at, H * D, m, D, q_t, m);
-            pair(q + at, H * D, m, D, q_pairs);
-            pair_transposed(d_out + at, H * D, m, D, d_out_t, m);
-            pair(d_out + at, H * D, m, D, d_out_pairs);
+            pair_transposed(q + at, H * D, m, D, +q_t, m);
+            pair(q + at, H * D, m, D, +q_pairs);
+            pair_transposed(d_out + at, H * D, m, D, +d_out_t, m);
+            pair(d_out + at, H * D, m, D, +d_out_pairs);
             for (int64_t r = 0; r < m; r++) {
               float dot = 0;
 #pragma omp simd reduction(+ : dot)
@@ -198,33 +216,50 @@ extern "C" void attention_backward(const bf16* q, const bf16* k, const bf16* v, 
             }
             for (int64_t j = 0; j < i + m; j += kKeys) {
               const int64_t n = std::min(kKeys, i + m - j), from = group + j * G * D;
-              multiply(n, m, D, k + from, G * D, q_t, m, scores, m, false);
-              multiply(n, m, D, v + from, G * D, d_out_t, m, d_weights, m, false);
+              multiply(n, m, D, k + from, G * D, +q_t, m, scores, m, false);
+              multiply(n, m, D, v + from, G * D, +d_out_t, m, d_weights, m, false);
               for (int64_t r = 0; r < n; r++) {
                 const int64_t first = j + r - i;  // query that sees key j + r
                 const float *s = scores + r * m, *d = d_weights + r * m;
-                bf16 *w = weights + r * m, *d_s = d_scores + r * m;
+                E *w = weights + r * m, *d_s = d_scores + r * m;
 #pragma omp simd
                 for (int64_t c = 0; c < m; c++) {
-                  const float weight = c < first ? 0.0f : exponential(s[c] * scale - logs[c]);
-                  w[c] = narrow(weight);
-                  d_s[c] = narrow(weight * (d[c] - dots[c]) * scale);
+                  const float weight = c < first ? 0.0f : exponential<E>(s[c] * scale - logs[c]);
+                  w[c] = narrow<E>(weight);
+                  d_s[c] = narrow<E>(weight * (d[c] - dots[c]) * scale);
                 }
               }
-              pair(d_scores, m, n, m, d_scores_pairs);
-              multiply(n, D, m, weights, m, d_out_pairs, D, d_values + j * D, D, true);
-              multiply(n, D, m, d_scores, m, q_pairs, D, d_keys + j * D, D, true);
-              multiply(D, m, n, keys_t + j, T + kPad, d_scores_pairs, m, d_q_t, m, j > 0);
+              pair(+d_scores, m, n, m, +d_scores_pairs);
+              multiply(n, D, m, +weights, m, +d_out_pairs, D, d_values + j * D, D, true);
+              multiply(n, D, m, +d_scores, m, +q_pairs, D, d_keys + j * D, D, true);
+              multiply(D, m, n, keys_t + j, T + kPad, +d_scores_pairs, m, d_q_t, m, j > 0);
             }
             for (int64_t r = 0; r < m; r++)
-              for (int64_t c = 0; c < D; c++) d_q[at + r * H * D + c] = narrow(d_q_t[c * m + r]);
+              for (int64_t c = 0; c < D; c++) d_q[at + r * H * D + c] = narrow<E>(d_q_t[c * m + r]);
           }
         for (int64_t t = 0; t < T; t++)
           for (int64_t c = 0; c < D; c++) {
-            d_k[group + t * G * D + c] = narrow(d_keys[t * D + c]);
-            d_v[group + t * G * D + c] = narrow(d_values[t * D + c]);
+            d_k[group + t * G * D + c] = narrow<E>(d_keys[t * D + c]);
+            d_v[group + t * G * D + c] = narrow<E>(d_values[t * D + c]);
           }
       }
     at::native::cpublas::brgemm_release(true);
   }
 }
+
+}  // namespace
+
+// What Python calls, for each type of element
+#define ATTENTION(E)                                                                                      \
+  extern "C" int can_multiply_##E() { return can_multiply<E>(); }                                         \
+  extern "C" void forward_##E(const E* q, const E* k, const E* v, E* out, float* log_sums, int64_t B,     \
+                              int64_t T, int64_t H, int64_t G, int64_t D) {                               \
+    forward(q, k, v, out, log_sums, B, T, H, G, D);                                                       \
+  }                                                                                                       \
+  extern "C" void backward_##E(const E* q, const E* k, const E* v, const E* out, const float* log_sums,   \
+                               const E* d_out, E* d_q, E* d_k, E* d_v, int64_t B, int64_t T, int64_t H,   \
+                               int64_t G, int64_t D) {                                                    \
+    backward(q, k, v, out, log_sums, d_out, d_q, d_k, d_v, B, T, H, G, D);                                \
+  }
+ATTENTION(bf16)
+ATTENTION(float)

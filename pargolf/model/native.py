@@ -1,6 +1,6 @@
-"""Attention for training on CPUs that multiply bfloat16: attention.cpp, compiled and made known to PyTorch.
+"""Attention for training on CPUs: attention.cpp, compiled here and made known to PyTorch.
 
-There the gradient of PyTorch's fused attention takes up to as long as all multiplies of a layer
+The gradient of PyTorch's fused attention can take as long there as all multiplies of a layer
 (docs/performance.md).
 """
 
@@ -30,17 +30,27 @@ FLAGS = (
 )  # fmt: skip
 
 
+# The element's type in attention.cpp, and whether this CPU multiplies it
+TYPES = {
+    torch.bfloat16: ("bf16", torch.cpu._is_avx512_bf16_supported),
+    torch.float32: ("float", torch.cpu._is_avx2_supported),
+}
+
+
 def attention_kernel(c: ModelConfig, dtype: torch.dtype, device: torch.device) -> AttentionKernel | None:
     """What to use in training in the place of PyTorch's attention, or None if that serves.
 
-    There is something for bfloat16, on a CPU with AVX512-BF16 (or AMX) and a C++ compiler, in rows of a
-    multiple of 32 tokens. It holds whole rows of scores: memory that it does not get ends the process.
+    There is something for CPUs with a C++ compiler and the instructions (AVX512-BF16 or AMX for bfloat16,
+    AVX2 for float32), in rows of a multiple of 32 tokens. It holds whole rows of scores: memory that it
+    does not get ends the process.
     """
-    fits = dtype == torch.bfloat16 and device.type == "cpu" and c.seq_len % 32 == 0
-    library = _library() if fits and torch.cpu._is_avx512_bf16_supported() else None
-    if library is not None and library.can_multiply():
-        return lambda q, k, v: _attention(q.contiguous(), k.contiguous(), v.contiguous())[0]
-    return None
+    if device.type != "cpu" or c.seq_len % 32 or dtype not in TYPES:
+        return None
+    name, has_instructions = TYPES[dtype]
+    library = _library() if has_instructions() else None
+    if library is None or not library[f"can_multiply_{name}"]():
+        return None
+    return lambda q, k, v: _attention(q.contiguous(), k.contiguous(), v.contiguous())[0]
 
 
 @functools.cache
@@ -64,16 +74,19 @@ def _library() -> ctypes.CDLL | None:
 
 def _call(name: str, tensors: tuple[Tensor, ...], kv_heads: int) -> None:
     """Call a function of attention.cpp on the memory of `tensors`, of which the first is q."""
+    library = _library()
+    assert library is not None  # or nobody would call
     batch, length, heads, d_head = tensors[0].shape
     sizes = map(ctypes.c_int64, (batch, length, heads, kv_heads, d_head))
-    getattr(_library(), name)(*(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors), *sizes)
+    function = library[f"{name}_{TYPES[tensors[0].dtype][0]}"]
+    function(*(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors), *sizes)
 
 
 @torch.library.custom_op("pargolf::attention", mutates_args=())
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """An `AttentionKernel` that also returns the logarithms of the sums of its weights (B, n_heads, T)."""
     out, log_sums = _shapes(q, k, v)
-    _call("attention_forward", (q, k, v, out, log_sums), k.size(2))
+    _call("forward", (q, k, v, out, log_sums), k.size(2))
     return out, log_sums
 
 
@@ -88,7 +101,7 @@ def _gradients(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     d_q, d_k, d_v = gradients = _gradients_shapes(q, k, v, out, log_sums, d_out)
-    _call("attention_backward", (q, k, v, out, log_sums, d_out, d_q, d_k, d_v), k.size(2))
+    _call("backward", (q, k, v, out, log_sums, d_out, d_q, d_k, d_v), k.size(2))
     return gradients
 
 
