@@ -5,9 +5,11 @@ without torchrun there is one, and every exchange below returns its input.
 """
 
 import gc
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -83,7 +85,8 @@ def shared_map(function: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
     padded[: len(mine)] = mine
     result = function(padded)
     gathered = torch.empty(size * share, *result.shape[1:], dtype=result.dtype, device=result.device)
-    dist.all_gather_into_tensor(gathered, result.contiguous())
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # up to PyTorch 2.12
+    gather(gathered, result.contiguous())
     return gathered[:count]
 
 
@@ -91,9 +94,11 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """`model`, averaging its gradients over the ranks in backward (DDP) where there are several."""
     if _size() == 1:
         return model
-    return DistributedDataParallel(
-        model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
-    )
+    # Buffers are constants, the same on all ranks. The second name is that of up to PyTorch 2.12.
+    known = inspect.signature(DistributedDataParallel).parameters
+    no_sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {no_sync: False, "device_ids": [device] if device.type == "cuda" else None}
+    return DistributedDataParallel(model, **options)
 
 
 @contextmanager

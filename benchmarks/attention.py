@@ -1,0 +1,78 @@
+"""attention.cpp against PyTorch's attention, on one layer's inputs: python benchmarks/attention.py.
+
+The two take turns, forward and backward. Run nothing else meanwhile.
+"""
+
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+import tyro
+from rich.table import Table
+from torch import Tensor
+
+from pargolf import machine
+from pargolf.config import ModelConfig
+from pargolf.console import console
+from pargolf.model.native import TYPES, AttentionKernel, attention_kernel
+
+# batch, length, heads, key heads, head size: the full-size model, the demo, narrow heads
+SHAPES = ((8, 1024, 8, 4, 64), (8, 256, 8, 4, 32), (16, 256, 8, 4, 20))
+
+
+def pytorch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
+
+
+def seconds(attention: AttentionKernel, inputs: list[Tensor], direction: Tensor) -> tuple[float, float]:
+    """What a forward and a backward pass take."""
+    start = time.perf_counter()
+    out = attention(*inputs)
+    middle = time.perf_counter()
+    torch.autograd.grad(out, inputs, direction)
+    return middle - start, time.perf_counter() - middle
+
+
+def main(turns: int = 15) -> None:
+    """Print the medians and the ratio of the sums, for each dtype that this CPU has attention.cpp for."""
+    machine.keep_memory()
+    names = (
+        "batch, length, heads, key heads, head size",
+        "dtype",
+        "PyTorch ms",
+        "attention.cpp ms",
+        "ratio",
+        "GPU",
+    )
+    table = Table(*names)
+    for shape in SHAPES:
+        batch, length, heads, kv_heads, d_head = shape
+        c = ModelConfig(seq_len=length, n_heads=heads, kv_heads=kv_heads, d_model=heads * d_head)
+        for dtype in TYPES:
+            kernel = attention_kernel(c, dtype, torch.device("cpu"))
+            if kernel is None:
+                continue
+            torch.manual_seed(0)
+            inputs = [
+                torch.randn(batch, length, n, d_head).to(dtype).requires_grad_()
+                for n in (heads, kv_heads, kv_heads)
+            ]
+            direction = torch.randn(batch, length, heads, d_head).to(dtype)
+            times = [[seconds(f, inputs, direction) for f in (pytorch, kernel)] for _ in range(turns + 1)][1:]
+            theirs, ours = (
+                [statistics.median(t) for t in zip(*side, strict=True)] for side in zip(*times, strict=True)
+            )
+            table.add_row(
+                ", ".join(map(str, shape)), str(dtype).removeprefix("torch."),
+                *(f"{1e3 * f:.1f} + {1e3 * b:.1f}" for f, b in (theirs, ours)),
+                f"{statistics.median(sum(a) / sum(b) for a, b in times):.2f}", "not yet run",
+            )  # fmt: skip
+    console.width = 140  # a file has none
+    console.print(table)
+    console.print(f"median of {turns}, {torch.get_num_threads()} CPU threads")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
