@@ -38,15 +38,8 @@ def seconds(attention: AttentionKernel, inputs: list[Tensor], direction: Tensor)
 def main(turns: int = 15) -> None:
     """Print the medians and the ratio of the sums, for each dtype that this CPU has attention.cpp for."""
     machine.keep_memory()
-    names = (
-        "batch, length, heads, key heads, head size",
-        "dtype",
-        "PyTorch ms",
-        "attention.cpp ms",
-        "ratio",
-        "GPU",
-    )
-    table = Table(*names)
+    shape_of = "batch, length, heads, key heads, head size"
+    table = Table(shape_of, "dtype", "PyTorch ms", "attention.cpp ms", "ratio", "GPU")
     for shape in SHAPES:
         batch, length, heads, kv_heads, d_head = shape
         c = ModelConfig(seq_len=length, n_heads=heads, kv_heads=kv_heads, d_model=heads * d_head)

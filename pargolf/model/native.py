@@ -55,7 +55,7 @@ def attention_kernel(c: ModelConfig, dtype: torch.dtype, device: torch.device) -
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """attention.cpp, compiled and loaded: a second or less, so it is not kept."""
+    """attention.cpp, compiled and loaded: two seconds or less, so it is not kept."""
     compiler = os.environ.get("CXX") or "g++"
     torch_libraries = Path(torch.__file__).parent / "lib"
     source = resources.files("pargolf.model") / "attention.cpp"
