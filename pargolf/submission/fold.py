@@ -29,6 +29,7 @@ def fold(live: Mapping[Key, Node], known: Known) -> dict[Key, Node]:
 def _may_change(node: Node, scope: Scope) -> bool:
     """False where `_Folder` would find nothing; to look is quicker than to visit."""
     known, module = scope.known, scope.key[0]
+    is_table = not isinstance(node, cst.FunctionDef | cst.ClassDef)
 
     def matters(part: ast.AST) -> bool:
         match part:
@@ -39,7 +40,9 @@ def _may_change(node: Node, scope: Scope) -> bool:
                 return callee in known.unused
             case ast.Attribute(attr=name):
                 return name in known.unread
-        return isinstance(part, ast.Dict)
+            case ast.Subscript(value=ast.Dict()):
+                return True
+        return is_table and isinstance(part, ast.Dict)
 
     absent = any(known.is_absent(module, name) for name in mentions(node).unions)
     return absent or scope.key in known.unused or any(map(matters, parts_of(node)))
