@@ -79,6 +79,7 @@ def test_an_ablation(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFix
     assert Path(f"{good}-seed1337/result.json").stat().st_mtime_ns == kept
 
 
+@pytest.mark.slow
 def test_a_sweep(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "sweep"
 
