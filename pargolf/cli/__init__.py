@@ -68,8 +68,9 @@ def dispatch(argv: list[str]) -> int:
     except RuntimeError as error:  # of PyTorch, which has a class of its own for a GPU's memory only
         if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
             raise
+        reason = visible(str(error).partition("\n")[0], " ")
         return _fail(
-            f"not enough memory ({str(error).splitlines()[0]}); take a smaller model, or smaller pieces:"
+            f"not enough memory ({reason}); take a smaller model, or smaller pieces:"
             " more train.micro_batches, less eval.batch_rows"
         )
 

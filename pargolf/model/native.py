@@ -37,14 +37,18 @@ TYPES = {
 }
 
 
+# It holds whole rows of scores and of a head: memory that it does not get ends the process.
+WIDEST_HEAD = 256
+
+
 def attention_kernel(c: ModelConfig, dtype: torch.dtype, device: torch.device) -> AttentionKernel | None:
     """What to use in training in the place of PyTorch's attention, or None if that serves.
 
     There is something for CPUs with a C++ compiler and the instructions (AVX512-BF16 or AMX for bfloat16,
-    AVX2 for float32), in rows of a multiple of 32 tokens. It holds whole rows of scores: memory that it
-    does not get ends the process.
+    AVX2 for float32), in rows of a multiple of 32 tokens, for heads of up to WIDEST_HEAD.
     """
-    if device.type != "cpu" or c.seq_len % 32 or dtype not in TYPES:
+    fits = c.seq_len % 32 == 0 and c.d_model // c.n_heads <= WIDEST_HEAD
+    if device.type != "cpu" or not fits or dtype not in TYPES:
         return None
     name, has_instructions = TYPES[dtype]
     library = _library() if has_instructions() else None

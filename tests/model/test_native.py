@@ -123,6 +123,8 @@ def test_it_is_used_where_it_can_be_and_nowhere_else(monkeypatch: pytest.MonkeyP
         assert (attention_kernel(C, dtype, CPU) is not None) == supported()
         assert attention_kernel(C, dtype, torch.device("meta")) is None
         assert attention_kernel(dataclasses.replace(C, seq_len=33), dtype, CPU) is None
+        wide = dataclasses.replace(C, d_model=4 * (native.WIDEST_HEAD + 2))
+        assert attention_kernel(wide, dtype, CPU) is None
         monkeypatch.setitem(native.TYPES, dtype, (name, lambda: False))
         assert attention_kernel(C, dtype, CPU) is None
     assert attention_kernel(C, torch.float16, CPU) is None
