@@ -50,7 +50,8 @@ class Rotary(nn.Module):
         self.register_buffer("frequencies", base ** (-torch.arange(0, d_head, 2) / d_head), persistent=False)
 
     def forward(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        angles = torch.outer(torch.arange(length).float(), self.frequencies)[None, None]
+        positions = torch.arange(length, dtype=torch.float32, device=self.frequencies.device)
+        angles = torch.outer(positions, self.frequencies)[None, None]
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
@@ -157,9 +158,10 @@ def orthogonalize(gradient: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 class PlainStep:
     """A model, Adam for its vectors and embedding, and Muon for its matrices; called, it takes one step."""
 
-    def __init__(self, c: ModelConfig, o: OptimConfig, dtype: torch.dtype):
-        self.model, self.o, self.dtype = PlainGPT(c, dtype), o, dtype
+    def __init__(self, c: ModelConfig, o: OptimConfig, dtype: torch.dtype, device: torch.device):
+        self.model, self.o, self.dtype, self.device = PlainGPT(c, dtype).to(device), o, dtype, device
         self.compiled = torch.compile(self.model, dynamic=False, fullgraph=True)
+        self.orthogonalize = torch.compile(orthogonalize, dynamic=False)
         self.matrices = [m.weight for m in self.model.modules() if isinstance(m, CastedLinear)]
         others = {id(p) for p in (*self.matrices, self.model.embed.weight)}
         vectors = [p for p in self.model.parameters() if id(p) not in others]
@@ -172,7 +174,7 @@ class PlainStep:
         )
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             loss: Tensor = self.compiled(tokens, targets)
         loss.backward()
         with torch.no_grad():
@@ -180,7 +182,7 @@ class PlainStep:
                 assert p.grad is not None
                 momentum.mul_(self.o.muon_momentum).add_(p.grad)
                 nesterov = p.grad.add(momentum, alpha=self.o.muon_momentum)
-                update = orthogonalize(nesterov, self.o.ns_steps, self.dtype)
+                update = self.orthogonalize(nesterov, self.o.ns_steps, self.dtype)
                 scale = max(1, p.size(0) / p.size(1)) ** 0.5
                 p.mul_(1 - self.o.muon_lr * self.o.muon_weight_decay)
                 p.add_(update.to(p.dtype), alpha=-self.o.muon_lr * scale)

@@ -35,10 +35,10 @@ PLAIN, FULL = "plain, full q", "pargolf, full q"
 class OurStep:
     """pargolf's training step: called with tokens and targets, returns the loss."""
 
-    def __init__(self, config: RunConfig, dtype: torch.dtype):
+    def __init__(self, config: RunConfig, dtype: torch.dtype, device: torch.device):
         machine.keep_memory()
-        kernel = attention_kernel(config.model, dtype, torch.device("cpu"))
-        self.model = GPT(config.model, dtype, seed=0)
+        kernel = attention_kernel(config.model, dtype, device)
+        self.model = GPT(config.model, dtype, seed=0).to(device)
         self.model.compile_regions(kernel)
         self.optimizers = Optimizers(self.model, config.optim, dtype)
         self.momentum = config.optim.muon_momentum
@@ -51,35 +51,42 @@ class OurStep:
 
 
 def serve(pipe: Connection, config: RunConfig, plain: bool, dtype: torch.dtype, rows: int) -> None:
-    """Make two steps whenever the other end of `pipe` says so, and send it the second's loss and seconds.
+    """Make steps whenever the other end of `pipe` says so, and send it the second's loss and a step's seconds.
 
-    The first finds the caches full of what another process did.
+    The first, not timed, finds the caches full of what another process did. A GPU then makes ten in a row.
     """
+    device = torch.device(machine.resolve_device("auto"))
     step: PlainStep | OurStep
     if plain:
-        step = PlainStep(config.model, config.optim, dtype)
+        step = PlainStep(config.model, config.optim, dtype, device)
         step.model.load_state_dict(GPT(config.model, seed=0).state_dict())
     else:
-        step = OurStep(config, dtype)
+        step = OurStep(config, dtype, device)
     torch.manual_seed(0)
-    span = torch.randint(config.model.vocab_size, (rows, config.model.seq_len + 1))
+    span = torch.randint(config.model.vocab_size, (rows, config.model.seq_len + 1)).to(device)
     tokens, targets = span[:, :-1].contiguous(), span[:, 1:].contiguous()
+    repeats = 10 if device.type == "cuda" else 1
     while pipe.recv():
         step(tokens, targets)
+        machine.synchronize(device)
         start = time.perf_counter()
-        loss = float(step(tokens, targets))
-        pipe.send((loss, time.perf_counter() - start))
+        losses = [step(tokens, targets) for _ in range(repeats)]
+        machine.synchronize(device)
+        pipe.send((float(losses[0]), (time.perf_counter() - start) / repeats))
 
 
-def peak(dtype: torch.dtype) -> float:
-    """FLOP/s of this machine's matrix multiply, best of several (4096 x 1024 by 1024 x 1024)."""
-    x, weight = torch.randn(4096, 1024, dtype=dtype), torch.randn(1024, 1024, dtype=dtype)
+def peak(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of the matrix multiply, best of several: 4096 x 1024 by 1024 x 1024, on a GPU 8192 cubed."""
+    n, m = (8192, 8192) if device.type == "cuda" else (4096, 1024)
+    x, weight = (torch.randn(size, m, dtype=dtype, device=device) for size in (n, m))
     times = []
     for _ in range(20):
+        machine.synchronize(device)
         start = time.perf_counter()
         F.linear(x, weight)
+        machine.synchronize(device)
         times.append(time.perf_counter() - start)
-    return 2 * 4096 * 1024 * 1024 / min(times)
+    return 2 * n * m * m / min(times)
 
 
 def times_faster(slow: Sequence[float], fast: Sequence[float]) -> str:
@@ -107,7 +114,11 @@ def main(
     steps = {PLAIN: (full, True), FULL: (full, False)}
     if config.model.q_rank:
         steps[f"pargolf, q_rank {config.model.q_rank}"] = config, False
-    top = peak(its_dtype)
+    device = torch.device(machine.resolve_device("auto"))
+    name_of_it = (
+        torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    )
+    top = peak(its_dtype, device)
     spawn = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     for name, (its, plain) in steps.items():
@@ -127,12 +138,12 @@ def main(
 
     tokens = rows * config.model.seq_len
     console.print(
-        f"{preset}: {rows} x {config.model.seq_len} tokens, {dtype}, {torch.get_num_threads()} CPU threads,"
+        f"{preset}: {rows} x {config.model.seq_len} tokens, {dtype}, {name_of_it},"
         f" median of {turns}; matrix multiply {top / 1e9:,.0f} GFLOP/s",
         highlight=False,
         soft_wrap=True,
     )
-    columns = ("ms", "tokens/s", "times plain", "times full q", "of peak", "loss, step 2", "step 4", "GPU")
+    columns = ("ms", "tokens/s", "times plain", "times full q", "of peak", "loss, step 2", "next turn")
     table = Table("")
     for column in columns:
         table.add_column(column, justify="right")
@@ -140,9 +151,9 @@ def main(
         median = statistics.median(times[name])
         share = plan(its).train_flops * tokens / median / top
         table.add_row(
-            name, f"{1e3 * median:,.0f}", f"{tokens / median:,.0f}",
+            name, f"{1e3 * median:,.1f}", f"{tokens / median:,.0f}",
             *(times_faster(times[other], times[name]) for other in (PLAIN, FULL)),
-            f"{share:.0%}", *(f"{losses[name][i]:.4f}" for i in (0, 1)), "not yet run",
+            f"{share:.0%}", *(f"{losses[name][i]:.4f}" for i in (0, 1)),
         )  # fmt: skip
     console.width = 140  # a file has none
     console.print(table)

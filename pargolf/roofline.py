@@ -12,6 +12,7 @@ import torch
 
 from pargolf.config import RunConfig
 from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.optim.muon import GRAM_RATIO, GRAM_STEPS
 from pargolf.tensors import TENSOR_KINDS
 
 
@@ -93,8 +94,13 @@ def step_cost(config: RunConfig, ranks: int = 1) -> dict[str, Work]:
     for (rows, cols), count in Counter(matrices).items():
         share = -(-count // ranks)  # of the matrices of this shape, as `distributed.shared_map` deals them
         small, large = sorted((rows, cols))
-        newton_schulz += share * config.optim.ns_steps * (4 * small**2 * large + 2 * small**3)
-        iterates += share * config.optim.ns_steps * 4 * element * rows * cols
+        steps = passes = config.optim.ns_steps
+        squares = steps  # products of two (small, small) matrices
+        if large >= GRAM_RATIO * small:
+            passes = -(-steps // GRAM_STEPS)
+            squares = 4 * steps - 3 * passes
+        newton_schulz += share * (passes * 4 * small**2 * large + squares * 2 * small**3)
+        iterates += share * passes * 4 * element * rows * cols
         updates += share * element * rows * cols
     cost["optimizer"] = Work(newton_schulz, state + iterates)
     if ranks > 1:

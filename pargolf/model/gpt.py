@@ -168,17 +168,20 @@ class GPT(nn.Module):
         return self.loss(self.trunk(tokens), targets)
 
     def compile_regions(self, kernel: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None) -> None:
-        """Compile a layer, and what is before and after the layers, in place.
+        """Compile what training runs, in place: on a GPU the whole, on a CPU a layer and what is around them.
 
         `kernel`, if there is one, takes the place of PyTorch's attention. All layers share the code
         of one, so this starts several times faster than a compiled whole, for nearly the same step
         time.
         """
+        for block in self.blocks:
+            block.attn.kernel = kernel
+        if self.embed.weight.is_cuda:
+            self.compile(dynamic=False)
+            return
         # Each layer sees another number of earlier ones, and Dynamo by default stops at 8 variants.
         torch._dynamo.config.recompile_limit = 8 * self.config.n_layers
         for block in self.blocks:
-            if kernel is not None:
-                block.attn.kernel = kernel
             block.compile(dynamic=False)
         if self.depth is not None:
             self.depth.compile(dynamic=False)

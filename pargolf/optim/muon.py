@@ -9,6 +9,10 @@ from torch import Tensor
 from pargolf import distributed
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# From this ratio of the sides on, iterating on Gram matrices takes less arithmetic.
+GRAM_RATIO = 1.5
+# Iterations on one Gram matrix: in bfloat16 its small eigenvalues, all rounding, grow with each.
+GRAM_STEPS = 3
 
 
 def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -17,19 +21,47 @@ def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype = torch.bfloa
     A quintic iteration tuned for speed: the values end between about 0.7 and 1.2.
     Source: Muon, Keller Jordan 2024; torch.optim.Muon uses the same coefficients.
     """
-    a, b, c = NS_COEFFICIENTS
     x = matrices.to(dtype)
     tall = x.size(-2) > x.size(-1)
     if tall:  # the Gram matrix is then the smaller of the two
         x = x.mT
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     batched = x.flatten(0, -3) if x.ndim > 2 else x[None]
-    for _ in range(steps):  # x = a x + (b gram + c gram^2) x, with the sums done by the multiplies
-        gram = batched @ batched.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        batched = torch.baddbmm(batched, polynomial, batched, beta=a)
-    x = batched.view_as(x)
+    iterate = _iterate_by_gram if x.size(-1) >= GRAM_RATIO * x.size(-2) else _iterate
+    x = iterate(batched, steps).view_as(x)
     return x.mT if tall else x
+
+
+def _iterate(x: Tensor, steps: int) -> Tensor:
+    """x <- (a + b gram + c gram^2) x with gram = x x^T, `steps` times, for x (n, rows, cols)."""
+    a, b, c = NS_COEFFICIENTS
+    for _ in range(steps):  # the sums are done by the multiplies
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x
+
+
+def _iterate_by_gram(x: Tensor, steps: int) -> Tensor:
+    """The same for wide x: the polynomials are multiplied first, and gram follows x without it.
+
+    For then gram <- polynomial gram polynomial. Source: Gram Newton-Schulz, Zhang, Amsel, Chen and
+    Dao 2026, who start over from x now and then, as is done here.
+    """
+    a, b, c = NS_COEFFICIENTS
+    for start in range(0, steps, GRAM_STEPS):
+        gram = x @ x.mT
+        product = None
+        count = min(GRAM_STEPS, steps - start)
+        for step in range(count):
+            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+            product = polynomial if product is None else product @ polynomial
+            if step + 1 < count:
+                gram = polynomial @ gram @ polynomial
+        if product is not None:
+            x = product @ x
+    return x
 
 
 class Muon(torch.optim.Optimizer):
@@ -76,5 +108,6 @@ class Muon(torch.optim.Optimizer):
             )
             rows, cols = members[0].shape
             scale = lr * max(1.0, rows / cols) ** 0.5
-            for parameter, direction in zip(members, update, strict=True):
-                parameter.mul_(1 - lr * decay).add_(direction.to(parameter.dtype), alpha=-scale)
+            # On a GPU one launch serves many matrices.
+            torch._foreach_mul_(members, 1 - lr * decay)
+            torch._foreach_add_(members, update.to(momenta.dtype).unbind(), alpha=-scale)

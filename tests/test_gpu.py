@@ -1,0 +1,108 @@
+"""What only a GPU can show; skipped where there is none."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pargolf.clock import Clock
+from pargolf.config import ExportConfig, ModelConfig, OptimConfig
+from pargolf.data.batches import Batches
+from pargolf.data.shards import open_split
+from pargolf.model.gpt import GPT
+from pargolf.optim.groups import Optimizers
+from pargolf.qat import quantized
+from pargolf.train import Stepper
+from support import Dataset, pargolf, shaken
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+GPU = torch.device("cuda")
+C = ModelConfig(vocab_size=512, seq_len=64, n_layers=4, d_model=64, n_heads=4, kv_heads=2, q_rank=16)
+
+
+@pytest.fixture
+def nothing_waits() -> Iterator[None]:
+    """Whatever makes the host wait for the GPU raises."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def losses_and_weights(dataset: Dataset, device: torch.device, compiled: bool) -> tuple[Tensor, list[Tensor]]:
+    """Two steps in float32, in two micro-batches each."""
+    torch._dynamo.reset()
+    model = shaken(C).to(device)
+    if compiled:
+        model.compile_regions()
+    batches = Batches(open_split(dataset.folder, "train"), C.seq_len, 1024, 2, "shuffle", 1)
+    stepper = Stepper(model, model, Optimizers(model, OptimConfig(), torch.float32), batches, device)
+    losses = torch.stack([stepper.step(number, 1.0, 0.9) for number in range(2)])
+    return losses.cpu(), [p.detach().cpu() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_two_steps_are_those_of_the_cpu(dataset: Dataset, compiled: bool) -> None:
+    losses, weights = losses_and_weights(dataset, GPU, compiled)
+    expected, expected_weights = losses_and_weights(dataset, torch.device("cpu"), False)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
+    # Adam's first steps are signs of gradients, so single values may differ by whole steps of 0.02 or 0.03.
+    for weight, same in zip(weights, expected_weights, strict=True):
+        assert (weight - same).norm() < 0.01 * same.norm()
+
+
+@pytest.mark.parametrize("qat", [False, True])
+def test_a_step_never_waits_for_the_gpu(dataset: Dataset, nothing_waits: None, qat: bool) -> None:
+    torch._dynamo.reset()
+    model = GPT(C, torch.bfloat16, seed=0).to(GPU)
+    model.compile_regions()
+    batches = Batches(open_split(dataset.folder, "train"), C.seq_len, 1024, 2, "shuffle", 1)
+    stepper = Stepper(model, model, Optimizers(model, OptimConfig(), torch.bfloat16), batches, GPU)
+    weights = [quantized(model, ExportConfig()) if qat else None for _ in range(3)]
+    stepper.step(0, 1.0, 0.9, weights[0])  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    loss = stepper.step(1, 1.0, 0.9, weights[1]) + stepper.step(2, 0.5, 0.95, weights[2])
+    torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()
+
+
+def test_the_clock_counts_what_the_gpu_takes() -> None:
+    """The host launches a hundred multiplies in no time; events of the GPU say what they took."""
+    x = torch.randn(4096, 4096, device=GPU)
+    x @ x
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    clock = Clock(0.0, GPU)
+    clock.resume()
+    start.record()
+    for _ in range(10):
+        for _ in range(10):
+            x @ x
+        clock.launched()
+    end.record()
+    running = clock.seconds
+    paused = clock.pause()
+    taken = start.elapsed_time(end) / 1000
+    assert taken <= paused < 1.2 * taken
+    assert running == pytest.approx(paused, rel=0.3)
+
+
+def test_a_run_on_the_gpu_is_scored_alike_on_the_cpu(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained compiled and in bfloat16; its artifact scored on both."""
+    options = dataset.options(train__dtype="bfloat16", train__compile="on", eval__stride=16)
+    done = pargolf("run", "demo", "--runs", tmp_path, "--name", "tiny", *options)
+    assert done.returncode == 0, done.stderr
+    assert "1 x cuda" in done.stdout
+    scores = []
+    for visible in ("0", ""):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        done = pargolf("eval", tmp_path / "tiny")
+        assert done.returncode == 0, done.stderr
+        scores.append([float(x) for x in re.findall(r"val_bpb[:= ]+([0-9.]+)", done.stdout)])
+    assert scores[0] == pytest.approx(scores[1], rel=2e-3)
+    config = json.loads((tmp_path / "tiny/config.json").read_text())
+    assert config["train"]["device"] == "cuda"
