@@ -1,4 +1,4 @@
-"""attention.cpp against PyTorch's attention, on one layer's inputs: python benchmarks/attention.py.
+"""native.cpp against PyTorch's attention, on one layer's inputs: python benchmarks/attention.py.
 
 The two take turns, forward and backward. Run nothing else meanwhile.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from pargolf import machine
 from pargolf.config import ModelConfig
 from pargolf.console import console
-from pargolf.model.native import TYPES, AttentionKernel, attention_kernel
+from pargolf.native import TYPES, AttentionKernel, attention_kernel
 
 # batch, length, heads, key heads, head size: the full-size model, the demo, narrow heads
 SHAPES = ((8, 1024, 8, 4, 64), (8, 256, 8, 4, 32), (16, 256, 8, 4, 20))
@@ -36,10 +36,10 @@ def seconds(attention: AttentionKernel, inputs: list[Tensor], direction: Tensor)
 
 
 def main(turns: int = 15) -> None:
-    """Print the medians and the ratio of the sums, for each dtype that this CPU has attention.cpp for."""
+    """Print the medians and the ratio of the sums, for each dtype that this CPU has native.cpp for."""
     machine.keep_memory()
     shape_of = "batch, length, heads, key heads, head size"
-    table = Table(shape_of, "dtype", "PyTorch ms", "attention.cpp ms", "ratio", "GPU")
+    table = Table(shape_of, "dtype", "PyTorch ms", "native.cpp ms", "ratio", "GPU")
     for shape in SHAPES:
         batch, length, heads, kv_heads, d_head = shape
         c = ModelConfig(seq_len=length, n_heads=heads, kv_heads=kv_heads, d_model=heads * d_head)

@@ -20,7 +20,7 @@ from pargolf import machine
 from pargolf.config import RunConfig, load_preset
 from pargolf.console import console
 from pargolf.model.gpt import GPT
-from pargolf.model.native import attention_kernel
+from pargolf.native import attention_kernel
 from pargolf.optim.groups import Optimizers
 from pargolf.qat import quantized
 

@@ -35,7 +35,7 @@ from pargolf.data.batches import Batches
 from pargolf.data.shards import open_split, shard_name, write_shard
 from pargolf.forecast import cpu_step_seconds
 from pargolf.model.gpt import GPT
-from pargolf.model.native import attention_kernel
+from pargolf.native import attention_kernel
 from pargolf.optim.groups import Optimizers
 from pargolf.roofline import model_flops
 from pargolf.train import Stepper

@@ -25,8 +25,9 @@ from pargolf import machine
 from pargolf.config import RunConfig, load_preset
 from pargolf.console import console
 from pargolf.model.gpt import GPT
-from pargolf.model.native import attention_kernel
+from pargolf.native import attention_kernel, serves, symmetric_product
 from pargolf.optim.groups import Optimizers
+from pargolf.optim.muon import plain_product
 from pargolf.plan import plan
 
 PLAIN, FULL = "plain, full q", "pargolf, full q"
@@ -40,7 +41,8 @@ class OurStep:
         kernel = attention_kernel(config.model, dtype, device)
         self.model = GPT(config.model, dtype, seed=0).to(device)
         self.model.compile_regions(kernel)
-        self.optimizers = Optimizers(self.model, config.optim, dtype)
+        product = symmetric_product if serves(dtype, device) else plain_product
+        self.optimizers = Optimizers(self.model, config.optim, dtype, product)
         self.momentum = config.optim.muon_momentum
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ class OurStep:
 
 
 def serve(pipe: Connection, config: RunConfig, plain: bool, dtype: torch.dtype, rows: int) -> None:
-    """Make steps whenever the other end of `pipe` says so, and send it the second's loss and a step's seconds.
+    """Make steps whenever the other end of `pipe` says so, and send it the second's loss and seconds a step.
 
     The first, not timed, finds the caches full of what another process did. A GPU then makes ten in a row.
     """

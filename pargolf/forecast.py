@@ -10,7 +10,7 @@ import torch
 from pargolf import machine
 from pargolf.config import ModelConfig, RunConfig, load_preset
 from pargolf.model.gpt import GPT
-from pargolf.model.native import attention_kernel
+from pargolf.native import attention_kernel
 from pargolf.plan import activation_memory
 from pargolf.roofline import H100, least_seconds, model_flops, step_cost
 

@@ -23,6 +23,7 @@ from pargolf.errors import UserError
 from pargolf.keeper import Keeper
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
+from pargolf.optim.muon import SymmetricProduct, plain_product
 from pargolf.optim.schedule import lr_scale, muon_momentum, progress
 from pargolf.qat import quantized
 from pargolf.run import Log, Run, start_run
@@ -66,7 +67,7 @@ def train(config: RunConfig, folder: Path) -> Progress:
     Raises UserError on bad settings or data and when the loss is no longer a number, and
     Stopped after SIGINT or SIGTERM. Under torchrun every rank calls this.
     """
-    from pargolf.model.native import attention_kernel  # which is not for a submission's one file
+    from pargolf import native  # which is not for a submission's one file
 
     validate(config)
     validate_world(config, launch.world_size())
@@ -86,11 +87,13 @@ def train(config: RunConfig, folder: Path) -> Progress:
                 if config.train.start_from and not keeper.progress.step:
                     log(f"starting from the weights of {config.train.start_from}")
                 machine.keep_memory()
-                kernel = None
+                kernel, product = None, plain_product
                 if config.train.compile == "on":
-                    kernel = attention_kernel(config.model, getattr(torch, config.train.dtype), device)
+                    kernel = native.attention_kernel(config.model, getattr(torch, config.train.dtype), device)
+                    if native.serves(getattr(torch, config.optim.ns_dtype), device):
+                        product = native.symmetric_product
                 log("attention: PyTorch's" if kernel is None else "attention: our own, compiled for this CPU")
-                train_model(config, data, device, run.compile_cache, log, keeper, kernel)
+                train_model(config, data, device, run.compile_cache, log, keeper, kernel, product)
                 log(f"weights in {run.checkpoint}")
             return keeper.progress
 
@@ -103,11 +106,12 @@ def train_model(
     log: Callable[[str], None],
     keeper: Keeper | None = None,
     kernel: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    product: SymmetricProduct = plain_product,
 ) -> GPT:
     """Train a model from its init, or from where `keeper` left it; `config` must be resolved.
 
-    `kernel` is attention for layers that are compiled, if not PyTorch's. Raises UserError if the
-    loss is no longer a number. Every rank calls this.
+    `kernel` is attention for layers that are compiled, if not PyTorch's, and `product` Muon's. Raises
+    UserError if the loss is no longer a number. Every rank calls this.
     """
     t = config.train
     # On a CPU: forbid the few operations that add in whatever order their threads finish.
@@ -115,7 +119,7 @@ def train_model(
     # That also fills fresh memory, a debugging aid that costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     model = GPT(config.model, getattr(torch, t.dtype), seed=t.seed).to(device)
-    optimizers = Optimizers(model, config.optim, getattr(torch, config.optim.ns_dtype))
+    optimizers = Optimizers(model, config.optim, getattr(torch, config.optim.ns_dtype), product)
     batches = Batches(
         data.train, config.model.seq_len, t.batch_tokens, t.micro_batches, config.data.order, t.seed
     )

@@ -5,14 +5,16 @@ from torch import Tensor
 
 from pargolf.config import OptimConfig
 from pargolf.model.gpt import GPT, tensor_kinds
-from pargolf.optim.muon import Muon
+from pargolf.optim.muon import Muon, SymmetricProduct, plain_product
 from pargolf.tensors import TENSOR_KINDS
 
 
 class Optimizers:
-    """All optimizers of a model, stepped together under one schedule."""
+    """All optimizers of a model, stepped together under one schedule; `product` is Muon's."""
 
-    def __init__(self, model: GPT, o: OptimConfig, ns_dtype: torch.dtype):
+    def __init__(
+        self, model: GPT, o: OptimConfig, ns_dtype: torch.dtype, product: SymmetricProduct = plain_product
+    ):
         self.model = model
         by_kind: dict[str, list[Tensor]] = {kind: [] for kind in TENSOR_KINDS}
         parameters = dict(model.named_parameters())
@@ -27,6 +29,7 @@ class Optimizers:
             weight_decay=o.muon_weight_decay,
             ns_steps=o.ns_steps,
             ns_dtype=ns_dtype,
+            product=product,
         )
         self.adam = torch.optim.Adam(
             [

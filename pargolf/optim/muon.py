@@ -1,7 +1,7 @@
 """Muon: momentum, orthogonalized, for the matrices inside the layers."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -15,7 +15,21 @@ GRAM_RATIO = 1.5
 GRAM_STEPS = 3
 
 
-def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+# alpha a b^T + beta c of the arguments a, b, c, alpha, beta, where a b^T is symmetric
+SymmetricProduct = Callable[[Tensor, Tensor, Tensor | None, float, float], Tensor]
+
+
+def plain_product(a: Tensor, b: Tensor, c: Tensor | None, alpha: float, beta: float) -> Tensor:
+    """alpha a b^T + beta c for a, b (n, rows, cols), c (n, rows, rows): one multiply, sum included."""
+    return a @ b.mT if c is None else torch.baddbmm(c, a, b.mT, beta=beta, alpha=alpha)
+
+
+def newton_schulz(
+    matrices: Tensor,
+    steps: int,
+    dtype: torch.dtype = torch.bfloat16,
+    product: SymmetricProduct = plain_product,
+) -> Tensor:
     """Push the singular values of each matrix (..., rows, cols) towards 1; returns `dtype`.
 
     A quintic iteration tuned for speed: the values end between about 0.7 and 1.2.
@@ -28,21 +42,20 @@ def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype = torch.bfloa
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     batched = x.flatten(0, -3) if x.ndim > 2 else x[None]
     iterate = _iterate_by_gram if x.size(-1) >= GRAM_RATIO * x.size(-2) else _iterate
-    x = iterate(batched, steps).view_as(x)
+    x = iterate(batched, steps, product).view_as(x)
     return x.mT if tall else x
 
 
-def _iterate(x: Tensor, steps: int) -> Tensor:
+def _iterate(x: Tensor, steps: int, product: SymmetricProduct) -> Tensor:
     """x <- (a + b gram + c gram^2) x with gram = x x^T, `steps` times, for x (n, rows, cols)."""
     a, b, c = NS_COEFFICIENTS
     for _ in range(steps):  # the sums are done by the multiplies
-        gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+        gram = product(x, x, None, 1.0, 0.0)
+        x = torch.baddbmm(x, product(gram, gram, gram, c, b), x, beta=a)
     return x
 
 
-def _iterate_by_gram(x: Tensor, steps: int) -> Tensor:
+def _iterate_by_gram(x: Tensor, steps: int, product: SymmetricProduct) -> Tensor:
     """The same for wide x: the polynomials are multiplied first, and gram follows x without it.
 
     For then gram <- polynomial gram polynomial. Source: Gram Newton-Schulz, Zhang, Amsel, Chen and
@@ -50,17 +63,16 @@ def _iterate_by_gram(x: Tensor, steps: int) -> Tensor:
     """
     a, b, c = NS_COEFFICIENTS
     for start in range(0, steps, GRAM_STEPS):
-        gram = x @ x.mT
-        product = None
-        count = min(GRAM_STEPS, steps - start)
-        for step in range(count):
-            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        gram = product(x, x, None, 1.0, 0.0)
+        total = None  # all these matrices are symmetric, and commute
+        for left in range(min(GRAM_STEPS, steps - start), 0, -1):
+            polynomial = product(gram, gram, gram, c, b)
             polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-            product = polynomial if product is None else product @ polynomial
-            if step + 1 < count:
-                gram = polynomial @ gram @ polynomial
-        if product is not None:
-            x = product @ x
+            total = polynomial if total is None else product(total, polynomial, None, 1.0, 0.0)
+            if left > 1:
+                gram = product(product(polynomial, gram, None, 1.0, 0.0), polynomial, None, 1.0, 0.0)
+        if total is not None:
+            x = total @ x
     return x
 
 
@@ -81,9 +93,10 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.038,
         ns_steps: int = 5,
         ns_dtype: torch.dtype = torch.bfloat16,
+        product: SymmetricProduct = plain_product,
     ):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
-        self.ns_steps, self.ns_dtype = ns_steps, ns_dtype
+        self.ns_steps, self.ns_dtype, self.product = ns_steps, ns_dtype, product
         by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for parameter in self.param_groups[0]["params"]:
             by_shape[parameter.shape].append(parameter)
@@ -101,10 +114,10 @@ class Muon(torch.optim.Optimizer):
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
         for members, momenta in self.batches:
             gradients = torch.stack([p.grad for p in members if p.grad is not None])  # (n, rows, cols)
-            momenta.mul_(momentum).add_(gradients)
+            torch.add(gradients, momenta, alpha=momentum, out=momenta)
             nesterov = gradients.add_(momenta, alpha=momentum)
             update = distributed.shared_map(
-                lambda share: newton_schulz(share, self.ns_steps, self.ns_dtype), nesterov
+                lambda share: newton_schulz(share, self.ns_steps, self.ns_dtype, self.product), nesterov
             )
             rows, cols = members[0].shape
             scale = lr * max(1.0, rows / cols) ** 0.5

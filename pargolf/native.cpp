@@ -1,11 +1,8 @@
-// Causal attention and its gradient on CPUs, in bfloat16 and float32. The blocks are those of FlashAttention
-// (arXiv 2205.14135 and 2307.08691), sized for the cache of a core: no weight of attention is kept, backward
-// makes them again from the logarithms of sums.
+// What training computes on CPUs in the place of PyTorch's operations, in bfloat16 and float32: causal attention
+// with its gradient, and products of matrices that are known to be symmetric.
 //
 // The multiplies are PyTorch's own (oneDNN). In bfloat16 they take the second matrix with pairs of its
 // rows interleaved, here called "paired": (rows / 2, columns, 2). In float32 it is as it is.
-//
-// Tensors lie as (B, T, heads, D), without gaps; T is a multiple of 32 and D of 2.
 
 #include <algorithm>
 #include <cmath>
@@ -31,7 +28,8 @@ namespace {
 using bf16 = uint16_t;
 // Rows of a block, chosen for two megabytes of cache a core.
 constexpr int64_t kForwardQueries = 64, kQueries = 128, kKeys = 256;
-constexpr int64_t kStep = 32;  // T is a multiple of it
+constexpr int64_t kRows = 64, kDepth = 512;  // of a symmetric product
+constexpr int64_t kStep = 32;                // T, and the side of a symmetric product, is a multiple of it
 // Rows as long as T are laid further apart: at powers of two they would share the same few cache lines.
 constexpr int64_t kPad = 32;
 
@@ -90,10 +88,51 @@ inline void multiply(int64_t m, int64_t n, int64_t k, const float* a, int64_t ld
   at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, false);
 }
 
+// 16 numbers of 32 bits, for which the compiler takes what registers there are
+using Row = uint32_t __attribute__((vector_size(64)));
+
+// Transpose 16 x 16 numbers: blocks of 1, 2, 4 and 8 change places across the diagonal.
+inline void transpose16(Row (&x)[16]) {
+#pragma GCC unroll 4
+  for (int s = 1; s < 16; s *= 2) {
+    Row low, high;
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; j++) {
+      low[j] = j & s ? 16 + j - s : j;
+      high[j] = j & s ? 16 + j : j + s;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++)
+      if (!(i & s)) {
+        const Row a = x[i], b = x[i + s];
+        x[i] = __builtin_shuffle(a, b, low);
+        x[i + s] = __builtin_shuffle(a, b, high);
+      }
+  }
+}
+
+// `put(c, r, row)` gets 16 numbers of the transpose of x (rows, cols), which begin at (c, r).
+template <typename Put>
+inline void transposed_rows(const void* x, int64_t stride, int64_t rows, int64_t cols, Put put) {
+  Row tile[16];
+  for (int64_t c = 0; c < cols; c += 16)
+    for (int64_t r = 0; r < rows; r += 16) {
+      for (int i = 0; i < 16; i++) std::memcpy(&tile[i], (const uint32_t*)x + (r + i) * stride + c, 64);
+      transpose16(tile);
+      for (int i = 0; i < 16; i++) put(c + i, r, tile[i]);
+    }
+}
+
 template <typename E>
 void transpose(const E* x, int64_t stride, int64_t rows, int64_t cols, E* out, int64_t ld) {
+  int64_t whole = 0;
+  if constexpr (sizeof(E) == 4) {
+    whole = cols / 16 * 16;
+    transposed_rows(x, stride, rows, whole,
+                    [=](int64_t c, int64_t r, const Row& row) { std::memcpy(out + c * ld + r, &row, 64); });
+  }
   for (int64_t r = 0; r < rows; r += kStep)
-    for (int64_t c = 0; c < cols; c++)
+    for (int64_t c = whole; c < cols; c++)
       for (int64_t e = r; e < r + kStep; e++) out[c * ld + e] = x[e * stride + c];
 }
 
@@ -131,8 +170,10 @@ bool can_multiply() {
   }
 }
 
-// q (B, T, H, D), k and v (B, T, G, D) -> out (B, T, H, D) and, of the scores, the logarithms of the
-// sums of their exponentials (B, H, T).
+// Causal attention: q (B, T, H, D), k and v (B, T, G, D) -> out (B, T, H, D) and, of the scores, the logarithms
+// of the sums of their exponentials (B, H, T). D is a multiple of 2. The blocks are those of FlashAttention
+// (arXiv 2205.14135 and 2307.08691), sized for the cache of a core: no weight of attention is kept, backward makes
+// them again from the logarithms.
 template <typename E>
 void forward(const E* q, const E* k, const E* v, E* out, float* log_sums, int64_t B, int64_t T, int64_t H,
              int64_t G, int64_t D) {
@@ -247,10 +288,46 @@ void backward(const E* q, const E* k, const E* v, const E* out, const float* log
   }
 }
 
+// out (n, M, M) = alpha a b^T + beta c, for a and b (n, M, K) whose product is symmetric: its lower half is
+// computed, and mirrored. c (n, M, M) may be null; K is a multiple of 2.
+template <typename E>
+void symmetric(const E* a, const E* b, const E* c, E* out, float alpha, float beta, int64_t n, int64_t M, int64_t K) {
+  Scratch<E> pairs(n * K * M);
+#pragma omp parallel
+  {
+    const int64_t ld = M + kPad;
+    Scratch<float> sums(kRows * ld);
+#pragma omp for schedule(dynamic)
+    for (int64_t x = 0; x < n; x++) pair_transposed(b + x * M * K, K, M, K, pairs + x * K * M, M);
+#pragma omp for collapse(2) schedule(dynamic)
+    for (int64_t x = 0; x < n; x++)
+      for (int64_t i = 0; i < M; i += kRows) {
+        const int64_t m = std::min(kRows, M - i), end = i + m;
+        for (int64_t k = 0; k < K; k += kDepth)
+          multiply(m, end, std::min(kDepth, K - k), a + (x * M + i) * K + k, K, pairs + (x * K + k) * M, M, sums,
+                   ld, k > 0);
+        E* lower = out + (x * M + i) * M;
+        for (int64_t r = 0; r < m; r++) {
+          float* s = sums + r * ld;
+          const E* added = c ? c + (x * M + i + r) * M : nullptr;
+          for (int64_t j = 0; j < end; j++) s[j] = alpha * s[j] + (added ? beta * widen(added[j]) : 0);
+          for (int64_t j = 0; j < end; j++) lower[r * M + j] = narrow<E>(s[j]);
+        }
+        E* upper = out + x * M * M + i;
+        transposed_rows(sums, ld, m, i, [=](int64_t j, int64_t r, const Row& row) {
+          float s[16];
+          std::memcpy(s, &row, 64);
+          for (int e = 0; e < 16; e++) upper[j * M + r + e] = narrow<E>(s[e]);
+        });
+      }
+    at::native::cpublas::brgemm_release(true);
+  }
+}
+
 }  // namespace
 
 // What Python calls, for each type of element
-#define ATTENTION(E)                                                                                      \
+#define FUNCTIONS(E)                                                                                      \
   extern "C" int can_multiply_##E() { return can_multiply<E>(); }                                         \
   extern "C" void forward_##E(const E* q, const E* k, const E* v, E* out, float* log_sums, int64_t B,     \
                               int64_t T, int64_t H, int64_t G, int64_t D) {                               \
@@ -260,6 +337,10 @@ void backward(const E* q, const E* k, const E* v, const E* out, const float* log
                                const E* d_out, E* d_q, E* d_k, E* d_v, int64_t B, int64_t T, int64_t H,   \
                                int64_t G, int64_t D) {                                                    \
     backward(q, k, v, out, log_sums, d_out, d_q, d_k, d_v, B, T, H, G, D);                                \
+  }                                                                                                       \
+  extern "C" void symmetric_##E(const E* a, const E* b, const E* c, E* out, float alpha, float beta,      \
+                                int64_t n, int64_t M, int64_t K) {                                        \
+    symmetric(a, b, c, out, alpha, beta, n, M, K);                                                        \
   }
-ATTENTION(bf16)
-ATTENTION(float)
+FUNCTIONS(bf16)
+FUNCTIONS(float)

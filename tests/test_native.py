@@ -1,4 +1,4 @@
-"""attention.cpp against softmax(q k^T / sqrt(d)) v, written out in float64."""
+"""native.cpp against softmax(q k^T / sqrt(d)) v, written out in float64."""
 
 import dataclasses
 import math
@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pargolf import native
 from pargolf.config import ModelConfig
-from pargolf.model import native
-from pargolf.model.native import attention_kernel
+from pargolf.native import attention_kernel
 from support import shaken
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ both_types = pytest.mark.parametrize(
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    """Compile attention.cpp anew, in the test and after it."""
+    """Compile native.cpp anew, in the test and after it."""
     native._library.cache_clear()
     yield
     native._library.cache_clear()
@@ -134,7 +134,7 @@ def test_it_is_used_where_it_can_be_and_nowhere_else(monkeypatch: pytest.MonkeyP
 def test_where_pytorch_s_library_may_not_multiply_bfloat16_it_is_not_used() -> None:
     code = (
         "import torch\nfrom pargolf.config import load_preset\n"
-        "from pargolf.model.native import attention_kernel\n"
+        "from pargolf.native import attention_kernel\n"
         "print(attention_kernel(load_preset('demo').model, torch.bfloat16, torch.device('cpu')))"
     )
     command = [sys.executable, "-c", code]
@@ -156,7 +156,7 @@ def test_without_a_compiler_pytorch_s_attention_serves(
 
 
 def test_the_source_compiles_without_a_warning() -> None:
-    source = native.resources.files("pargolf.model") / "attention.cpp"
+    source = native.resources.files("pargolf") / "native.cpp"
     flags = [flag for flag in native.FLAGS if flag != "-shared"]
     command = ["g++", *flags, "-Wall", "-Wextra", "-Werror", "-fsyntax-only", str(source)]
     assert subprocess.run(command, capture_output=True, text=True).stderr == ""
