@@ -12,9 +12,11 @@ from rich.table import Table
 
 from pargolf.config import RunConfig, load_preset
 from pargolf.console import console
-from pargolf.forecast import PUBLISHED, h100_step_seconds
+from pargolf.forecast import h100_step_seconds
 from pargolf.roofline import H100, Work, least_seconds, model_flops, step_cost
 
+# Seconds a step on 8 H100 SXM, as published (challenge pull request #215, and the challenge's baseline).
+PUBLISHED = {"lowrank-q192": 0.0776, "full-q": 0.108, "baseline": 0.0435}
 # What well-made kernels get of the peaks: multiplies with an inner size of 512, streaming, NCCL rings.
 REALISTIC = replace(H100, flops=0.6 * H100.flops, bandwidth=0.8 * H100.bandwidth, link=0.75 * H100.link)
 
@@ -60,9 +62,9 @@ def sums(rows: dict[str, Work]) -> list[str]:
 
 
 def check() -> Table:
-    """The published step times as shares of the peaks, and what the calibration predicts for them."""
+    """The published step times as shares of the peaks, and what `pargolf plan` predicts for pargolf."""
     table = Table(title=f"published, 8 x {H100.name}", title_justify="left", box=box.MARKDOWN)
-    for column in ("preset", "published ms", "MFU", "roofline ms", "share of it", "predicted ms", "off by"):
+    for column in ("preset", "published ms", "MFU", "roofline ms", "share of it", "pargolf, predicted ms"):
         table.add_column(column, justify="left" if column == "preset" else "right")
     for name, seconds in PUBLISHED.items():
         config = load_preset(name)
@@ -75,7 +77,6 @@ def check() -> Table:
             f"{1000 * least:.1f}",
             f"{least / seconds:.1%}",
             f"{1000 * predicted:.1f}",
-            f"{predicted / seconds - 1:+.0%}",
         )
     return table
 

@@ -14,9 +14,8 @@ from pargolf.native import attention_kernel
 from pargolf.plan import activation_memory
 from pargolf.roofline import H100, least_seconds, model_flops, step_cost
 
-# Seconds a step on 8 H100 SXM, as published (challenge pull request #215, and the challenge's baseline).
-PUBLISHED = {"lowrank-q192": 0.0776, "full-q": 0.108, "baseline": 0.0435}
-CALIBRATED_ON = "lowrank-q192"
+# Seconds of a step of so many tokens of this preset on one H100 SXM (docs/performance.md).
+MEASURED_ON, MEASURED_TOKENS, MEASURED_SECONDS = "lowrank-q192", 65_536, 0.0488
 # Of the time a step takes as written; measured to be 0.54 to 0.85 on CPUs (docs/performance.md).
 COMPILED_SHARE = 0.67
 TRIED_TOKENS = 2048
@@ -55,12 +54,13 @@ def forecasts(config: RunConfig) -> list[Forecast]:
 
 
 def h100_step_seconds(config: RunConfig, ranks: int) -> float:
-    """Seconds of a step on `ranks` H100 SXM, if it gets the share of their peaks that the seed's got.
+    """Seconds of a step on `ranks` H100 SXM, if it gets the share of their peaks that was measured on one.
 
     The time to launch kernels is not counted, which bounds small models.
     """
-    seed = load_preset(CALIBRATED_ON)
-    share = least_seconds(seed, H100, 8) / PUBLISHED[CALIBRATED_ON]
+    seed = load_preset(MEASURED_ON)
+    train = dataclasses.replace(seed.train, batch_tokens=MEASURED_TOKENS, micro_batches=1)
+    share = least_seconds(dataclasses.replace(seed, train=train), H100) / MEASURED_SECONDS
     return least_seconds(config, H100, ranks) / share
 
 

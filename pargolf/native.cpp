@@ -289,10 +289,10 @@ void backward(const E* q, const E* k, const E* v, const E* out, const float* log
 }
 
 // out (n, M, M) = alpha a b^T + beta c, for a and b (n, M, K) whose product is symmetric: its lower half is
-// computed, and mirrored. c (n, M, M) may be null; K is a multiple of 2.
+// computed, and mirrored. c (n, M, M) may be null, pairs is memory of the size of b; K is a multiple of 2.
 template <typename E>
-void symmetric(const E* a, const E* b, const E* c, E* out, float alpha, float beta, int64_t n, int64_t M, int64_t K) {
-  Scratch<E> pairs(n * K * M);
+void symmetric(const E* a, const E* b, const E* c, E* pairs, E* out, float alpha, float beta, int64_t n, int64_t M,
+               int64_t K) {
 #pragma omp parallel
   {
     const int64_t ld = M + kPad;
@@ -338,9 +338,9 @@ void symmetric(const E* a, const E* b, const E* c, E* out, float alpha, float be
                                int64_t G, int64_t D) {                                                    \
     backward(q, k, v, out, log_sums, d_out, d_q, d_k, d_v, B, T, H, G, D);                                \
   }                                                                                                       \
-  extern "C" void symmetric_##E(const E* a, const E* b, const E* c, E* out, float alpha, float beta,      \
-                                int64_t n, int64_t M, int64_t K) {                                        \
-    symmetric(a, b, c, out, alpha, beta, n, M, K);                                                        \
+  extern "C" void symmetric_##E(const E* a, const E* b, const E* c, E* pairs, E* out, float alpha,        \
+                                float beta, int64_t n, int64_t M, int64_t K) {                            \
+    symmetric(a, b, c, pairs, out, alpha, beta, n, M, K);                                                 \
   }
 FUNCTIONS(bf16)
 FUNCTIONS(float)

@@ -65,7 +65,7 @@ def symmetric_product(a: Tensor, b: Tensor, c: Tensor | None, alpha: float, beta
     left = a.contiguous()
     right = left if a is b else b.contiguous()
     out = torch.empty(len(a), a.size(1), a.size(1), dtype=a.dtype)
-    tensors = (left, right, None if c is None else c.contiguous(), out)
+    tensors = (left, right, None if c is None else c.contiguous(), torch.empty_like(right), out)
     pointers = [ctypes.c_void_p(None if x is None else x.data_ptr()) for x in tensors]
     factors, sizes = map(ctypes.c_float, (alpha, beta)), map(ctypes.c_int64, a.shape)
     _function("symmetric", a.dtype)(*pointers, *factors, *sizes)

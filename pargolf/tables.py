@@ -9,7 +9,7 @@ from pargolf.compress.files import Report
 from pargolf.config import RunConfig
 from pargolf.console import console, say
 from pargolf.export.budget import Ledger
-from pargolf.forecast import CALIBRATED_ON, PUBLISHED, Forecast
+from pargolf.forecast import MEASURED_ON, MEASURED_SECONDS, MEASURED_TOKENS, Forecast
 from pargolf.plan import Plan
 from pargolf.strides import StrideSample
 from pargolf.submission.submit import Submission
@@ -47,9 +47,9 @@ def show_plan(name: str, config: RunConfig, plan: Plan, forecasts: list[Forecast
         )  # fmt: skip
     console.print(table)
     console.print(
-        f"H100: at the share of the datasheet's rates that {CALIBRATED_ON}'s published"
-        f" {1000 * PUBLISHED[CALIBRATED_ON]:.1f} ms a step had; without the launching of kernels, which"
-        " bounds small models; not yet run on GPU. CPU: "
+        f"H100: at the share of the datasheet's rates that {MEASURED_ON} had on one,"
+        f" {1000 * MEASURED_SECONDS:.1f} ms for {MEASURED_TOKENS:,} tokens; without the launching of kernels,"
+        " which bounds small models; several not yet run. CPU: "
         + ("from two layers timed just now." if on_cpu else "it lacks the memory to try two layers."),
         highlight=False,
     )

@@ -1,4 +1,4 @@
-"""native.cpp against softmax(q k^T / sqrt(d)) v, written out in float64."""
+"""native.cpp against attention and products written out in float64."""
 
 import dataclasses
 import math
@@ -14,6 +14,7 @@ from torch import Tensor
 from pargolf import native
 from pargolf.config import ModelConfig
 from pargolf.native import attention_kernel
+from pargolf.optim.muon import newton_schulz
 from support import shaken
 
 CPU = torch.device("cpu")
@@ -116,6 +117,49 @@ def test_the_model_trains_with_it_as_without(dtype: torch.dtype) -> None:
     for (name, a), b in zip(plain.named_parameters(), ours.parameters(), strict=True):
         assert a.grad is not None and b.grad is not None
         assert float((a.grad - b.grad).norm() / a.grad.norm()) < 6 * TOLERANCE[dtype], name
+
+
+@both_types
+@pytest.mark.parametrize("shape", [(1, 32, 2), (3, 32, 32), (2, 96, 64), (5, 160, 520), (2, 192, 1034)])
+@pytest.mark.parametrize("adds", [False, True])
+def test_symmetric_products(dtype: torch.dtype, shape: tuple[int, int, int], adds: bool) -> None:
+    torch.manual_seed(0)
+    number, side, _ = shape
+    a = torch.randn(shape).to(dtype)
+    root = torch.randn(number, side, side)
+    c = (root + root.mT).to(dtype) if adds else None
+    got = native.symmetric_product(a, a, c, 0.5, -2.0)
+    exact = 0.5 * a.double() @ a.double().mT - (2.0 * c.double() if c is not None else 0.0)
+    assert got.dtype == dtype and torch.equal(got, got.mT)
+    assert (got.double() - exact).norm() < TOLERANCE[dtype] * exact.norm()
+    # Two that commute: a matrix and its square. Memory that is not contiguous is taken as it is meant.
+    b = native.symmetric_product(got, got.mT, None, 1.0, 0.0)
+    both = native.symmetric_product(b, got, None, 1.0, 0.0)
+    cube = got.double() @ got.double() @ got.double()
+    assert (both.double() - cube).norm() < 2 * TOLERANCE[dtype] * cube.norm()
+
+
+@both_types
+def test_products_of_other_sides_are_pytorch_s(dtype: torch.dtype) -> None:
+    for shape in ((2, 33, 64), (2, 32, 7)):
+        a = torch.randn(shape).to(dtype)
+        assert torch.equal(native.symmetric_product(a, a, None, 1.0, 0.0), a @ a.mT)
+
+
+@both_types
+@pytest.mark.parametrize("shape", [(3, 64, 64), (2, 96, 32), (4, 32, 96)])
+def test_muon_orthogonalizes_with_it_as_without(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    plain = newton_schulz(matrices, 5, dtype)
+    ours = newton_schulz(matrices, 5, dtype, native.symmetric_product)
+    assert (plain - ours).norm() < 6 * TOLERANCE[dtype] * plain.norm()
+
+
+def test_a_number_that_is_none_spreads_as_in_pytorch() -> None:
+    a = torch.randn(1, 64, 64)
+    a[0, 40, 3] = torch.nan
+    assert torch.equal(native.symmetric_product(a, a, None, 1.0, 0.0).isnan(), (a @ a.mT).isnan())
 
 
 def test_it_is_used_where_it_can_be_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
