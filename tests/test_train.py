@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pargolf import machine
+from pargolf import machine, native
+from pargolf.cli import dispatch
 from pargolf.config import ExportConfig, ModelConfig, OptimConfig
 from pargolf.data.batches import Batches
 from pargolf.data.shards import open_split
 from pargolf.errors import UserError
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
+from pargolf.optim.muon import plain_product
 from pargolf.qat import quantized
 from pargolf.train import Stepper
 from support import Dataset
@@ -150,3 +152,17 @@ def test_the_compile_cache_is_the_runs_own(monkeypatch: pytest.MonkeyPatch, tmp_
     assert machine.os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
     assert str(tmp_path) in machine.use_compile_cache("clean", tmp_path)
     assert machine.os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("compiling", ["on", "off"])
+def test_code_for_this_cpu_trains_only_where_compiling_is_on(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiling: str
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr("pargolf.train.train_model", lambda *arguments: seen.extend(arguments[-2:]))
+    options = dataset.options(train__compile=compiling, train__device="cpu")
+    dispatch(["train", "demo", "--runs", str(tmp_path), "--name", "tiny", *options])
+    kernel, product = seen
+    served = compiling == "on" and native.serves(torch.float32, torch.device("cpu"))
+    assert (kernel is not None) == served
+    assert product is (native.symmetric_product if served else plain_product)
