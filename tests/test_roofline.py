@@ -75,7 +75,7 @@ def test_eight_ranks_share_the_tokens_and_exchange_gradients() -> None:
 
 @pytest.mark.parametrize(("preset", "milliseconds"), [("lowrank-q192", 48.8), ("full-q", 47.9)])
 def test_predictions_for_an_h100_are_what_was_measured_on_one(preset: str, milliseconds: float) -> None:
-    """A micro-batch of 65,536 tokens as a step of its own (docs/performance.md); one of the two is calibrated on."""
+    """A micro-batch of 65,536 tokens as a step of its own (docs/performance.md)."""
     config = load_preset(preset)
     config = replace(config, train=replace(config.train, batch_tokens=65_536, micro_batches=1))
     assert 1000 * forecast.h100_step_seconds(config, 1) == pytest.approx(milliseconds, rel=0.02)

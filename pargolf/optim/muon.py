@@ -11,8 +11,9 @@ from pargolf import distributed
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 # From this ratio of the sides on, iterating on Gram matrices takes less arithmetic.
 GRAM_RATIO = 1.5
-# Iterations on one Gram matrix: in bfloat16 its small eigenvalues, all rounding, grow with each.
-GRAM_STEPS = 3
+# Iterations on one Gram matrix: in bfloat16 its small eigenvalues are rounding, of any sign, and grow
+# with each.
+GRAM_STEPS = 2
 
 
 # alpha a b^T + beta c of the arguments a, b, c, alpha, beta, where a b^T is symmetric
@@ -64,13 +65,14 @@ def _iterate_by_gram(x: Tensor, steps: int, product: SymmetricProduct) -> Tensor
     a, b, c = NS_COEFFICIENTS
     for start in range(0, steps, GRAM_STEPS):
         gram = product(x, x, None, 1.0, 0.0)
-        total = None  # all these matrices are symmetric, and commute
+        total = None
         for left in range(min(GRAM_STEPS, steps - start), 0, -1):
             polynomial = product(gram, gram, gram, c, b)
             polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-            total = polynomial if total is None else product(total, polynomial, None, 1.0, 0.0)
+            # These two commute up to rounding only: their product is not symmetric.
+            total = polynomial if total is None else polynomial @ total
             if left > 1:
-                gram = product(product(polynomial, gram, None, 1.0, 0.0), polynomial, None, 1.0, 0.0)
+                gram = product(polynomial @ gram, polynomial, None, 1.0, 0.0)
         if total is not None:
             x = total @ x
     return x

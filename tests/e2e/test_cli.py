@@ -190,7 +190,7 @@ def test_plan_counts_the_seed_system(capsys: pytest.CaptureFixture[str]) -> None
     assert "25,780,824" in out
     assert "16,000,000" in out
     (row,) = (line for line in out.splitlines() if "8 x H100 SXM" in line)
-    assert "49.6" in row
+    assert "49.5" in row
     assert "this CPU" in out
 
 
