@@ -64,7 +64,15 @@ def test_what_the_configuration_does_not_reach_is_left_out() -> None:
         "train_tokenizer", "eval_run", "write_shard", "load_preset", "read_config", "Batches._shuffled",
         "save_checkpoint", "from_dict",
     }  # fmt: skip
-    assert arguments(found["train_model"]) == ["config", "data", "device", "compile_cache", "log", "kernel"]
+    assert arguments(found["train_model"]) == [
+        "config",
+        "data",
+        "device",
+        "compile_cache",
+        "log",
+        "kernel",
+        "product",
+    ]
     assert "cache" not in arguments(found["GPT.trunk"]) + arguments(found["Attention.forward"])
     assert "progress" not in arguments(found["score"])
     assert "layout" not in arguments(found["encode_section"])
