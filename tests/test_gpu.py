@@ -25,8 +25,8 @@ C = ModelConfig(vocab_size=512, seq_len=64, n_layers=4, d_model=64, n_heads=4, k
 
 
 @pytest.fixture
-def nothing_waits() -> Iterator[None]:
-    """Whatever makes the host wait for the GPU raises."""
+def waiting_allowed_again() -> Iterator[None]:
+    """After the test, also one that failed while waiting for the GPU raised."""
     yield
     torch.cuda.set_sync_debug_mode("default")
 
@@ -54,7 +54,7 @@ def test_two_steps_are_those_of_the_cpu(dataset: Dataset, compiled: bool) -> Non
 
 
 @pytest.mark.parametrize("qat", [False, True])
-def test_a_step_never_waits_for_the_gpu(dataset: Dataset, nothing_waits: None, qat: bool) -> None:
+def test_a_step_never_waits_for_the_gpu(dataset: Dataset, waiting_allowed_again: None, qat: bool) -> None:
     torch._dynamo.reset()
     model = GPT(C, torch.bfloat16, seed=0).to(GPU)
     model.compile_regions()

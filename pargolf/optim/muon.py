@@ -15,7 +15,6 @@ GRAM_RATIO = 1.5
 # with each.
 GRAM_STEPS = 2
 
-
 # alpha a b^T + beta c of the arguments a, b, c, alpha, beta, where a b^T is symmetric
 SymmetricProduct = Callable[[Tensor, Tensor, Tensor | None, float, float], Tensor]
 
