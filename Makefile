@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/pargolf run demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

@@ -7,6 +7,7 @@ import pytest
 from pargolf.analysis.analyze import Analysis, analyze_run
 from pargolf.analysis.tables import show_analysis
 from pargolf.config import ModelConfig
+from pargolf.console import console
 from pargolf.model.gpt import GPT
 from pargolf.run import Run
 from support import write_run
@@ -15,7 +16,7 @@ from support import write_run
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal in which no cell is wrapped."""
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(console, "width", 120)
 
 
 def cells(
