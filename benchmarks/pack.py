@@ -141,6 +141,7 @@ def main(
             f"{total / by_tensor:.4f}", f"{sum(files[pair]):,}" if files else "",
             f"{statistics.median(writing[pair]):.2f}", f"{statistics.median(reading[pair]):.2f}",
         )  # fmt: skip
+    console.width = 140  # a file has none
     console.print(table)
     if run is None:
         known = 8 * ideal_bytes(stored) / count

@@ -82,6 +82,7 @@ def check() -> Table:
 
 
 def main() -> None:
+    console.width = 140  # a file has none
     for ranks in (8, 1):
         for name in ("lowrank-q192", "full-q"):
             console.print(parts(name, load_preset(name), ranks))

@@ -53,6 +53,7 @@ def main(part: tyro.conf.Positional[Literal["ranks", "seq-len", "layers", "vocab
     """Print one table: growth around the demo preset with 8,192 tokens a step, or forecasts."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        console.width = 140  # a file has none
         console.print(forecasts() if part == "forecast" else growth(part))
 
 

@@ -1,7 +1,10 @@
 """Arithmetic on paper against what PyTorch counts, and the predictions made from it."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,3 +125,15 @@ def test_a_run_ends_by_the_clock_or_by_its_steps(monkeypatch: pytest.MonkeyPatch
     assert here.steps == 20
     assert [row.machine for row in forecast.forecasts(SEED)[:2]] == ["8 x H100 SXM", "1 x H100 SXM"]
     assert forecast.forecasts(TINY)[0].machine == "1 x H100 SXM"  # one micro-batch cannot be shared
+
+
+def test_the_tables_in_the_documentation_are_those_of_the_benchmark() -> None:
+    root = Path(__file__).parents[1]
+    command = [sys.executable, root / "benchmarks/roofline.py"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    eight, _, one = printed.partition("lowrank-q192 on 1 x H100")
+    _, _, published = one.partition("published, 8 x H100")
+    rows = [line.rstrip() for line in (eight + published).splitlines() if line.startswith("| ")]
+    documented = (root / "docs/performance.md").read_text().splitlines()
+    assert len(rows) == 22
+    assert [row for row in rows if row not in documented] == []
