@@ -4,10 +4,11 @@
 
 For each setting of plain bits: its file and score; the same steps, rounded to second order; priced
 steps, rounded to the nearest, in no more bytes; both, which is what `pargolf pack --fit` does; and
-the smallest such file with a score no worse. Gap: val_bpb above the unquantized checkpoint's;
-closed: 1 - gap / plain gap.
+the smallest such file with a score no worse, if there is one. Gap: val_bpb above the unquantized
+checkpoint's; closed: 1 - gap / plain gap.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from pargolf.calibrate import calibrate, spread_rows
 from pargolf.checkpoint import load_weights
 from pargolf.console import console
 from pargolf.data.tokenizer import Tokenizer
+from pargolf.errors import UserError
 from pargolf.export import artifact
 from pargolf.export.fit import fit_bytes, fit_loss, prepare_state, state_at
 from pargolf.export.gptq import Prepared, round_second_order
@@ -91,8 +93,9 @@ def main(run: tyro.conf.Positional[Path], stride: int = 0) -> None:
         files["both: fitted"] = fit_bytes(at, limit)
         gap = val_bpb(artifact.unpack(files["plain"]).state) - before
         if gap > 0:
-            price = fit_loss(lambda x: val_bpb(dequantize_state(state_at(prepared, x))) - before, gap)
-            files["fitted, as good"] = at(price)
+            with contextlib.suppress(UserError):  # where not even the finest steps lose so little
+                price = fit_loss(lambda x: val_bpb(dequantize_state(state_at(prepared, x))) - before, gap)
+                files["fitted, as good"] = at(price)
         for name, data in files.items():
             bpb = val_bpb(artifact.unpack(data).state)
             closed = 1 - (bpb - before) / gap if gap > 0 and name != "fitted, as good" else math.nan
