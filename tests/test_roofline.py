@@ -129,7 +129,7 @@ def test_a_run_ends_by_the_clock_or_by_its_steps(monkeypatch: pytest.MonkeyPatch
 
 def test_the_tables_in_the_documentation_are_those_of_the_benchmark() -> None:
     root = Path(__file__).parents[1]
-    command = [sys.executable, root / "benchmarks/roofline.py"]
+    command = [sys.executable, str(root / "benchmarks/roofline.py")]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     eight, _, one = printed.partition("lowrank-q192 on 1 x H100")
     _, _, published = one.partition("published, 8 x H100")
