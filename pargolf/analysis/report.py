@@ -82,7 +82,8 @@ def write_report(folders: Sequence[Path], out: Path | None, max_tokens: int) -> 
     """
     page = gather(folders, max_tokens)
     path = out or folders[0] / "report.html"
-    write_atomic(path, render(page).encode())
+    # JSON can spell lone surrogates, which no UTF-8 text can hold: they are shown as escapes.
+    write_atomic(path, render(page).encode(errors="backslashreplace"))
     return path
 
 

@@ -158,6 +158,13 @@ def test_text_and_names_are_escaped(finished: Path, tmp_path: Path) -> None:
     assert "The first 2 of 5 validation tokens" in html
 
 
+def test_what_is_no_unicode_text_is_shown_escaped(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(r'{"data": {"tokenizer": "a\ud800"}}')
+    assert r"a\ud800" in write_report([run], None, 10).read_text()
+
+
 def test_colours_follow_bits_per_byte() -> None:
     assert [level(Span(0, 1, "ab", 2, 2 * limit)) for limit in LEVELS] == [1, 2, 3, 4, 5]
     assert level(Span(0, 1, "ab", 2, 0.9)) == 0
