@@ -13,13 +13,16 @@ import re
 import sys
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-LARGEST_CODE = 2_000_000  # bytes of one layer of code; the longest published script has 0.2 million
+LARGEST_CODE = 2_000_000  # bytes, as written and unpacked; the longest published script has 0.2 million
 LARGEST_MEMORY = 128 << 20  # bytes that unpacking may take
 DEEPEST_PACKING = 3  # layers of code that unpacks code
+MOST_UNPACKED = 20  # calls of exec and eval that are looked into; published scripts have one or two
 
 # Distributions in the requirements.txt of the challenge's repository, as they are imported, and
 # triton, which PyTorch brings along.
@@ -47,6 +50,7 @@ def read_source(data: bytes) -> Source:
     trees: list[ast.Module] = []
     opaque: list[str] = []
     layers: list[tuple[bytes | str, int]] = [(data, 0)]
+    tries, room = 0, LARGEST_CODE
     while layers:
         code, depth = layers.pop(0)
         where = "" if depth == 0 else " of the unpacked code"
@@ -54,11 +58,14 @@ def read_source(data: bytes) -> Source:
         trees.append(tree)
         for call in calls(tree):
             if isinstance(call.func, ast.Name) and call.func.id in ("exec", "eval") and call.args:
-                packed = _unpack(call.args[0], tree)
-                if packed is None or depth == DEEPEST_PACKING:
+                tries += 1
+                looks = tries <= MOST_UNPACKED and depth < DEEPEST_PACKING
+                packed = _unpack(call.args[0], tree) if looks else None
+                if packed is None or len(packed) > room:
                     opaque.append(f"line {call.lineno}{where} runs code that is only known when it runs")
                 else:
                     layers.append((packed, depth + 1))
+                    room -= len(packed)
     return Source(tuple(trees), tuple(opaque))
 
 
@@ -91,7 +98,7 @@ def _literal(node: ast.expr, tree: ast.Module, depth: int) -> Any:
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name):
-        return _literal(_only_value(node.id, tree), tree, depth + 1)
+        return _literal(_constants(tree)[node.id], tree, depth + 1)
     if not isinstance(node, ast.Call):
         raise ValueError("no constant")
     if isinstance(node.func, ast.Attribute) and node.func.attr in ("encode", "decode"):
@@ -114,23 +121,18 @@ def _literal(node: ast.expr, tree: ast.Module, depth: int) -> Any:
     return DECODERS[function](data)
 
 
-def _only_value(name: str, tree: ast.Module) -> ast.expr:
-    """What a name of the module is set to; ValueError if it is ever set to something else."""
-    bound = [
-        n
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Name) and n.id == name and not isinstance(n.ctx, ast.Load)
-    ]
-    values = [
-        statement.value
+@lru_cache(maxsize=1)  # asked for again and again while a tree is read
+def _constants(tree: ast.Module) -> dict[str, ast.expr]:
+    """What names are set to that are set just once, by an assignment of the module."""
+    names = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
+    bound = Counter(name.id for name in names if not isinstance(name.ctx, ast.Load))
+    return {
+        target.id: statement.value
         for statement in tree.body
         if isinstance(statement, ast.Assign)
         for target in statement.targets
-        if isinstance(target, ast.Name) and target.id == name
-    ]
-    if len(values) != 1 or len(bound) != 1:
-        raise ValueError("no constant")
-    return values[0]
+        if isinstance(target, ast.Name) and bound[target.id] == 1
+    }
 
 
 def _option(node: ast.expr) -> Any:
@@ -181,6 +183,7 @@ def calls(tree: ast.AST) -> Iterator[ast.Call]:
     return (node for node in ast.walk(tree) if isinstance(node, ast.Call))
 
 
+@lru_cache(maxsize=1)
 def aliases(tree: ast.AST) -> dict[str, str]:
     """What imported names stand for: {"np": "numpy", "urlopen": "urllib.request.urlopen"}."""
     names: dict[str, str] = {}

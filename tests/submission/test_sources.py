@@ -11,7 +11,7 @@ import zlib
 import pytest
 
 from pargolf.submission.network import network_use
-from pargolf.submission.sources import Broken, imports, read_source, third_party
+from pargolf.submission.sources import LARGEST_CODE, MOST_UNPACKED, Broken, imports, read_source, third_party
 from submission_support import pack
 
 HIDDEN = "import secret_package\n"
@@ -68,6 +68,19 @@ def test_what_cannot_be_unpacked_is_said_to_be_opaque(name: str) -> None:
     source = read_source(OPAQUE[name].encode())
     assert len(source.opaque) == 1
     assert "only known when it runs" in source.opaque[0]
+
+
+def test_many_calls_are_not_all_looked_into() -> None:
+    source = read_source(b"CODE = 'pass'\n" + b"exec(CODE)\n" * 1000)
+    assert len(source.trees) == 1 + MOST_UNPACKED
+    assert len(source.opaque) == 1000 - MOST_UNPACKED
+
+
+def test_many_layers_together_are_not_larger_than_one_may_be() -> None:
+    half = zlib.compress(b"#" * (LARGEST_CODE // 2))
+    source = read_source(f"import zlib\nD={half!r}\n".encode() + b"exec(zlib.decompress(D))\n" * 3)
+    assert len(source.trees) == 3
+    assert len(source.opaque) == 1
 
 
 def test_a_bomb_is_not_inflated() -> None:
