@@ -12,10 +12,10 @@ import tyro
 from rich.table import Table
 from torch import Tensor
 
-from pargolf import machine
-from pargolf.config import ModelConfig
-from pargolf.console import console
-from pargolf.native import TYPES, AttentionKernel, attention_kernel
+from pargolf.config.schema import ModelConfig
+from pargolf.kernels.native import TYPES, AttentionKernel, attention_kernel
+from pargolf.system import machine
+from pargolf.system.console import console
 
 # batch, length, heads, key heads, head size: the full-size model, the demo, narrow heads
 SHAPES = ((8, 1024, 8, 4, 64), (8, 256, 8, 4, 32), (16, 256, 8, 4, 20))

@@ -18,9 +18,9 @@ from rich.table import Table
 
 from pargolf.analysis.compressors import COMPRESSORS, compressor_table
 from pargolf.compress.files import compress_file, decompress_file
-from pargolf.console import console, say
 from pargolf.data.prepare import read_text
-from pargolf.pipeline import Target, find_target, open_artifact
+from pargolf.run.target import Target, find_target, open_artifact
+from pargolf.system.console import console, say
 
 
 def python_source(size: int) -> bytes:

@@ -19,19 +19,19 @@ import tyro
 from rich.table import Table
 from torch import Tensor
 
-from pargolf.calibrate import calibrate, spread_rows
-from pargolf.checkpoint import load_weights
-from pargolf.console import console
+from pargolf.config.settings import with_settings
 from pargolf.data.tokenizer import Tokenizer
-from pargolf.errors import UserError
 from pargolf.export import artifact
-from pargolf.export.fit import fit_bytes, fit_loss, prepare_state, state_at
-from pargolf.export.gptq import Prepared, round_second_order
 from pargolf.export.quantize import Quantized, dequantize_state, quantize_state, top_value
+from pargolf.fit.calibrate import calibrate, spread_rows
+from pargolf.fit.gptq import Prepared, round_second_order
+from pargolf.fit.price import fit_bytes, fit_loss, prepare_state, state_at
 from pargolf.model.gpt import GPT, tensor_kinds
-from pargolf.pipeline import find_target
-from pargolf.score import score
-from pargolf.settings import with_settings
+from pargolf.run.target import find_target
+from pargolf.score.windows import score
+from pargolf.system.console import console
+from pargolf.system.errors import UserError
+from pargolf.train.checkpoint import load_weights
 
 PLAIN = ((6, 16), (6, 6), (5, 16), (5, 5), (4, 16), (4, 4))  # bits of matrices, of the embedding
 

@@ -16,13 +16,14 @@ import torch
 import tyro
 from rich.table import Table
 
-from pargolf import machine
-from pargolf.config import RunConfig, load_preset
-from pargolf.console import console
+from pargolf.config.presets import load_preset
+from pargolf.config.schema import RunConfig
+from pargolf.kernels.native import attention_kernel
 from pargolf.model.gpt import GPT
-from pargolf.native import attention_kernel
 from pargolf.optim.groups import Optimizers
-from pargolf.qat import quantized
+from pargolf.system import machine
+from pargolf.system.console import console
+from pargolf.train.qat import quantized
 
 ROUNDED = "quantization-aware (train.qat_share)"
 OPTIONS: dict[str, dict[str, Any]] = {

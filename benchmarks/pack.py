@@ -24,16 +24,16 @@ from rich.table import Table
 from scipy import stats
 from torch import Tensor
 
-from pargolf.checkpoint import load_weights
-from pargolf.config import TOP_LEVEL, ExportConfig
-from pargolf.console import console
+from pargolf.config.kinds import Slot
+from pargolf.config.schema import TOP_LEVEL, ExportConfig
 from pargolf.export.artifact import CHECKSUM_BYTES, Blob, lay_out, pack_stored, read_header
 from pargolf.export.codec import compress, decompress
 from pargolf.export.quantize import Quantized, quantize_rows, quantize_state
 from pargolf.export.section import LAYOUTS, decode_section
 from pargolf.model.gpt import GPT, tensor_kinds
-from pargolf.run import open_run
-from pargolf.tensors import Slot
+from pargolf.run.folder import open_run
+from pargolf.system.console import console
+from pargolf.train.checkpoint import load_weights
 
 
 def entropy_bytes(values: NDArray[np.int8]) -> float:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pargolf.config import ModelConfig, OptimConfig
+from pargolf.config.schema import ModelConfig, OptimConfig
 
 
 class CastedLinear(nn.Linear):

@@ -10,10 +10,11 @@ from dataclasses import replace
 from rich import box
 from rich.table import Table
 
-from pargolf.config import RunConfig, load_preset
-from pargolf.console import console
-from pargolf.forecast import h100_step_seconds
-from pargolf.roofline import H100, Work, least_seconds, model_flops, step_cost
+from pargolf.config.presets import load_preset
+from pargolf.config.schema import RunConfig
+from pargolf.plan.forecast import h100_step_seconds
+from pargolf.plan.roofline import H100, Work, least_seconds, model_flops, step_cost
+from pargolf.system.console import console
 
 # Seconds a step on 8 H100 SXM, as published (challenge pull request #215, and the challenge's baseline).
 PUBLISHED = {"lowrank-q192": 0.0776, "full-q": 0.108, "baseline": 0.0435}

@@ -28,17 +28,19 @@ import tyro
 from rich import box
 from rich.table import Table
 
-from pargolf import distributed, launch, machine
-from pargolf.config import RunConfig, from_dict, load_preset, to_dict
-from pargolf.console import console
+from pargolf.config.presets import load_preset
+from pargolf.config.schema import RunConfig
+from pargolf.config.settings import from_dict, to_dict
 from pargolf.data.batches import Batches
 from pargolf.data.shards import open_split, shard_name, write_shard
-from pargolf.forecast import cpu_step_seconds
+from pargolf.kernels.native import attention_kernel
 from pargolf.model.gpt import GPT
-from pargolf.native import attention_kernel
 from pargolf.optim.groups import Optimizers
-from pargolf.roofline import model_flops
-from pargolf.train import Stepper
+from pargolf.plan.forecast import cpu_step_seconds
+from pargolf.plan.roofline import model_flops
+from pargolf.system import distributed, launch, machine
+from pargolf.system.console import console
+from pargolf.train.loop import Stepper
 
 GROWTH: dict[str, tuple[str, list[int]]] = {
     "seq-len": ("seq_len", [128, 256, 512, 1024, 2048]),

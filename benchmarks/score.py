@@ -19,10 +19,10 @@ import tyro
 from rich.table import Table
 from torch import Tensor
 
-from pargolf import score as scoring
-from pargolf.console import console
 from pargolf.model.gpt import GPT
-from pargolf.pipeline import find_target, load_model, open_artifact
+from pargolf.run.target import find_target, load_model, open_artifact
+from pargolf.score import windows as scoring
+from pargolf.system.console import console
 
 OURS = "pargolf: and the last layer"
 

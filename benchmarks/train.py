@@ -21,14 +21,15 @@ from rich.table import Table
 from scipy import stats
 from torch import Tensor
 
-from pargolf import machine
-from pargolf.config import RunConfig, load_preset
-from pargolf.console import console
+from pargolf.config.presets import load_preset
+from pargolf.config.schema import RunConfig
+from pargolf.kernels.native import attention_kernel, serves, symmetric_product
 from pargolf.model.gpt import GPT
-from pargolf.native import attention_kernel, serves, symmetric_product
 from pargolf.optim.groups import Optimizers
 from pargolf.optim.muon import plain_product
-from pargolf.plan import plan
+from pargolf.plan.cost import plan
+from pargolf.system import machine
+from pargolf.system.console import console
 
 PLAIN, FULL = "plain, full q", "pargolf, full q"
 

@@ -4,10 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-from pargolf import tables
-from pargolf.console import console
-from pargolf.export.budget import code_bytes, ledger
-from pargolf.run import open_run
+from pargolf.cli import tables
+from pargolf.fit.budget import code_bytes, ledger
+from pargolf.run.folder import open_run
+from pargolf.system.console import console
 
 if __name__ == "__main__":
     (run, config), picture = open_run(Path(sys.argv[1])), Path(sys.argv[2])

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from pargolf.analysis.passages import token_bits, token_bytes
-from pargolf.config import ModelConfig
-from pargolf.errors import require
-from pargolf.export.budget import Ledger, ledger
+from pargolf.config.schema import ModelConfig
+from pargolf.fit.budget import Ledger, ledger
 from pargolf.model.gpt import GPT
-from pargolf.pipeline import find_target, load_model, open_artifact
-from pargolf.sample import continue_text
-from pargolf.score import check_stride, score
+from pargolf.run.target import find_target, load_model, open_artifact
+from pargolf.score.passages import token_bits, token_bytes
+from pargolf.score.sample import continue_text
+from pargolf.score.windows import check_stride, score
+from pargolf.system.errors import require
 
 
 class TokenLogprob(NamedTuple):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pargolf.config import ExportConfig, ModelConfig
+from pargolf.config.kinds import Slot
+from pargolf.config.schema import ExportConfig, ModelConfig
 from pargolf.export.artifact import pack
-from pargolf.tensors import Slot
 
 TINY = ModelConfig(
     vocab_size=4, seq_len=4, n_layers=2, d_model=2, n_heads=1, kv_heads=1, q_rank=0, mlp_ratio=1

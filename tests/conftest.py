@@ -15,9 +15,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # whatever a test loads is in a folder
 import torch
 
 from pargolf.cli import dispatch
-from pargolf.config import ModelConfig
+from pargolf.config.schema import ModelConfig
 from pargolf.data.corpus import embedded_documents
-from pargolf.run import Run
+from pargolf.run.folder import Run
 from submission_support import write_good
 from support import Dataset, pargolf, shaken, write_run
 

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pargolf.submission.check import check_folder
-from pargolf.submission.evidence import Finding
-from pargolf.submission.figures import Record
+from pargolf.check.check import check_folder
+from pargolf.check.evidence import Finding
+from pargolf.check.figures import Record
 
 RECORD = Record("baseline", 1.1748)
 CODE = '''\

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pargolf.checkpoint import Progress, save_checkpoint
-from pargolf.config import ExportConfig, ModelConfig, OptimConfig, RunConfig
+from pargolf.config.schema import ExportConfig, ModelConfig, OptimConfig, RunConfig
 from pargolf.export.artifact import pack
-from pargolf.files import sha256_file
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.model.layers import Linear, LowRank
 from pargolf.optim.groups import Optimizers
-from pargolf.run import Run, start_run
+from pargolf.run.folder import Run, start_run
+from pargolf.system.files import sha256_file
+from pargolf.train.checkpoint import Progress, save_checkpoint
 
 TINY = {
     "model.vocab-size": "512",

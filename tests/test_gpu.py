@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pargolf.clock import Clock
-from pargolf.config import ExportConfig, ModelConfig, OptimConfig
+from pargolf.config.schema import ExportConfig, ModelConfig, OptimConfig
 from pargolf.data.batches import Batches
 from pargolf.data.shards import open_split
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
-from pargolf.qat import quantized
-from pargolf.train import Stepper
+from pargolf.train.clock import Clock
+from pargolf.train.loop import Stepper
+from pargolf.train.qat import quantized
 from support import Dataset, pargolf, shaken
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

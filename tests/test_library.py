@@ -17,16 +17,16 @@ import torch
 import pargolf
 import pargolf.library
 from pargolf.cli import dispatch
-from pargolf.config import ExportConfig
+from pargolf.config.schema import ExportConfig
 from pargolf.data.prepare import read_text
 from pargolf.data.shards import open_split
 from pargolf.data.tokenizer import Tokenizer
-from pargolf.errors import UserError
 from pargolf.export.artifact import pack, read_artifact
-from pargolf.export.budget import ledger
+from pargolf.fit.budget import ledger
 from pargolf.library import Model
 from pargolf.model.gpt import GPT, tensor_kinds
-from pargolf.score import score
+from pargolf.score.windows import score
+from pargolf.system.errors import UserError
 from support import Dataset, shaken
 
 ROOT = Path(__file__).parents[1]

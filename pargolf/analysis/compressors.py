@@ -10,7 +10,7 @@ from functools import partial
 import brotli
 import zstandard
 
-from pargolf.errors import UserError
+from pargolf.system.errors import UserError
 
 
 @dataclass(frozen=True)

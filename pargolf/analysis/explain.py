@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pargolf.analysis.passages import Passage, Span, context_edges, spans
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.library import Model
-from pargolf.score import batches, windows
+from pargolf.score.passages import Passage, Span, context_edges, spans
+from pargolf.score.windows import batches, windows
 
 LIKELIEST = 5  # pieces told for each token
 KINDS = (

@@ -8,10 +8,10 @@ from rich.text import Text
 
 from pargolf.analysis import pages
 from pargolf.analysis.explain import Explanation, Row, Token
-from pargolf.analysis.passages import LEVELS, level
-from pargolf.console import console
-from pargolf.files import write_atomic
-from pargolf.text import visible
+from pargolf.score.passages import LEVELS, level
+from pargolf.system.console import console
+from pargolf.system.escape import visible
+from pargolf.system.files import write_atomic
 
 # From none to red, in the sixteen colours that every terminal has, dark or light.
 STYLES = (

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pargolf.analysis import plots
-from pargolf.analysis.analyze import Analysis
-from pargolf.analysis.passages import context_edges
-from pargolf.export.budget import Ledger
+from pargolf.analysis.weights import Analysis
+from pargolf.fit.budget import Ledger
+from pargolf.score.passages import context_edges
 
 # Colours of the light page, and the CSS variables that take their place inside the SVG. The dark
 # page gives the variables other values. The last three are what `plots` asks for by name.

@@ -6,8 +6,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import pargolf
-from pargolf.analysis.passages import LEVELS, level
-from pargolf.text import visible
+from pargolf.score.passages import LEVELS, level
+from pargolf.system.escape import visible
 
 
 @dataclass(frozen=True)

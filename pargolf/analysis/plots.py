@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
-from pargolf.analysis.analyze import Analysis, Channels
 from pargolf.analysis.spectra import MatrixSpectrum
-from pargolf.files import write_atomic
-from pargolf.run import Run
+from pargolf.analysis.weights import Analysis, Channels
+from pargolf.run.folder import Run
+from pargolf.system.files import write_atomic
 
 Draw = Callable[[SubFigure, Analysis], None]
 WIDTH = 11.0  # inches

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from pargolf.analysis import figures
 from pargolf.analysis.figures import Picture
-from pargolf.analysis.passages import Passage, Span, by_position, passages, spans, token_bits, token_bytes
-from pargolf.console import Bar
-from pargolf.errors import UserError
-from pargolf.pipeline import Target, load_model, open_artifact
-from pargolf.sample import continue_text
+from pargolf.run.target import Target, load_model, open_artifact
+from pargolf.score.passages import Passage, Span, by_position, passages, spans, token_bits, token_bytes
+from pargolf.score.sample import continue_text
+from pargolf.system.console import Bar
+from pargolf.system.errors import UserError
 
 SHOWN_PASSAGES = 3  # at either end
 PROMPTS = ("The city", "In 1945,", "Scientists have")

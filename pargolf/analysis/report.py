@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pargolf.analysis import figures, pages, reading
-from pargolf.analysis.analyze import analyze_run
-from pargolf.analysis.compare import RECORD_LEVEL, RECORD_NATS, Comparison, compare
 from pargolf.analysis.figures import Box, Picture
 from pargolf.analysis.pages import Missing
 from pargolf.analysis.reading import Reading
-from pargolf.analysis.records import Record, read_json, read_record, read_records
-from pargolf.config import flatten, read_config
-from pargolf.errors import UserError
-from pargolf.export.budget import Ledger, ledger
-from pargolf.files import write_atomic
-from pargolf.pipeline import Target, find_target
-from pargolf.run import Run, read_lines
-from pargolf.tensors import TENSOR_KINDS
+from pargolf.analysis.weights import analyze_run
+from pargolf.challenge import RECORD_LEVEL, RECORD_NATS
+from pargolf.config.kinds import TENSOR_KINDS
+from pargolf.config.settings import flatten, read_config
+from pargolf.fit.budget import Ledger, ledger
+from pargolf.run.folder import Run, read_lines
+from pargolf.run.target import Target, find_target
+from pargolf.study.compare import Comparison, compare
+from pargolf.study.records import Record, read_json, read_record, read_records
+from pargolf.system.errors import UserError
+from pargolf.system.files import write_atomic
 
 # Settings told below the name.
 FACTS = {

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pargolf import launch
 from pargolf.cli import compress, explain, export, runs, study, submit
-from pargolf.config import preset_names
-from pargolf.errors import Stopped, UserError
-from pargolf.text import visible
+from pargolf.config.presets import preset_names
+from pargolf.system import launch
+from pargolf.system.errors import Stopped, UserError
+from pargolf.system.escape import visible
 
 # In the order of the work, as `pargolf` alone shows them.
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -47,10 +47,10 @@ class DecompressArgs:
 
 def compress(argv: list[str]) -> None:
     """Make any file smaller, without loss, by an artifact's model."""
-    from pargolf import tables
-    from pargolf.analysis.records import read_record
+    from pargolf.cli import tables
     from pargolf.compress.files import compress_file
-    from pargolf.pipeline import find_target
+    from pargolf.run.target import find_target
+    from pargolf.study.records import read_record
 
     args = parse(CompressArgs, argv, "pargolf compress")
     target = find_target(args.model, args.tokenizer)
@@ -61,9 +61,9 @@ def compress(argv: list[str]) -> None:
 
 def decompress(argv: list[str]) -> None:
     """Bring back a file made smaller by `pargolf compress`."""
-    from pargolf import tables
+    from pargolf.cli import tables
     from pargolf.compress.files import decompress_file
-    from pargolf.pipeline import find_target
+    from pargolf.run.target import find_target
 
     args = parse(DecompressArgs, argv, "pargolf decompress")
     tables.show_restored(decompress_file(args.file, args.out, find_target(args.model, args.tokenizer)))

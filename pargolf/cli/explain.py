@@ -35,9 +35,9 @@ def explain(argv: list[str]) -> None:
     import pargolf
     from pargolf.analysis import explained
     from pargolf.analysis.explain import explain
-    from pargolf.console import Bar, say
     from pargolf.data.corpus import read_utf8
-    from pargolf.errors import require
+    from pargolf.system.console import Bar, say
+    from pargolf.system.errors import require
 
     args = parse(ExplainArgs, argv, "pargolf explain")
     text = read_utf8(args.text)

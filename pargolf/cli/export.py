@@ -27,7 +27,7 @@ class ExportArgs:
 def export(argv: list[str]) -> None:
     """Write the model as a folder for transformers, or as plain safetensors."""
     from pargolf.huggingface.folder import export_target
-    from pargolf.pipeline import find_target
+    from pargolf.run.target import find_target
 
     args = parse(ExportArgs, argv, "pargolf export")
     print(export_target(find_target(args.run, args.tokenizer), args.format, args.out))

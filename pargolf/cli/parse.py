@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import tyro
 
-from pargolf.config import (
+from pargolf.config.presets import load_preset, preset_names
+from pargolf.config.schema import (
     DataConfig,
     EvalConfig,
     ExportConfig,
@@ -19,12 +20,10 @@ from pargolf.config import (
     OptimConfig,
     RunConfig,
     TrainConfig,
-    load_preset,
-    preset_names,
-    to_dict,
     validate,
 )
-from pargolf.errors import UserError
+from pargolf.config.settings import to_dict
+from pargolf.system.errors import UserError
 
 T = TypeVar("T")
 A = TypeVar("A", bound="RunArgs")

@@ -121,9 +121,9 @@ def data(argv: list[str]) -> None:
 
 def plan(argv: list[str]) -> None:
     """Parameters, arithmetic, bytes, memory and time of a preset, before training."""
-    from pargolf import plan as planning
-    from pargolf import tables
-    from pargolf.forecast import forecasts
+    from pargolf.cli import tables
+    from pargolf.plan import cost as planning
+    from pargolf.plan.forecast import forecasts
 
     args = run_args(argv, "plan")
     tables.show_plan(args.preset, args.config, planning.plan(args.config), forecasts(args.config))
@@ -131,7 +131,7 @@ def plan(argv: list[str]) -> None:
 
 def train(argv: list[str]) -> None:
     """Train a preset into runs/<name>/; continues a run that was interrupted."""
-    from pargolf.pipeline import train_run
+    from pargolf.train.stages import train_run
 
     args = run_args(argv, "train")
     train_run(args.config, args.folder)
@@ -139,8 +139,8 @@ def train(argv: list[str]) -> None:
 
 def pack(argv: list[str]) -> None:
     """Quantize and compress a trained run into model.pgz, with its byte ledger."""
-    from pargolf import tables
-    from pargolf.pipeline import check_run_budget, pack_run
+    from pargolf.cli import tables
+    from pargolf.train.stages import check_run_budget, pack_run
 
     args = parse(PackArgs, argv, "pargolf pack")
     sizes = pack_run(args.run, args.codec, args.layout, args.fit, args.max_loss)
@@ -150,9 +150,10 @@ def pack(argv: list[str]) -> None:
 
 def evaluate(argv: list[str]) -> None:
     """Score an artifact from disk alone: val_bpb, standard and sliding."""
-    from pargolf import tables
-    from pargolf.pipeline import eval_run, find_target
-    from pargolf.strides import sample_strides
+    from pargolf.cli import tables
+    from pargolf.run.target import find_target
+    from pargolf.score.strides import sample_strides
+    from pargolf.train.stages import eval_run
 
     args = parse(EvalArgs, argv, "pargolf eval")
     target = find_target(args.target, args.tokenizer, args.dataset)
@@ -167,9 +168,9 @@ def evaluate(argv: list[str]) -> None:
 
 def run(argv: list[str]) -> None:
     """All of it: train, pack, eval, and the table of results."""
-    from pargolf import tables
-    from pargolf.console import console
-    from pargolf.pipeline import check_run_budget, run_all
+    from pargolf.cli import tables
+    from pargolf.system.console import console
+    from pargolf.train.stages import check_run_budget, run_all
 
     args = run_args(argv, "run")
     sizes, result = run_all(args.config, args.folder)
@@ -185,9 +186,9 @@ def run(argv: list[str]) -> None:
 
 def sample(argv: list[str]) -> None:
     """Continue a prompt with an artifact's model."""
-    from pargolf.pipeline import find_target, load_model, open_artifact
-    from pargolf.sample import continue_text
-    from pargolf.text import visible
+    from pargolf.run.target import find_target, load_model, open_artifact
+    from pargolf.score.sample import continue_text
+    from pargolf.system.escape import visible
 
     args = parse(SampleArgs, argv, "pargolf sample")
     artifact, tokenizer = open_artifact(find_target(args.artifact, args.tokenizer))

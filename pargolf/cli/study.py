@@ -93,9 +93,10 @@ class ReportArgs:
 
 def analyze(argv: list[str]) -> None:
     """Ranks of a run's matrices, quantization errors, mixes and gains by depth."""
-    from pargolf.analysis import plots, tables
-    from pargolf.analysis.analyze import analyze_run, save_analysis
-    from pargolf.console import console
+    from pargolf.analysis import plots
+    from pargolf.analysis.weights import analyze_run, save_analysis
+    from pargolf.cli import weight_tables as tables
+    from pargolf.system.console import console
 
     args = parse(AnalyzeArgs, argv, "pargolf analyze")
     analysis = analyze_run(args.run, args.energy_loss)
@@ -107,10 +108,10 @@ def analyze(argv: list[str]) -> None:
 
 def compare(argv: list[str]) -> None:
     """Means over seeds, differences from a baseline, and whether they are significant."""
-    from pargolf.analysis.compare import compare, read_published, to_json
-    from pargolf.analysis.records import read_records
-    from pargolf.files import write_json
-    from pargolf.study.tables import show_comparison
+    from pargolf.cli.study_tables import show_comparison
+    from pargolf.study.compare import compare, read_published, to_json
+    from pargolf.study.records import read_records
+    from pargolf.system.files import write_json
 
     args = parse(CompareArgs, argv, "pargolf compare")
     records = read_records(args.runs)
@@ -124,8 +125,8 @@ def compare(argv: list[str]) -> None:
 
 def ablate(argv: list[str]) -> None:
     """Run a grid of settings over several seeds, and compare the results."""
+    from pargolf.cli.study_tables import show_comparison
     from pargolf.study.ablate import ablate, read_axis
-    from pargolf.study.tables import show_comparison
 
     args = preset_args(AblateArgs, argv, "ablate")
     axes = [read_axis(text) for text in args.vary]
@@ -136,8 +137,8 @@ def ablate(argv: list[str]) -> None:
 
 def sweep(argv: list[str]) -> None:
     """Search settings for a low val_bpb in few bytes, and show the Pareto front."""
+    from pargolf.cli.study_tables import show_front
     from pargolf.study.sweep import read_search, sweep
-    from pargolf.study.tables import show_front
 
     args = preset_args(SweepArgs, argv, "sweep")
     search = dict(read_search(text) for text in args.search)

@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from pargolf.cli.parse import parse
-from pargolf.errors import require
+from pargolf.system.errors import require
 
 
 @dataclass
@@ -90,7 +90,7 @@ def submit(argv: list[str]) -> None:
     """Turn finished runs, one a seed, into a submission folder."""
     args = parse(SubmitArgs, argv, "pargolf submit RUN...")
     require(not (args.minify and args.compressed), "--compressed is minified as well; give one of the two")
-    from pargolf import tables
+    from pargolf.cli import tables
     from pargolf.submission.submit import About, Form, submit
 
     about = About(args.author, args.github_id, args.name, args.blurb)
@@ -100,10 +100,10 @@ def submit(argv: list[str]) -> None:
 
 def check(argv: list[str]) -> None:
     """Judge a submission's folder, anybody's, against the written rules."""
-    from pargolf.errors import UserError
-    from pargolf.files import write_json
-    from pargolf.submission.check import as_json, check_folder, faults, find_record, show_findings
-    from pargolf.submission.trial import Limits
+    from pargolf.check.check import as_json, check_folder, faults, find_record, show_findings
+    from pargolf.check.trial_run import Limits
+    from pargolf.system.errors import UserError
+    from pargolf.system.files import write_json
 
     args = parse(CheckArgs, argv, "pargolf check")
     record = find_record(args.against) if args.against else None
@@ -118,9 +118,9 @@ def check(argv: list[str]) -> None:
 
 def verify(argv: list[str]) -> None:
     """Prove on the running model that its score is valid: causal, normalized, repeatable, all counted."""
-    from pargolf import tables
-    from pargolf.pipeline import find_target
-    from pargolf.submission.verify import check_verdict, verify_target, write_verdict
+    from pargolf.cli import tables
+    from pargolf.run.target import find_target
+    from pargolf.verify.verify import check_verdict, verify_target, write_verdict
 
     args = parse(VerifyArgs, argv, "pargolf verify")
     target = find_target(args.artifact, args.tokenizer, args.dataset)
@@ -134,7 +134,7 @@ def verify(argv: list[str]) -> None:
 
 def import_log(argv: list[str]) -> None:
     """Turn a published training log into a run's folder."""
-    from pargolf.submission.imported import import_run
+    from pargolf.run.imported import import_run
 
     args = parse(ImportLogArgs, argv, "pargolf import-log")
     print(import_run(args.log, args.runs, args.name))

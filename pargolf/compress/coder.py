@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pargolf.errors import UserError, require
+from pargolf.system.errors import UserError, require
 
 PRECISION = 24  # constriction's: probabilities are multiples of 2^-24
 WORD = np.dtype("<u4")  # what the range coder writes

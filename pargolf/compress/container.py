@@ -7,8 +7,8 @@ import zlib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from pargolf.errors import UserError, require
 from pargolf.export.codec import compress, decompress
+from pargolf.system.errors import UserError, require
 
 MAGIC = b"pgc\0"
 VERSION = 1

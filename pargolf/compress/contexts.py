@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pargolf.config import ModelConfig
+from pargolf.config.schema import ModelConfig
 from pargolf.model.attention import KVCache
 from pargolf.model.gpt import GPT
 

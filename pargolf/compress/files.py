@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pargolf import machine
 from pargolf.compress.coder import Decoder, Encoder, bits, counts
 from pargolf.compress.container import Header, pack, unpack
 from pargolf.compress.contexts import Layout, Tokens, cache_bytes, walk
-from pargolf.config import ModelConfig
-from pargolf.console import Bar
+from pargolf.config.schema import ModelConfig
 from pargolf.data.tokenizer import Tokenizer
-from pargolf.errors import UserError, require
 from pargolf.export.artifact import Artifact
-from pargolf.files import sha256_file, write_atomic
 from pargolf.model.gpt import GPT
-from pargolf.pipeline import Target, load_model, open_artifact
+from pargolf.run.target import Target, load_model, open_artifact
+from pargolf.system import machine
+from pargolf.system.console import Bar
+from pargolf.system.errors import UserError, require
+from pargolf.system.files import sha256_file, write_atomic
 
 STREAM_WINDOWS = 4  # a stream for every so many windows of seq_len tokens: a start costs a few bytes
 FASTEST_STREAMS = 128  # more hardly help two cores

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 
 from pargolf.data.shards import TokenStream
-from pargolf.errors import UserError
+from pargolf.system.errors import UserError
 
 
 class Batches:

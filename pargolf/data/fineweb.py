@@ -9,7 +9,7 @@ from typing import Any
 
 from pargolf.data.shards import read_header, shard_name
 from pargolf.data.tokenizer import Tokenizer
-from pargolf.errors import UserError, require
+from pargolf.system.errors import UserError, require
 
 REPO = "willdepueoai/parameter-golf"
 REMOTE = "datasets"  # folder of the repository that everything is in

@@ -19,8 +19,8 @@ from pargolf.data.corpus import (
 )
 from pargolf.data.shards import HEADER_BYTES, SHARD_TOKENS, TokenStream, shard_name, write_shard
 from pargolf.data.tokenizer import Tokenizer, train_tokenizer
-from pargolf.errors import UserError
-from pargolf.files import sha256_file, write_json
+from pargolf.system.errors import UserError
+from pargolf.system.files import sha256_file, write_json
 
 DATA_ROOT = Path("data")
 RECORD = "dataset.json"  # written last: a folder that has it is complete

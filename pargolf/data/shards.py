@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from pargolf.errors import UserError
-from pargolf.files import write_atomic
+from pargolf.system.errors import UserError
+from pargolf.system.files import write_atomic
 
 MAGIC = 20240520
 VERSION = 1

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from pargolf.errors import UserError
-from pargolf.files import write_atomic
+from pargolf.system.errors import UserError
+from pargolf.system.files import write_atomic
 
 MIN_VOCAB_SIZE = 300  # 256 bytes, 3 control pieces, and some room for letters
 SPACE = "\u2581"  # how SentencePiece writes a space inside its pieces

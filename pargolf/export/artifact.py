@@ -20,12 +20,13 @@ from typing import Any
 
 from torch import Tensor
 
-from pargolf.config import ExportConfig, ModelConfig, export_from_dict, model_from_dict
-from pargolf.errors import UserError, require
+from pargolf.config.kinds import TENSOR_KINDS, Slot
+from pargolf.config.schema import ExportConfig, ModelConfig
+from pargolf.config.settings import export_from_dict, model_from_dict
 from pargolf.export.codec import CODECS, compress, decompress
 from pargolf.export.quantize import Quantized, quantize_state
 from pargolf.export.section import decode_section, encode_section
-from pargolf.tensors import TENSOR_KINDS, Slot
+from pargolf.system.errors import UserError, require
 
 MAGIC = b"pargolf\0"
 VERSION = 2

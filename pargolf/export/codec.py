@@ -15,8 +15,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from pargolf.errors import UserError
 from pargolf.export.quantize import top_value
+from pargolf.system.errors import UserError
 
 
 @dataclass(frozen=True)

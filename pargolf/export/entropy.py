@@ -19,8 +19,8 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from pargolf.errors import UserError, require
 from pargolf.export.quantize import top_value
+from pargolf.system.errors import UserError, require
 
 LEVELS = 128
 QUARTERS = np.sqrt(np.sqrt(np.array([1.0, 2.0, 4.0, 8.0])))  # of an octave

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pargolf.config import ExportConfig
-from pargolf.errors import UserError
-from pargolf.tensors import TENSOR_KINDS, Slot
+from pargolf.config.kinds import TENSOR_KINDS, Slot
+from pargolf.config.schema import ExportConfig
+from pargolf.system.errors import UserError
 
 TINIEST_SCALE = 2.0**-24  # smallest positive float16
 QUANTIZED_BITS = range(2, 9)

@@ -12,10 +12,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pargolf.errors import UserError, require
 from pargolf.export.codec import pack_bits, unpack_bits
 from pargolf.export.entropy import Model, decode_matrix, encode_matrix
 from pargolf.export.quantize import FLOATS, QUANTIZED_BITS, Quantized, dequantize, top_value
+from pargolf.system.errors import UserError, require
 
 # Layout -> what a matrix has beside its values and scales.
 LAYOUTS = {"bytes": (), "packed": ("cols",), "planes": (), "range": ("levels",)}

@@ -11,17 +11,17 @@ import jinja2
 import safetensors.torch
 
 from pargolf import __version__
-from pargolf.analysis.records import read_json
-from pargolf.config import to_dict
+from pargolf.bundle.single_file import bundle_classes
+from pargolf.config.settings import to_dict
 from pargolf.data.tokenizer import Tokenizer
-from pargolf.errors import UserError
 from pargolf.export.artifact import Artifact
-from pargolf.files import new_folder, write_atomic, write_json
 from pargolf.huggingface.tokenizer import tokenizer_files
 from pargolf.model.gpt import GPT
-from pargolf.pipeline import Target, load_model, open_artifact
-from pargolf.submission.bundle import bundle_classes
-from pargolf.templates import render
+from pargolf.run.target import Target, load_model, open_artifact
+from pargolf.study.records import read_json
+from pargolf.system.errors import UserError
+from pargolf.system.files import new_folder, write_atomic, write_json
+from pargolf.system.templates import render
 
 Format = Literal["huggingface", "safetensors"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pargolf.data.tokenizer import SPACE, Tokenizer
-from pargolf.errors import UserError, require
+from pargolf.system.errors import UserError, require
 
 
 class Kind(IntEnum):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pargolf.config import ModelConfig
+from pargolf.config.schema import ModelConfig
 from pargolf.model.layers import norm, projection, rotate
 
 

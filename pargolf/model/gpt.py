@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pargolf.config import ModelConfig
+from pargolf.config.kinds import Slot
+from pargolf.config.schema import ModelConfig
 from pargolf.model.attention import Attention, KVCache
 from pargolf.model.init import init_weights
 from pargolf.model.layers import Linear, norm, projection, rope_tables
 from pargolf.model.residual import ContentRotation, DepthAttention
-from pargolf.tensors import Slot
 
 
 class MLP(nn.Module):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pargolf.config import ModelConfig
-from pargolf.errors import UserError
+from pargolf.config.schema import ModelConfig
 from pargolf.model.layers import Linear, LowRank
 from pargolf.model.residual import legendre
+from pargolf.system.errors import UserError
 
 if TYPE_CHECKING:
     from pargolf.model.gpt import GPT

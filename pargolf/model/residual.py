@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pargolf.config import ModelConfig
+from pargolf.config.schema import ModelConfig
 from pargolf.model.layers import Linear, norm, rotate
 
 

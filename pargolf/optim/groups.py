@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from pargolf.config import OptimConfig
+from pargolf.config.kinds import TENSOR_KINDS
+from pargolf.config.schema import OptimConfig
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.optim.muon import Muon, SymmetricProduct, plain_product
-from pargolf.tensors import TENSOR_KINDS
 
 
 class Optimizers:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from pargolf import distributed
+from pargolf.system import distributed
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 # From this ratio of the sides on, iterating on Gram matrices takes less arithmetic.

@@ -1,6 +1,6 @@
 """Learning rate and momentum as plain functions of how far the run is."""
 
-from pargolf.config import OptimConfig, TrainConfig
+from pargolf.config.schema import OptimConfig, TrainConfig
 
 
 def lr_scale(step: int, elapsed: float, t: TrainConfig) -> float:

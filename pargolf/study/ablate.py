@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pargolf.analysis.compare import Comparison, compare, to_json
-from pargolf.analysis.records import read_record
-from pargolf.config import RunConfig, from_dict, to_dict, validate
-from pargolf.console import say
-from pargolf.errors import UserError
-from pargolf.files import write_json
-from pargolf.settings import Settings, read_setting, with_settings
+from pargolf.config.schema import RunConfig, validate
+from pargolf.config.settings import Settings, from_dict, read_setting, to_dict, with_settings
 from pargolf.study.children import Job, check_data, locked, refuse_incomparable, run_jobs, run_name, settle
+from pargolf.study.compare import Comparison, compare, to_json
+from pargolf.study.records import read_record
+from pargolf.system.console import say
+from pargolf.system.errors import UserError
+from pargolf.system.files import write_json
 
 
 @dataclass(frozen=True)

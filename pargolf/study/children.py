@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pargolf.analysis.compare import NOT_COMPARED
-from pargolf.config import RunConfig, flatten, load_preset, to_dict
-from pargolf.errors import Stopped, UserError
-from pargolf.run import Run, first_difference
-from pargolf.settings import with_settings
+from pargolf.config.presets import load_preset
+from pargolf.config.schema import RunConfig
+from pargolf.config.settings import flatten, to_dict, with_settings
+from pargolf.run.folder import Run, first_difference
+from pargolf.study.compare import NOT_COMPARED
+from pargolf.system.errors import Stopped, UserError
 
 POLL_SECONDS = 0.2
 LONGEST_NAME = 100  # characters of a run's name, before a hash replaces it
@@ -81,15 +82,15 @@ def settle(base: RunConfig, recorded: RunConfig | None, folder: Path) -> RunConf
 
 
 def _fastest_dtype(config: RunConfig) -> str:
-    from pargolf import machine
+    from pargolf.system import machine
 
     return machine.resolve_dtype("auto", machine.resolve_device(config.train.device))
 
 
 def check_data(configs: Iterable[RunConfig]) -> None:
     """Make or open the data of all runs, so that a mistake shows before the first one starts."""
-    from pargolf.pipeline import prepare_data
-    from pargolf.train import load_data
+    from pargolf.train.loop import load_data
+    from pargolf.train.stages import prepare_data
 
     for config in {(c.data, c.model.vocab_size): c for c in configs}.values():
         prepare_data(config)

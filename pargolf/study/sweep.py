@@ -22,12 +22,9 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from pargolf.analysis.records import read_record
-from pargolf.config import RunConfig, from_dict, to_dict
-from pargolf.console import say
-from pargolf.errors import UserError
-from pargolf.run import Run, read_lines
-from pargolf.settings import Settings, read_setting, with_settings
+from pargolf.config.schema import RunConfig
+from pargolf.config.settings import Settings, from_dict, read_setting, to_dict, with_settings
+from pargolf.run.folder import Run, read_lines
 from pargolf.study.children import (
     Job,
     Outcome,
@@ -38,6 +35,9 @@ from pargolf.study.children import (
     run_name,
     settle,
 )
+from pargolf.study.records import read_record
+from pargolf.system.console import say
+from pargolf.system.errors import UserError
 
 ENOUGH = 5  # finished trials that must have come to a step before others are pruned there
 

@@ -15,18 +15,18 @@ from pathlib import Path
 
 import torch
 
-from pargolf import distributed, launch, machine
-from pargolf.config import RunConfig, validate, validate_world
+from pargolf.config.schema import RunConfig, validate, validate_world
 from pargolf.data.shards import open_split
 from pargolf.data.tokenizer import Tokenizer
-from pargolf.errors import UserError
 from pargolf.export.artifact import read_artifact
-from pargolf.files import write_atomic
-from pargolf.final import final_lines
-from pargolf.pack import pack_model
-from pargolf.pipeline import load_model
-from pargolf.score import score
-from pargolf.train import load_data, resolve, train_model
+from pargolf.fit.pack import pack_model
+from pargolf.run.log_lines import final_lines
+from pargolf.run.target import load_model
+from pargolf.score.windows import score
+from pargolf.system import distributed, launch, machine
+from pargolf.system.errors import UserError
+from pargolf.system.files import write_atomic
+from pargolf.train.loop import load_data, resolve, train_model
 
 CONFIG = RunConfig()
 ARTIFACT = Path("model.pgz")

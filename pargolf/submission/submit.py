@@ -14,18 +14,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pargolf.analysis.compare import RECORD_NATS
-from pargolf.analysis.ttest import p_better_by, why_no_test
-from pargolf.config import ExportConfig, RunConfig, to_dict
-from pargolf.errors import UserError, require
+from pargolf.bundle.single_file import bundle, compressed, minified
+from pargolf.challenge import RECORD_NATS
+from pargolf.config.schema import ExportConfig, RunConfig
+from pargolf.config.settings import to_dict
 from pargolf.export.artifact import read_header
-from pargolf.files import new_folder, require_new, write_atomic, write_json
-from pargolf.final import size_lines
-from pargolf.pipeline import find_target
-from pargolf.run import Run, first_difference, open_run
-from pargolf.submission.bundle import bundle, compressed, minified
-from pargolf.submission.verify import Verdict, check_verdict, verify_target
-from pargolf.templates import render
+from pargolf.run.folder import Run, first_difference, open_run
+from pargolf.run.log_lines import size_lines
+from pargolf.run.target import find_target
+from pargolf.study.statistics import p_better_by, why_no_test
+from pargolf.system.errors import UserError, require
+from pargolf.system.files import new_folder, require_new, write_atomic, write_json
+from pargolf.system.templates import render
+from pargolf.verify.verify import Verdict, check_verdict, verify_target
 
 Form = Literal["readable", "minified", "compressed"]
 

@@ -7,7 +7,7 @@ import pytest
 import zstandard
 
 from pargolf.analysis.compressors import COMPRESSORS, compressor_table
-from pargolf.errors import UserError
+from pargolf.system.errors import UserError
 
 
 def prose(seed: int, words: int) -> bytes:

@@ -14,9 +14,9 @@ from rich.console import Console
 import pargolf
 from pargolf.analysis import explained
 from pargolf.analysis.explain import KINDS, LIKELIEST, Explanation, explain, kind_of
-from pargolf.analysis.passages import token_bits
-from pargolf.errors import UserError
 from pargolf.library import Model
+from pargolf.score.passages import token_bits
+from pargolf.system.errors import UserError
 
 EVIL = "<img src=x onerror=\"alert(1)\">\t'&amp;'\x1b[31mred\r\n\u202eevil"
 

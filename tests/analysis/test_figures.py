@@ -15,7 +15,7 @@ from pargolf.analysis.figures import (
     step_time_picture,
     treemap,
 )
-from pargolf.export.budget import Ledger, LedgerRow
+from pargolf.fit.budget import Ledger, LedgerRow
 
 METRICS = [
     {"step": 1, "train_loss": 7.5, "lr_scale": 1.0},

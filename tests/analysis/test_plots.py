@@ -9,10 +9,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from pargolf.analysis import plots
-from pargolf.analysis.analyze import analyze_run
-from pargolf.config import ModelConfig
+from pargolf.analysis.weights import analyze_run
+from pargolf.config.schema import ModelConfig
 from pargolf.model.gpt import GPT
-from pargolf.run import Run
+from pargolf.run.folder import Run
 from support import write_run
 
 

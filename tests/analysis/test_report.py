@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pargolf.analysis.passages import LEVELS, Passage, Span, level
 from pargolf.analysis.reading import Reading, read_validation
 from pargolf.analysis.report import Missing, Page, gather, render, write_report
 from pargolf.cli import dispatch
-from pargolf.errors import UserError
-from pargolf.pipeline import find_target
-from pargolf.tensors import TENSOR_KINDS
+from pargolf.config.kinds import TENSOR_KINDS
+from pargolf.run.target import find_target
+from pargolf.score.passages import LEVELS, Passage, Span, level
+from pargolf.system.errors import UserError
 
 
 @pytest.fixture(scope="module")

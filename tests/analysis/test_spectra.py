@@ -17,7 +17,7 @@ from pargolf.analysis.spectra import (
     product_singular_values,
     rank_for_loss,
 )
-from pargolf.config import ModelConfig
+from pargolf.config.schema import ModelConfig
 from pargolf.model.layers import LowRank
 from support import shaken
 

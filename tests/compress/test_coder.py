@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pargolf.compress.coder import PRECISION, Counts, Decoder, Encoder, bits, counts
-from pargolf.errors import UserError
+from pargolf.system.errors import UserError
 
 ONE = 1 << PRECISION
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pargolf.compress.container import MAX_STREAMS, MAX_THREADS, Header, pack, unpack
-from pargolf.errors import UserError
+from pargolf.system.errors import UserError
 
 HEADER = Header("a" * 64, "b" * 64, 1000, 300, 4, 128, "float32", 2, "torch 2, x86_64")
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)

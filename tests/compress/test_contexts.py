@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pargolf.compress.contexts import Layout, Tokens, cache_bytes, walk
-from pargolf.config import ModelConfig
+from pargolf.config.schema import ModelConfig
 from pargolf.model.attention import KVCache
 from support import shaken
 

@@ -13,9 +13,9 @@ from pargolf.compress.coder import Encoder
 from pargolf.compress.container import pack, unpack
 from pargolf.compress.contexts import cache_bytes
 from pargolf.compress.files import compress_file, decompress_file
-from pargolf.errors import UserError
 from pargolf.model.gpt import GPT
-from pargolf.pipeline import Target, find_target, load_model, open_artifact
+from pargolf.run.target import Target, find_target, load_model, open_artifact
+from pargolf.system.errors import UserError
 from support import Dataset
 
 

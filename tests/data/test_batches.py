@@ -5,7 +5,7 @@ import pytest
 
 from pargolf.data.batches import Batches
 from pargolf.data.shards import TokenStream, write_shard
-from pargolf.errors import UserError
+from pargolf.system.errors import UserError
 
 SEQ = 8
 

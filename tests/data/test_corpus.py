@@ -7,7 +7,7 @@ import pytest
 
 from pargolf.data import corpus
 from pargolf.data.corpus import embedded_documents, read_documents, split_documents
-from pargolf.errors import UserError
+from pargolf.system.errors import UserError
 
 
 def test_embedded_articles_are_clean_prose() -> None:

@@ -8,7 +8,7 @@ import pytest
 from pargolf.data.fineweb import REPO, download, hub_fetch
 from pargolf.data.shards import open_split, write_shard
 from pargolf.data.tokenizer import Tokenizer, train_tokenizer
-from pargolf.errors import UserError
+from pargolf.system.errors import UserError
 
 SHARDS = "datasets/datasets/fineweb10B_sp1024"
 

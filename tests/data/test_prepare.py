@@ -9,7 +9,7 @@ from pargolf.data import prepare
 from pargolf.data.prepare import Prepared, prepare_embedded, prepare_files, read_text
 from pargolf.data.shards import open_split
 from pargolf.data.tokenizer import Tokenizer
-from pargolf.errors import UserError
+from pargolf.system.errors import UserError
 
 PROSE = "the quick brown fox jumps over a lazy dog while twelve naïve geese fly south"
 WORDS = PROSE.split()

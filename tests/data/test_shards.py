@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pargolf.data.shards import TokenStream, open_shard, open_split, read_header, write_shard
-from pargolf.errors import UserError
+from pargolf.system.errors import UserError
 
 
 def test_format_is_the_challenges(tmp_path: Path) -> None:

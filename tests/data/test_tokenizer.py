@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pargolf.data.tokenizer import ByteTable, Tokenizer, train_tokenizer
-from pargolf.errors import UserError
+from pargolf.system.errors import UserError
 
 PROSE = "the quick brown fox jumps over a lazy dog while twelve naïve Øystein geese fly south in 1987"
 WORDS = PROSE.split()

@@ -12,10 +12,11 @@ import torch
 
 from pargolf.cli import COMMANDS, dispatch
 from pargolf.cli.parse import run_args
-from pargolf.config import load_preset, to_dict
+from pargolf.config.presets import load_preset
+from pargolf.config.settings import to_dict
 from pargolf.data.shards import write_shard
 from pargolf.export.artifact import read_artifact
-from pargolf.run import read_lines
+from pargolf.run.folder import read_lines
 from support import Dataset, pargolf
 
 

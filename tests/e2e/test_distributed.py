@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pargolf.run import read_lines
+from pargolf.run.folder import read_lines
 from support import Dataset, pargolf
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pargolf.calibrate import bits_per_byte, spread_rows
-from pargolf.checkpoint import load_weights
 from pargolf.cli import dispatch
-from pargolf.config import read_config
+from pargolf.config.settings import read_config
 from pargolf.export.artifact import read_artifact
+from pargolf.fit.calibrate import bits_per_byte, spread_rows
 from pargolf.model.gpt import GPT
-from pargolf.pipeline import find_target, load_model, open_artifact, with_goal
+from pargolf.run.target import find_target, load_model, open_artifact
+from pargolf.train.checkpoint import load_weights
+from pargolf.train.stages import with_goal
 from support import Dataset
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from pargolf.run import read_lines
+from pargolf.run.folder import read_lines
 from support import Dataset, pargolf
 
 

@@ -12,9 +12,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from pargolf.analysis.records import read_record
 from pargolf.cli import dispatch
-from pargolf.run import read_lines
+from pargolf.run.folder import read_lines
+from pargolf.study.records import read_record
 from pargolf.study.sweep import ENOUGH
 from support import Dataset
 

@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from artifact_support import LEVEL_3, SHA, SLOTS, TINY, parts, random_state, small_artifact
-from pargolf.config import ExportConfig, ModelConfig
-from pargolf.errors import UserError
+from pargolf.config.kinds import Slot
+from pargolf.config.schema import ExportConfig, ModelConfig
 from pargolf.export import artifact
 from pargolf.export.artifact import check_state, pack, pack_stored, read_artifact, unpack
 from pargolf.export.codec import CODECS
 from pargolf.export.entropy import Model, decode_matrix
 from pargolf.export.quantize import Quantized, dequantize_state, quantize_rows, quantize_state
 from pargolf.export.section import LAYOUTS
-from pargolf.tensors import Slot
+from pargolf.system.errors import UserError
 
 MAKE_BYTES = """
 import sys, hashlib, torch

@@ -17,11 +17,11 @@ import zstandard
 from torch import Tensor
 
 from artifact_support import LEVEL_3, SHA, SLOTS, TINY, parts, random_state, sealed, small_artifact
-from pargolf.errors import UserError
 from pargolf.export import artifact
 from pargolf.export.artifact import assemble, pack, read_header, unpack
 from pargolf.export.codec import CODECS, compress
 from pargolf.export.section import LAYOUTS
+from pargolf.system.errors import UserError
 
 
 def test_flips_below_a_right_checksum_never_crash() -> None:

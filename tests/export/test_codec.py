@@ -11,8 +11,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pargolf.errors import UserError
 from pargolf.export.codec import CODECS, compress, decompress, pack_bits, unpack_bits
+from pargolf.system.errors import UserError
 
 codecs = st.sampled_from(sorted(CODECS))
 
@@ -37,7 +37,7 @@ def test_other_decoders_read_it() -> None:
 BOMBS = """
 import resource, sys
 from pathlib import Path
-from pargolf.errors import UserError
+from pargolf.system.errors import UserError
 from pargolf.export.codec import decompress
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in map(Path, sys.argv[1:]):

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pargolf.errors import UserError
 from pargolf.export.entropy import LEVELS, TAILS, Model, decode_matrix, encode_matrix, frequencies
+from pargolf.system.errors import UserError
 
 
 def matrix(seed: int, rows: int, cols: int, bits: int, dead: float = 0.0) -> NDArray[np.int8]:

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pargolf.config import ExportConfig
-from pargolf.errors import UserError
+from pargolf.config.kinds import Slot
+from pargolf.config.schema import ExportConfig
 from pargolf.export.quantize import (
     Quantized,
     dequantize,
@@ -14,7 +14,7 @@ from pargolf.export.quantize import (
     quantize_state,
     top_value,
 )
-from pargolf.tensors import Slot
+from pargolf.system.errors import UserError
 
 
 def random_rows(seed: int, rows: int, cols: int, magnitude: float) -> Tensor:

@@ -12,10 +12,10 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pargolf.cli import dispatch
-from pargolf.config import model_from_dict
+from pargolf.config.settings import model_from_dict
 from pargolf.export.artifact import read_artifact
-from pargolf.files import new_folder
 from pargolf.huggingface import folder as huggingface
+from pargolf.system.files import new_folder
 
 pytestmark = pytest.mark.usefixtures("module_cache")
 

@@ -13,11 +13,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import pargolf
-from pargolf.config import ModelConfig, load_preset, model_from_dict, preset_names, to_dict
+from pargolf.config.presets import load_preset, preset_names
+from pargolf.config.schema import ModelConfig
+from pargolf.config.settings import model_from_dict, to_dict
 from pargolf.export.artifact import read_artifact
 from pargolf.huggingface.folder import export_target, modeling_source
-from pargolf.pipeline import find_target, load_model
-from pargolf.sample import generate
+from pargolf.run.target import find_target, load_model
+from pargolf.score.sample import generate
 from support import Dataset, shaken, write_run
 
 pytestmark = pytest.mark.usefixtures("module_cache")

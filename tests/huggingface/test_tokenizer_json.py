@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from pargolf.data.tokenizer import Tokenizer
-from pargolf.errors import UserError
-from pargolf.files import write_json
 from pargolf.huggingface.tokenizer import read_model, tokenizer_files
+from pargolf.system.errors import UserError
+from pargolf.system.files import write_json
 from support import Dataset
 
 WORDS = ["the", " quick", " fox ", "naïve", "Øystein", " haha", "hahaha", "aaaa", "\n", "\r\n", " ", "  ",

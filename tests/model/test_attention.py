@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pargolf.config import ModelConfig
+from pargolf.config.schema import ModelConfig
 from pargolf.model.attention import Attention, KVCache
 from pargolf.model.layers import rope_tables, rotate
 from support import matrix, shaken

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pargolf.config import ModelConfig, load_preset
+from pargolf.config.kinds import TENSOR_KINDS
+from pargolf.config.presets import load_preset
+from pargolf.config.schema import ModelConfig
 from pargolf.model.attention import KVCache
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.model.layers import Linear, LowRank
-from pargolf.tensors import TENSOR_KINDS
 from support import matrix, shaken
 
 TINY = ModelConfig(vocab_size=64, seq_len=16, n_layers=5, d_model=24, n_heads=4, kv_heads=2, q_rank=5)

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from pargolf.config import ModelConfig, OptimConfig
+from pargolf.config.schema import ModelConfig, OptimConfig
+from pargolf.kernels.native import serves, symmetric_product
 from pargolf.model.gpt import GPT
-from pargolf.native import serves, symmetric_product
 from pargolf.optim.groups import Optimizers
 from pargolf.optim.muon import Muon, SymmetricProduct, newton_schulz, plain_product
 

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from pargolf.config import OptimConfig, TrainConfig
+from pargolf.config.schema import OptimConfig, TrainConfig
 from pargolf.optim.schedule import lr_scale, muon_momentum
 
 

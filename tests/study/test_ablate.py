@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pargolf.config import RunConfig, flatten, load_preset, to_dict
-from pargolf.errors import UserError
+from pargolf.config.presets import load_preset
+from pargolf.config.schema import RunConfig
+from pargolf.config.settings import flatten, to_dict
 from pargolf.study.ablate import read_axis, variations
+from pargolf.system.errors import UserError
 
 # One setting of each type, with values as a person may write them.
 values = {

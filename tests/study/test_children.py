@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pargolf.cli.parse import run_args
-from pargolf.config import RunConfig, load_preset
-from pargolf.errors import UserError
-from pargolf.settings import with_settings
+from pargolf.config.presets import load_preset
+from pargolf.config.schema import RunConfig
+from pargolf.config.settings import with_settings
 from pargolf.study.children import LONGEST_NAME, locked, options, run_name, settle
+from pargolf.system.errors import UserError
 
 
 @settings(max_examples=15, deadline=None)

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from pargolf.config import load_preset
-from pargolf.errors import UserError
-from pargolf.settings import with_settings
+from pargolf.config.presets import load_preset
+from pargolf.config.settings import with_settings
 from pargolf.study.sweep import (
     ENOUGH,
     Search,
@@ -22,6 +21,7 @@ from pargolf.study.sweep import (
     read_search,
     worse_than_median,
 )
+from pargolf.system.errors import UserError
 
 WHERE: Search = {"model.q_rank": IntDistribution(0, 512)}
 

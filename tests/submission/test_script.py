@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from pargolf.cli import dispatch
-from pargolf.config import read_config
-from pargolf.errors import UserError
+from pargolf.config.settings import read_config
 from pargolf.submission.script import from_environment, score_artifact
 from pargolf.submission.submit import About, submit
+from pargolf.system.errors import UserError
 from support import Dataset
 
 # Importing pargolf fails in the processes that these tests start, wherever it is installed.

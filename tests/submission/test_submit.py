@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from pargolf.analysis.compare import RECORD_NATS
+from pargolf.challenge import RECORD_NATS
+from pargolf.check.check import check_folder, faults
 from pargolf.cli import dispatch
-from pargolf.errors import UserError
-from pargolf.submission.check import check_folder, faults
 from pargolf.submission.submit import About, Form, _p_value, requirements, submit
-from pargolf.submission.verify import Row, Verdict
+from pargolf.system.errors import UserError
+from pargolf.verify.verify import Row, Verdict
 
 ABOUT = About("A", "G", "Tiny")
 

@@ -1,0 +1,17 @@
+"""Every constant of the challenge, as its README and its maintainers state them.
+
+Source: the OpenAI parameter-golf repository, its README and submission rules.
+"""
+
+BUDGET = 16_000_000  # bytes of code + compressed model, decimal
+TIME_LIMIT = 600  # seconds, of training and again of evaluation
+
+RECORD_NATS = 0.005  # a token: by so much a record is better than the last one,
+RECORD_LEVEL = 0.01  # at this level of significance
+
+# Distributions in the requirements.txt of the challenge's repository, as they are imported, and
+# triton, which PyTorch brings along.
+PACKAGES = frozenset(
+    {"datasets", "huggingface_hub", "kernels", "numpy", "sentencepiece", "setuptools", "tiktoken",
+     "torch", "tqdm", "triton", "typing_extensions"}
+)  # fmt: skip

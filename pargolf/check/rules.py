@@ -1,0 +1,166 @@
+"""The rules on files and code: what must be there, and what train_gpt.py may not do."""
+
+import ast
+import re
+from pathlib import PurePosixPath
+
+from pargolf.check.evidence import CODE, STATEMENT, Finding, Submission, finding, judge
+from pargolf.check.folder import Unreadable
+from pargolf.check.network import network_use
+from pargolf.check.sources import Source, aliases, calls, imports, qualified, third_party
+from pargolf.check.statement import LARGEST_TEXT
+
+REQUIREMENTS = "requirements.txt"
+# Packages whose name is not that of the module they bring.
+DISTRIBUTIONS = {"flash_attn_interface": "flash-attn-3", "PIL": "pillow", "sklearn": "scikit-learn",
+                 "yaml": "pyyaml"}  # fmt: skip
+
+
+def folder(s: Submission) -> Finding:
+    """Nothing but files and folders, and no link that leaves."""
+    return judge("folder", list(s.folder.oddities[:5]), [], f"{len(s.folder.sizes)} files")
+
+
+def readme(s: Submission) -> Finding:
+    """README.md explains the submission."""
+    if "README.md" not in s.folder.sizes:
+        return finding("README.md", "fault", "README.md is missing")
+    try:
+        text = s.folder.read_text("README.md", LARGEST_TEXT)
+    except Unreadable as problem:
+        return finding("README.md", "fault", str(problem))
+    return judge(
+        "README.md", [] if text.strip() else ["README.md is empty"], [], f"{len(text.split())} words"
+    )
+
+
+def statement(s: Submission) -> Finding:
+    """submission.json holds the fields that records carry, of the right types."""
+    if s.statement is None:
+        return finding(STATEMENT, "fault", str(s.problems.get(STATEMENT, f"{STATEMENT} is missing")))
+    stated = len(s.statement.values)
+    return judge(STATEMENT, s.statement.faults, s.statement.doubts, f"{stated} known fields")
+
+
+def one_file(s: Submission) -> Finding:
+    """All code that counts lies in one train_gpt.py."""
+    if CODE not in s.folder.sizes:
+        return finding(CODE, "fault", f"{CODE} is missing")
+    if s.source is None:
+        return finding(CODE, "not checked", str(s.problems[CODE]))
+    faults = [
+        f"{where} imports {found.module}, which is not counted in the bytes"
+        for where, tree in _layers(s.source)
+        for found in imports(tree)
+        if _is_local(found.module, s)
+    ]
+    faults += [f"{where} runs code from another file" for where in _runs_files(s.source)]
+    others = [name for name in s.folder.sizes if PurePosixPath(name).name == CODE and name != CODE]
+    doubts = [f"there is another {CODE}: {others[0]}"] if others else []
+    return judge(CODE, faults, doubts, "all code in one file")
+
+
+def _layers(source: Source) -> list[tuple[str, ast.Module]]:
+    """The code as written and as unpacked, each with words for it."""
+    return [("it" if n == 0 else "its unpacked code", tree) for n, tree in enumerate(source.trees)]
+
+
+def _is_local(module: str, s: Submission) -> bool:
+    top = module.split(".")[0]
+    return not top or f"{top}.py" in s.folder.sizes or f"{top}/__init__.py" in s.folder.sizes
+
+
+def _runs_files(source: Source) -> list[str]:
+    """Where a file's content is executed: `exec(open(...).read())` and runpy."""
+    found = []
+    for _, tree in _layers(source):
+        names = aliases(tree)
+        for call in calls(tree):
+            function = qualified(call.func, names)
+            reads = any(
+                qualified(inner.func, names).split(".")[-1] in ("open", "read_text", "read_bytes")
+                for part in call.args
+                for inner in calls(part)
+            )
+            if (function == "exec" and reads) or function.startswith("runpy.run_"):
+                found.append(f"line {call.lineno}")
+    return found
+
+
+def syntax(s: Submission) -> Finding:
+    """train_gpt.py compiles on this Python."""
+    if s.source is not None:
+        layers = len(s.source.trees) - 1
+        return finding("syntax", "ok", f"compiles, with {layers} packed layers" if layers else "compiles")
+    problem = s.problems.get(CODE)
+    broken = problem is not None and not isinstance(problem, Unreadable)
+    return finding("syntax", "fault" if broken else "not checked", str(problem or f"no {CODE}"))
+
+
+def logs(s: Submission) -> Finding:
+    """There are training logs, and each can be read."""
+    doubts = list(s.copies)
+    doubts += [str(problem) for name, problem in s.problems.items() if name not in (CODE, STATEMENT)]
+    if not s.logs:
+        return finding("train logs", "fault", "; ".join(["there is no training log", *doubts]))
+    return judge("train logs", [], doubts, ", ".join(run.name for run in s.logs))
+
+
+def requirements(s: Submission) -> Finding:
+    """requirements.txt names the packages beyond the challenge's own."""
+    if s.source is None:
+        return finding(REQUIREMENTS, "not checked", f"no {CODE} that can be read")
+    needed = {name: opt for name, opt in third_party(s.source).items() if not _is_local(name, s)}
+    if REQUIREMENTS not in s.folder.sizes:
+        missing = [f"{name} is imported, and there is no {REQUIREMENTS}" for name in needed]
+        certain = not all(needed.values())
+        return judge(REQUIREMENTS, missing if certain else [], missing, "none needed")
+    try:
+        text = s.folder.read_text(REQUIREMENTS, LARGEST_TEXT)
+    except Unreadable as problem:
+        return finding(REQUIREMENTS, "fault", str(problem))
+    named = {_normal(line) for line in re.findall(r"^\s*([A-Za-z0-9][\w.-]*)", text, re.MULTILINE)}
+    # A package may bring modules of any name: what is not found is only suspicious.
+    unnamed = [name for name in needed if _normal(DISTRIBUTIONS.get(name, name)) not in named]
+    return judge(REQUIREMENTS, [], [f"{name} is imported and not listed" for name in unnamed], "all listed")
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def network(s: Submission) -> Finding:
+    """No network calls."""
+    if s.source is None:
+        return finding("network", "not checked", f"no {CODE} that can be read")
+    faults, doubts = network_use(s.source)
+    return _if_seen(s.source, judge("network", faults, doubts, "no call of network modules or programs"))
+
+
+def validation(s: Submission) -> Finding:
+    """The training path reads no validation data."""
+    rule = "validation data"
+    if s.source is None or s.leaks is None:
+        return finding(rule, "not checked", f"no {CODE} that can be followed")
+    good = "kept out of training, as far as names tell"
+    result = _if_seen(s.source, judge(rule, s.leaks.training, s.leaks.perhaps_training, good))
+    if result.level == "ok" and not s.leaks.sees_shards:
+        return finding(rule, "not checked", "the code does not name the shards it reads")
+    return result
+
+
+def score_first(s: Submission) -> Finding:
+    """No token is scored after it was trained on."""
+    rule = "score first"
+    if s.source is None or s.leaks is None:
+        return finding(rule, "not checked", f"no {CODE} that can be followed")
+    doubts = [f"{line}: whether each was scored before cannot be told here" for line in s.leaks.perhaps_late]
+    good = "no training on validation tokens found"
+    return _if_seen(s.source, judge(rule, s.leaks.late, doubts, good))
+
+
+def _if_seen(source: Source, result: Finding) -> Finding:
+    """Code that cannot be seen may do anything: then nothing found is not "ok"."""
+    if result.level == "ok" and source.opaque:
+        return finding(result.rule, "not checked", source.opaque[0])
+    return result

@@ -1,0 +1,85 @@
+"""What comparisons and sweeps look like in the terminal."""
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from pargolf.challenge import RECORD_LEVEL, RECORD_NATS
+from pargolf.study.compare import Comparison
+from pargolf.system.console import console, say
+
+if TYPE_CHECKING:  # brings Optuna, which a comparison does not need
+    from pargolf.study.sweep import Front
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """Print the groups' scores, then their differences from the reference."""
+    table = _table("scores", "", "group", "n", "val_bpb", "std", "bytes", "ms/step")
+    for number, group in enumerate(comparison.groups, 1):
+        table.add_row(
+            f"{number}",
+            escape(group.label),
+            f"{len(group.records)}",
+            f"{group.val_bpb:.4f}",
+            _number(group.val_bpb_std, ".4f"),
+            _number(group.bytes_total, ","),
+            _number(group.step_ms, ".1f"),
+        )
+    console.print(table)
+    if any(group.difference for group in comparison.groups):
+        _show_differences(comparison)
+    for note in comparison.notes:
+        say(f"note: {note}")
+
+
+def _show_differences(comparison: Comparison) -> None:
+    compared = [(n, g.difference) for n, g in enumerate(comparison.groups, 1) if g.difference]
+    tested = sum(d.test is not None for _, d in compared)
+    several = tested > 1
+    pairs = any(d.p_paired is not None for _, d in compared)
+    more = [*(["Holm"] if several else []), *(["paired"] if pairs else [])]
+    columns = ["", "bpb ± 95 %", "nats", "t", "df", "p", *more, "record"]
+    table = _table(f"difference from {escape(comparison.reference)}; negative is better", *columns)
+    for number, d in compared:
+        test = ("", "no test", "", "")
+        if d.test:
+            half = (d.test.high - d.test.low) / 2
+            test = (f" ± {half:.4f}", f"{d.test.t:.1f}", f"{d.test.df:.1f}", f"{d.test.p:.2g}")
+        others = [_number(d.p_holm, ".2g")] if several else []
+        others += [_number(d.p_paired, ".2g")] if pairs else []
+        record = "" if d.is_record is None else "yes" if d.is_record else "no"
+        table.add_row(
+            f"{number}", f"{d.bpb:+.4f}{test[0]}", _number(d.nats, "+.4f"), *test[1:], *others, record
+        )
+    console.print(table)
+    console.print(
+        f"p: {comparison.method}; record: at least {RECORD_NATS} nats better at p < {RECORD_LEVEL}"
+        + (f"\nHolm: corrected for {tested} comparisons, and so is record" if several else "")
+        + ("\npaired: t-test of the differences seed by seed, two-sided, not corrected" if pairs else ""),
+        highlight=False,
+    )
+
+
+def show_front(front: "Front") -> None:
+    """Print the trials that no other beats in both val_bpb and bytes."""
+    table = _table("Pareto front, within the budget", "trial", "val_bpb", "bytes", "settings")
+    for point in front.points:
+        settings = ", ".join(f"{name}={value}" for name, value in point.settings.items())
+        table.add_row(f"{point.number}", f"{point.val_bpb:.4f}", f"{point.bytes_total:,}", escape(settings))
+    console.print(table)
+    say(f"{front.complete} trials finished, {front.pruned} were pruned, {front.failed} failed")
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table in which, on a narrow terminal, only words wrap, and no number."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        words = column in ("group", "settings")
+        table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,126 @@
+"""Settings as plain values: read from JSON and TOML, written back, set and looked up by name."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pargolf.config.schema import (
+    TOP_LEVEL,
+    ExportConfig,
+    ModelConfig,
+    RunConfig,
+    require_plain,
+    validate_model,
+)
+from pargolf.system.errors import UserError, require
+
+Settings = dict[str, Any]  # "section.field" -> value: what studies vary and comparisons show
+
+
+def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """`config` with some settings replaced, not yet validated; UserError on a value of the wrong type."""
+    values = to_dict(config)
+    for name, value in settings.items():
+        section, field = name.split(".")
+        values[section][field] = value
+    return from_dict(values)
+
+
+def read_setting(name: str, text: str) -> Any:
+    """`text` as a value of a setting; UserError if there is no such setting or it takes no such value."""
+    known = flatten(to_dict(RunConfig()))
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, 1)
+        raise UserError(f"no setting '{name}'" + (f"; perhaps {nearest[0]}" if nearest else ""))
+    kind = type(known[name])
+    try:
+        value = {"true": True, "false": False}[text] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        raise UserError(f"{name} must be of type {kind.__name__}, is '{text}'") from None
+    with_settings(RunConfig(), {name: value})  # refused if it is none of the setting's choices
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config section or a whole RunConfig as plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+def flatten(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings as one table, "section.field" -> value, from nested ones as `to_dict` gives them."""
+    return {
+        f"{section}.{name}": value for section, fields in values.items() for name, value in fields.items()
+    }
+
+
+def from_dict(values: Any) -> RunConfig:
+    """RunConfig from nested plain values (JSON, TOML); missing fields keep their defaults.
+
+    Raises UserError on an unknown field or a value of the wrong type.
+    """
+    return build(RunConfig, values, "")
+
+
+def model_from_dict(values: Any) -> ModelConfig:
+    """ModelConfig from plain values, as an artifact's header holds them; UserError as `from_dict`."""
+    model: ModelConfig = build(ModelConfig, values, "model")
+    validate_model(model)
+    return model
+
+
+def export_from_dict(values: Any) -> ExportConfig:
+    """ExportConfig from plain values, as an artifact's header holds them; UserError as `from_dict`."""
+    export: ExportConfig = build(ExportConfig, values, "export")
+    return export
+
+
+def with_codec(export: ExportConfig, codec: str = "", layout: str = "") -> ExportConfig:
+    """`export` with another codec, at its highest level, and another layout; "" leaves either as it is."""
+    values = to_dict(export) | ({"layout": layout} if layout else {})
+    if codec:
+        values |= {"codec": codec, "level": TOP_LEVEL.get(codec, max(TOP_LEVEL.values()))}
+    return export_from_dict(values)
+
+
+def read_config(path: Path) -> RunConfig:
+    """The config.json of a run; UserError if it is missing or malformed."""
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; is this a run folder?") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def build(section: Any, values: Any, path: str, base: Any = None) -> Any:
+    """A `section` dataclass of `values`; fields they lack are those of `base`, or the defaults."""
+    if not isinstance(values, dict):
+        raise UserError(f"setting {path or 'root'} must be a table of settings, is {values!r}")
+    hints = get_type_hints(section)
+    for name in values:
+        if name not in hints:
+            raise UserError(f"unknown setting {path + '.' if path else ''}{name}; known: {', '.join(hints)}")
+    fields = {
+        name: _typed(hints[name], value, f"{path}.{name}" if path else name, getattr(base, name, None))
+        for name, value in values.items()
+    }
+    return section(**fields) if base is None else dataclasses.replace(base, **fields)
+
+
+def _typed(hint: Any, value: Any, path: str, base: Any = None) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, path, base)
+    if get_origin(hint) is Literal:
+        if value in get_args(hint) and type(value) in {type(choice) for choice in get_args(hint)}:
+            return value
+        raise UserError(f"{path} must be one of {', '.join(map(str, get_args(hint)))}; is {value!r}")
+    if hint is float and type(value) is int:
+        require(abs(value) < 2**1023, f"{path} is too large")
+        value = float(value)
+    if type(value) is not hint:
+        raise UserError(f"{path} must be of type {hint.__name__}, is {value!r}")
+    require_plain(path, value)
+    return value

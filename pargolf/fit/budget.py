@@ -1,0 +1,175 @@
+"""Where every byte of a submission goes, and how many there will be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import ceil, prod
+
+from pargolf.config.kinds import Slot
+from pargolf.config.schema import ExportConfig, RunConfig
+from pargolf.config.settings import with_codec
+from pargolf.export.artifact import read_header
+from pargolf.export.quantize import kind_bits
+from pargolf.system.errors import UserError
+
+# Bits a quantized value saved by the codec, measured on published records of trained models with
+# scales and floats counted whole (OpenAI parameter-golf, its records and pull request #215):
+# zstd 22, int6: three runs of the seed, mean 14,787,646 bytes, less ~55,000 of code, 1,048,576 of
+#   float16 embedding, 100,704 of float32 vectors and 83,072 of scales, over 25,231,360 values:
+#   4.28 bits, 1.72 below 6.
+# zlib 9, int8: the baseline, 15.86 MB, less ~48,000 of code, 82,208 of vectors and 57,344 of scales,
+#   over 17,039,360 values: 7.36 bits, 0.64 below 8.
+# Nobody has published the others: they stand by what they took more or less than zstd 22 for the
+# same values, those of a demo run and Student-t(5) rows (benchmarks/pack.py).
+# A rough prior: Gaussian rows, such as barely trained ones, save only about 0.7 bits under zstd.
+SAVED_BITS = {"zstd": 1.72, "zlib": 0.64, "brotli": 1.80, "lzma": 1.70}
+SAVED_BY_RANGE = 1.86
+# Bits a float saved by planes over what zstd saves without, which is in SAVED_BITS; by the same benchmark.
+SAVED_BY_PLANES = {16: 1.2, 32: 3.0}
+
+# Bits a value that the codecs may lose, at their worst level, on uniformly random values: their
+# match search finds chance repeats among few different values, which cost more than they save.
+LOST_BITS = {
+    "zstd": {4: 0.25, 5: 0.05},
+    "zlib": {4: 0.65, 5: 0.5, 6: 0.2, 7: 0.05},
+    "brotli": {4: 0.42, 5: 0.1},
+    "lzma": {4: 0.12, 5: 0.14, 6: 0.15, 7: 0.15},
+}
+
+# What codec and layout "auto" come to for trained weights, as long as there are none to try them on.
+EXPECTED = {"codec": "brotli", "layout": "range"}
+
+CONTAINER_BYTES = 1024  # prefix, header and checksum
+TENSOR_BYTES = 200  # names and shapes in the safetensors header, uncompressed
+CODEC_SLACK = 1.01
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """Bytes of one section; `values` counts the parameters in it (0 for overhead and code)."""
+
+    kind: str
+    layer: int | None
+    bytes: int
+    values: int
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Every byte of artifact and code, each in exactly one row."""
+
+    rows: tuple[LedgerRow, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes of the artifact file and the code: the size that the challenge limits."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of the code."""
+        return sum(row.bytes for row in self.rows if row.kind == "code")
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of the artifact file."""
+        return self.total - self.code_bytes
+
+    def by_kind(self) -> dict[str, tuple[int, int]]:
+        """(values, bytes) a kind, including "overhead" and "code", most bytes first."""
+        totals: dict[str, tuple[int, int]] = {}
+        for row in self.rows:
+            values, size = totals.get(row.kind, (0, 0))
+            totals[row.kind] = (values + row.values, size + row.bytes)
+        return dict(sorted(totals.items(), key=lambda item: -item[1][1]))
+
+    def by_layer(self) -> dict[int | None, int]:
+        """Bytes a layer in order; None, last, is everything outside the layers and all vectors."""
+        totals: dict[int | None, int] = {}
+        for row in sorted(self.rows, key=lambda row: (row.layer is None, row.layer or 0)):
+            totals[row.layer] = totals.get(row.layer, 0) + row.bytes
+        return totals
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Bytes of an artifact file before its training; code is not in it."""
+
+    expected: int
+    at_most: int
+
+
+def ledger(data: bytes, code_bytes: int) -> Ledger:
+    """Account for `data` (a whole artifact file) and the code; sums to len(data) + code_bytes.
+
+    Raises UserError if the file is malformed.
+    """
+    sections = read_header(data).sections
+    overhead = len(data) - sum(section.bytes for section in sections)
+    return Ledger(
+        (
+            *(LedgerRow(s.kind, s.layer, s.bytes, s.values) for s in sections),
+            LedgerRow("overhead", None, overhead, 0),
+            LedgerRow("code", None, code_bytes, 0),
+        )
+    )
+
+
+def check_budget(ledger: Ledger, budget: int) -> None:
+    """Raise UserError, with the excess and the largest kinds, if the total is above `budget` bytes."""
+    over = ledger.total - budget
+    if over > 0:
+        largest = ", ".join(f"{kind} {size:,}" for kind, (_, size) in list(ledger.by_kind().items())[:3])
+        raise UserError(
+            f"{ledger.total:,} bytes of code and model are {over:,} over the budget of {budget:,};"
+            f" largest: {largest}; make the model smaller or lower its export bits"
+        )
+
+
+def code_bytes(config: RunConfig) -> int:
+    """UTF-8 bytes of the train_gpt.py that `pargolf submit` writes for `config`, in its readable form.
+
+    Codec or layout "auto" count as what they are expected to come to.
+    """
+    from pargolf.bundle.single_file import bundle  # takes its time to import
+
+    return len(bundle(replace(config, export=_settled(config.export))).encode())
+
+
+def _settled(export: ExportConfig) -> ExportConfig:
+    codec, layout = (EXPECTED[name] if getattr(export, name) == "auto" else "" for name in EXPECTED)
+    return with_codec(export, codec, layout)
+
+
+def predict_bytes(
+    shapes: Mapping[str, tuple[int, ...]], slots: Mapping[str, Slot], export: ExportConfig
+) -> Prediction:
+    """Artifact bytes of a model with these tensor shapes, before any training.
+
+    `at_most` gives every value its full bits, and what the codec can lose (see LOST_BITS).
+    `expected` takes off what the codec saved on published trained models (see SAVED_BITS): a
+    rough prior, which barely trained weights exceed. Packed values are taken to save nothing.
+    Neither is above `export.model_bytes`.
+    Raises ValueError if names differ.
+    """
+    if shapes.keys() != slots.keys():
+        raise ValueError(f"shapes and slots differ: {sorted(shapes.keys() ^ slots.keys())}")
+    export = _settled(export)
+    by_bytes = export.layout in ("bytes", "planes")
+    saved = SAVED_BITS[export.codec] if by_bytes else SAVED_BY_RANGE if export.layout == "range" else 0.0
+    lost = LOST_BITS[export.codec] if by_bytes else {}
+    saved_floats = SAVED_BY_PLANES if export.layout in ("planes", "range") else {}
+    expected = at_most = 0.0
+    for name, shape in shapes.items():
+        bits = kind_bits(slots[name].kind, export)
+        quantized = bits <= 8
+        side = 2 * shape[0] if quantized else 0  # scales
+        levels = sum(shape) if quantized and export.layout == "range" else 0
+        at_most += prod(shape) * (bits + lost.get(bits, 0.0)) / 8 + side + levels
+        expected += prod(shape) * (bits - (saved if quantized else saved_floats.get(bits, 0.0))) / 8
+        expected += side + levels / 3  # they compress to about that
+    overhead = CONTAINER_BYTES + TENSOR_BYTES * len(shapes)
+    # Names and shapes repeat, so in earnest they compress to about a third.
+    expected, at_most = expected + overhead / 3, at_most * CODEC_SLACK + overhead
+    if export.model_bytes:
+        expected, at_most = min(expected, export.model_bytes), min(at_most, export.model_bytes)
+    return Prediction(ceil(expected), ceil(at_most))

@@ -1,0 +1,112 @@
+"""What goes in and comes out of a model's matrices on training text: the moments that rounding goes by.
+
+Validation text is never read for this: the challenge's maintainers ruled that out.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pargolf.data.shards import TokenStream
+from pargolf.data.tokenizer import ByteTable
+from pargolf.fit.gptq import Moments
+from pargolf.model.gpt import GPT
+from pargolf.model.layers import Linear, norm
+from pargolf.score.windows import token_losses
+from pargolf.system.errors import require
+
+BATCH_TOKENS = 4096
+
+
+def spread_rows(stream: TokenStream, seq_len: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """Rows to calibrate on and rows to measure losses on, each (n, seq_len + 1) int64, from all of a stream.
+
+    Both are `tokens` tokens, or half of the stream if it is smaller, and have no text in common.
+    Raises UserError if the stream is too short for one row of each.
+    """
+    count = min(max(1, tokens // seq_len), (len(stream) - 1) // (2 * seq_len))
+    require(count > 0, f"the training text has {len(stream)} tokens; calibrating takes {2 * seq_len + 1}")
+    starts = np.arange(2 * count) * ((len(stream) - 1) // (2 * count))
+    rows = np.stack([stream.read(int(start), seq_len + 1) for start in starts]).astype(np.int64)
+    return torch.from_numpy(rows[0::2]), torch.from_numpy(rows[1::2])
+
+
+def calibrate(
+    model: GPT, rows: Tensor, progress: Callable[[float, float], None] | None = None
+) -> dict[str, Moments]:
+    """Moments, on the CPU, of a float32 model's matrices and embedding on `rows` (n, T + 1) int64.
+
+    The embedding is two matrices in one: the head's, and the table of inputs, where an error in
+    row v costs wherever token v is read. Its moments are those of the sum of both costs, with the
+    mean over all rows for the shape of each.
+    """
+    model.requires_grad_(False)
+    model.embed.weight.requires_grad_(True)  # so that gradients flow back to the first layer
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+        sums[name] = sums[name] + value if name in sums else value
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        def after_forward(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
+            add(inputs, name, _squared(arguments[0]))
+            output.register_hook(lambda gradient: add(outputs, name, gradient.square().sum((0, 1))))
+
+        return after_forward
+
+    def watch_table(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
+        def after_backward(gradient: Tensor) -> None:
+            add(inputs, "table", _squared(gradient))
+            costs = gradient.square().sum(-1).flatten()
+            by_token = torch.zeros(model.config.vocab_size, device=costs.device)
+            add(outputs, "table", by_token.index_add(0, arguments[0].flatten(), costs))
+
+        output.register_hook(after_backward)
+
+    hooks = [
+        module.register_forward_hook(watch(f"{name}.weight"))
+        for name, module in model.named_modules()
+        if isinstance(module, Linear)
+    ]
+    hooks.append(model.embed.register_forward_hook(watch_table))
+    tokens = rows.size(0) * (rows.size(1) - 1)
+    done = 0
+    for batch in rows.to(model.embed.weight.device).split(max(1, BATCH_TOKENS // rows.size(1))):
+        states = model.trunk(batch[:, :-1])
+        logits = model.head(states)
+        logits.retain_grad()
+        F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").backward()
+        assert logits.grad is not None
+        uncapped = logits.grad * (1 - (logits.detach() / model.config.softcap).square())
+        add(inputs, "head", _squared(norm(states)))
+        add(outputs, "head", uncapped.square().sum((0, 1)))
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(rows))
+    for hook in hooks:
+        hook.remove()
+    moments = {name: Moments(inputs[name].cpu() / tokens, outputs[name].cpu() / tokens) for name in inputs}
+    head, table = moments.pop("head"), moments.pop("table")
+    shape = head.outputs.mean() * head.inputs + table.inputs / model.config.vocab_size
+    by_row = (head.outputs * head.inputs.trace() + table.outputs) / shape.trace()
+    return moments | {"embed.weight": Moments(shape, by_row)}
+
+
+def _squared(x: Tensor) -> Tensor:
+    """Sum over all positions of x x^T: (B, T, n) -> (n, n)."""
+    flat = x.detach().flatten(0, 1)
+    return flat.T @ flat
+
+
+@torch.inference_mode()
+def bits_per_byte(model: GPT, rows: Tensor, table: ByteTable) -> float:
+    """Mean over `rows` (n, T + 1) int64, each scored alone; on this rank, whatever the others do."""
+    nats = 0.0
+    for batch in rows.to(model.embed.weight.device).split(max(1, BATCH_TOKENS // rows.size(1))):
+        nats += float(token_losses(model, batch, first=0).double().sum())
+    return nats / math.log(2) / int(table.count(rows[:, :-1].numpy(), rows[:, 1:].numpy()).sum())

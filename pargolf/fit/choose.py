@@ -1,0 +1,51 @@
+"""Codec and layout left at "auto": the pair under which file and code together are smallest.
+
+One pair for a whole file. A submission's script carries the code of what its configuration can
+meet, so each further codec costs more code than mixing saves (docs/formats.md has the figures).
+"""
+
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import product
+
+from torch import Tensor
+
+from pargolf.config.kinds import Slot
+from pargolf.config.schema import TOP_LEVEL, RunConfig
+from pargolf.config.settings import with_codec
+from pargolf.export.artifact import lay_out, seal
+from pargolf.export.quantize import Quantized
+from pargolf.export.section import LAYOUTS
+from pargolf.fit.budget import code_bytes
+
+
+def pack_smallest(
+    stored: Mapping[str, Quantized | Tensor],
+    slots: Mapping[str, Slot],
+    config: RunConfig,
+    tokenizer_sha256: str,
+) -> bytes:
+    """The file of `pack_stored` for `config`, codec and layout settled where they are "auto".
+
+    The code that counts is the readable train_gpt.py. The file's header says what was chosen.
+    """
+    codecs = TOP_LEVEL if config.export.codec == "auto" else ("",)
+    layouts = LAYOUTS if config.export.layout == "auto" else ("",)
+    exports = [with_codec(config.export, *pair) for pair in product(codecs, layouts)]
+    blobs = {layout: lay_out(stored, slots, layout) for layout in {x.layout: None for x in exports}}
+    with ThreadPoolExecutor() as pool:
+        files = list(pool.map(lambda x: seal(blobs[x.layout], config.model, x, tokenizer_sha256), exports))
+    if len(files) == 1:
+        return files[0]
+    # Bundling takes a second or so: not for files that lose even with the least code there is.
+    least_code = code_bytes(replace(config, export=with_codec(config.export, "zlib", "bytes")))
+    smallest, best = math.inf, b""
+    for data, export in sorted(zip(files, exports, strict=True), key=lambda pair: len(pair[0])):
+        if len(data) + least_code >= smallest:
+            break
+        total = len(data) + code_bytes(replace(config, export=export))
+        if total < smallest:
+            smallest, best = total, data
+    return best

@@ -1,0 +1,105 @@
+"""How finely to round, for a file of so many bytes or a loss of so many bits.
+
+One number decides: the price, in nats of a token's loss a bit of the file. Each row of each matrix
+is rounded as finely as that price makes worth while (see `gptq.prepare`), so bytes go where they
+help most, and a weight is gone where not even a small step would pay.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from pargolf.export.quantize import Quantized, to_floats
+from pargolf.fit.gptq import Moments, Prepared, prepare, quantize_at
+from pargolf.system.errors import UserError
+
+# Logarithms of the least and the largest price that are tried: far beyond where every row has its
+# finest step, and where every weight is zero.
+LOWEST = -40.0
+HIGHEST = 5.0
+CLOSE_SIZE = 0.0005  # share of the limit: near enough to it
+CLOSE_LOSS = 0.02
+NARROW = 1e-5  # logarithms of prices this near give the same file, or nearly
+USUAL_STEPS = 10
+
+Progress = Callable[[float, float], None]
+
+
+def prepare_state(
+    state: Mapping[str, Tensor], moments: Mapping[str, Moments]
+) -> dict[str, Prepared | Tensor]:
+    """Every tensor ready for `state_at`: matrices that have moments, and the rest as float16."""
+    prepared: dict[str, Prepared | Tensor] = {}
+    for name, tensor in state.items():
+        measured = moments.get(name)
+        prepared[name] = prepare(tensor, measured) if measured else to_floats(tensor, 16, name)
+    return prepared
+
+
+def state_at(prepared: Mapping[str, Prepared | Tensor], price: float) -> dict[str, Quantized | Tensor]:
+    """Every tensor in the form in which it is stored, at `price` in nats a bit."""
+    return {name: x if isinstance(x, Tensor) else quantize_at(x, price, name) for name, x in prepared.items()}
+
+
+def fit_bytes(pack: Callable[[float], bytes], limit: int, progress: Progress | None = None) -> bytes:
+    """The best file of at most `limit` bytes; `pack` gives the one at a price.
+
+    It fills the limit but for CLOSE_SIZE of it, or is the finest there is. Raises UserError if even
+    the coarsest, of zeros, is larger.
+    """
+    files: dict[float, bytes] = {}
+
+    def size(log_price: float) -> int:
+        files[log_price] = pack(math.exp(log_price))
+        return len(files[log_price])
+
+    log_price = _least(size, limit, LOWEST, HIGHEST, CLOSE_SIZE, progress)
+    if log_price is None:
+        raise UserError(
+            f"no rounding brings the model down to {limit:,} bytes:"
+            f" with zeros for all of its matrices it takes {len(files[HIGHEST]):,}"
+        )
+    return files[log_price]
+
+
+def fit_loss(loss: Callable[[float], float], most: float, progress: Progress | None = None) -> float:
+    """The highest price, nearly, at which `loss` (of a price) is at most `most`; UserError if none is."""
+    fineness = _least(lambda x: loss(math.exp(-x)), most, -HIGHEST, -LOWEST, CLOSE_LOSS, progress)
+    if fineness is None:
+        raise UserError(f"even the best quality, 8 bits a weight, loses more than {most:g} bits per byte")
+    return math.exp(-fineness)
+
+
+def _least(
+    measure: Callable[[float], float],
+    limit: float,
+    low: float,
+    high: float,
+    close: float,
+    progress: Progress | None,
+) -> float | None:
+    """The least x from low to high, nearly, where a falling `measure` is at most `limit`; None if nowhere.
+
+    Ends where it is less than `close`, a share, below the limit. Interpolates, and halves what is
+    left after two steps to the same side.
+    """
+    below = measure(high)
+    if below > limit:
+        return None
+    above = measure(low)
+    if above <= limit:
+        return low
+    sides: list[bool] = []
+    while below < (1 - close) * limit and high - low > NARROW:
+        share = (above - (1 - close / 2) * limit) / (above - below)
+        x = low + (high - low) * (0.5 if len(set(sides[-2:])) < 2 else share)
+        value = measure(x)
+        sides.append(value <= limit)
+        if sides[-1]:
+            high, below = x, value
+        else:
+            low, above = x, value
+        if progress is not None:
+            progress(len(sides), max(len(sides) + 1, USUAL_STEPS))
+    return high

@@ -1,0 +1,106 @@
+"""How long training will take: on H100s from a roofline, on this CPU from a timed try."""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from pargolf.config.presets import load_preset
+from pargolf.config.schema import ModelConfig, RunConfig
+from pargolf.kernels.native import attention_kernel
+from pargolf.model.gpt import GPT
+from pargolf.plan.cost import activation_memory
+from pargolf.plan.roofline import H100, least_seconds, model_flops, step_cost
+from pargolf.system import machine
+
+# Seconds of a step of so many tokens of this preset on one H100 SXM (docs/performance.md).
+MEASURED_ON, MEASURED_TOKENS, MEASURED_SECONDS = "lowrank-q192", 65_536, 0.0488
+# Of the time a step takes as written; measured to be 0.54 to 0.85 on CPUs (docs/performance.md).
+COMPILED_SHARE = 0.67
+TRIED_TOKENS = 2048
+LONGEST_TRIED = 8192  # tokens a row; a longer one would keep the user waiting
+TRIED_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A whole training on one machine."""
+
+    machine: str
+    step_seconds: float
+    steps: int
+    """As many as `max_seconds` and `iterations` allow."""
+    tokens: int
+
+    @property
+    def seconds(self) -> float:
+        return self.steps * self.step_seconds
+
+
+def forecasts(config: RunConfig) -> list[Forecast]:
+    """One for 8 H100s (if they can share the micro-batches), for one H100, and for this CPU.
+
+    Takes a second or two, for the CPU's try. Where that would take most of the machine's memory it is
+    left out, and so is the CPU.
+    """
+    ranks = [n for n in (8, 1) if config.train.micro_batches % n == 0]
+    rows = [(f"{n} x {H100.name}", h100_step_seconds(config, n)) for n in ranks]
+    dtype = machine.resolve_dtype(config.train.dtype, "cpu")
+    if _tried_memory(_tried(config.model), dtype) < machine.memory_bytes() / 2:
+        threads = torch.get_num_threads()
+        rows.append((f"this CPU, {threads} threads", cpu_step_seconds(config, dtype)))
+    return [_whole_run(config, *row) for row in rows]
+
+
+def h100_step_seconds(config: RunConfig, ranks: int) -> float:
+    """Seconds of a step on `ranks` H100 SXM, if it gets the share of their peaks that was measured on one.
+
+    The time to launch kernels is not counted, which bounds small models.
+    """
+    seed = load_preset(MEASURED_ON)
+    train = dataclasses.replace(seed.train, batch_tokens=MEASURED_TOKENS, micro_batches=1)
+    share = least_seconds(dataclasses.replace(seed, train=train), H100) / MEASURED_SECONDS
+    return least_seconds(config, H100, ranks) / share
+
+
+def _tried(c: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(c, n_layers=2, seq_len=min(c.seq_len, LONGEST_TRIED))
+
+
+def _tried_memory(c: ModelConfig, dtype: str) -> int:
+    with torch.device("meta"):
+        values = sum(weight.numel() for weight in GPT(c).parameters())
+    # Weights and gradients, and casts of both
+    return 16 * values + activation_memory(c, max(TRIED_TOKENS, c.seq_len), dtype)
+
+
+def cpu_step_seconds(config: RunConfig, dtype: str) -> float:
+    """Seconds of a step here, if its arithmetic goes as fast as that of two layers, timed on a few rows."""
+    c = _tried(config.model)
+    rows = max(1, TRIED_TOKENS // c.seq_len)
+    machine.keep_memory()  # as training does
+    model = GPT(c, getattr(torch, dtype), seed=0)
+    compiled = machine.resolve_compile(config.train.compile, "cpu") == "on"
+    if compiled:  # then training has it too, which is the largest part of what compiling changes
+        for block in model.blocks:
+            block.attn.kernel = attention_kernel(c, model.dtype, torch.device("cpu"))
+    tokens = torch.randint(c.vocab_size, (rows, c.seq_len + 1))
+    times: list[float] = []
+    end = time.perf_counter() + TRIED_SECONDS
+    while len(times) < 2 or time.perf_counter() < end:
+        start = time.perf_counter()
+        model(tokens[:, :-1], tokens[:, 1:]).backward()
+        times.append(time.perf_counter() - start)
+    rate = model_flops(dataclasses.replace(config, model=c)) * rows * c.seq_len / min(times)
+    flops = sum(work.flops for work in step_cost(config).values())
+    return flops / rate * (COMPILED_SHARE if compiled else 1.0)
+
+
+def _whole_run(config: RunConfig, name: str, step_seconds: float) -> Forecast:
+    t = config.train
+    steps = t.iterations
+    if t.max_seconds:
+        steps = min(steps, math.ceil(t.max_seconds / step_seconds))  # the step that reaches it is ended
+    return Forecast(name, step_seconds, steps, steps * t.batch_tokens)

@@ -1,0 +1,170 @@
+"""A run's folder: the files in it, and how they are written and read."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pargolf.config.schema import RunConfig
+from pargolf.config.settings import read_config, to_dict
+from pargolf.system.console import console
+from pargolf.system.errors import UserError
+from pargolf.system.files import write_json
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder `runs/<name>/`; whatever is done to a run reads this folder and nothing else."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def config(self) -> Path:
+        """Every setting, resolved."""
+        return self.folder / "config.json"
+
+    @property
+    def imported(self) -> Path:
+        """In the place of a config: the settings that somebody else's log names."""
+        return self.folder / "imported.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: losses by step. The same seed gives the same file."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def timing(self) -> Path:
+        """One JSON object a line: seconds of training by step, which no seed repeats."""
+        return self.folder / "timing.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What a person reads."""
+        return self.folder / "train.log"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def tokenizer(self) -> Path:
+        """A copy of the run's tokenizer, so that the folder can be moved."""
+        return self.folder / "tokenizer.model"
+
+    @property
+    def artifact(self) -> Path:
+        return self.folder / "model.pgz"
+
+    @property
+    def result(self) -> Path:
+        """Figures of the finished run."""
+        return self.folder / "result.json"
+
+    @property
+    def analysis(self) -> Path:
+        """What `pargolf analyze` found: an `analysis.analyze.Analysis` as JSON."""
+        return self.folder / "analysis.json"
+
+    @property
+    def analysis_plot(self) -> Path:
+        return self.folder / "analysis.svg"
+
+    @property
+    def compile_cache(self) -> Path:
+        return self.folder / "compile-cache"
+
+
+def open_run(folder: Path) -> tuple[Run, RunConfig]:
+    """An existing run and its settings; UserError if `folder` is not one."""
+    run = Run(folder)
+    return run, read_config(run.config)
+
+
+def start_run(folder: Path, config: RunConfig) -> Run:
+    """Create the run's folder, or reopen it to continue; UserError if it belongs to other settings."""
+    run = Run(folder)
+    if run.config.exists():
+        existing = read_config(run.config)
+        if existing != config:
+            raise UserError(
+                f"{folder} holds a run with other settings ({first_difference(existing, config)});"
+                " choose another --name or remove it"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".*.tmp"):  # of a write that was killed
+            leftover.unlink()
+        write_json(run.config, to_dict(config))
+    except OSError as error:
+        raise UserError(f"cannot write to run folder {folder}: {error.strerror or error}") from None
+    return run
+
+
+def first_difference(a: RunConfig, b: RunConfig) -> str:
+    """Where the settings `b` ("here") first differ from `a` ("there"), in words."""
+    left, right = to_dict(a), to_dict(b)
+    return next(
+        f"{section}.{name} is {left[section][name]} there, {value} here"
+        for section, fields in right.items()
+        for name, value in fields.items()
+        if left[section][name] != value
+    )
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON object as one line.
+
+    A line that a killed process left unfinished is closed first, so that it stays one bad line.
+    """
+    line = json.dumps(record) + "\n"
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = "\n" + line
+        file.write(line.encode())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Every record of a .jsonl file in the order of its steps; broken lines are skipped.
+
+    A resumed run writes steps after its checkpoint again: the last record of a step counts.
+    """
+    if not path.exists():
+        return []
+    latest = {
+        (r["step"], *sorted(r)): r for r in _records(path.read_bytes()) if isinstance(r.get("step"), int)
+    }
+    return sorted(latest.values(), key=lambda record: record["step"])
+
+
+def _records(data: bytes) -> Iterator[dict[str, Any]]:
+    for line in data.splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+class Log:
+    """Lines for a person: on the terminal and in train.log; silent on all ranks but the first."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+
+    def __call__(self, line: str) -> None:
+        if self.path is None:
+            return
+        # Through the console, so that a progress bar moves out of the way; unwrapped, for a log.
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")

@@ -1,0 +1,167 @@
+"""`pargolf import-log`: a published training log as a run's folder.
+
+The folder holds what a log can give, in the formats of our own runs: metrics.jsonl, timing.jsonl,
+result.json and the log itself. A log names only some settings, so there is no config.json but an
+`imported.json`.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pargolf.check.evidence import LARGEST_LOG
+from pargolf.run.folder import Run, append_line
+from pargolf.run.logs import Score, Setting, TrainLog, parse_log
+from pargolf.system.errors import UserError
+from pargolf.system.files import write_atomic, write_json
+
+# Settings as train_gpt.py of the challenge names them -> as a run's config.json does.
+SETTINGS = {
+    "vocab_size": "model.vocab_size",
+    "train_seq_len": "model.seq_len",
+    "num_layers": "model.n_layers",
+    "model_dim": "model.d_model",
+    "num_heads": "model.n_heads",
+    "num_kv_heads": "model.kv_heads",
+    "mlp_mult": "model.mlp_ratio",
+    "rope_base": "model.rope_base",
+    "logit_softcap": "model.softcap",
+    "qk_gain_init": "model.q_gain",
+    "tied_embed_init_std": "model.embed_std",
+    "seed": "train.seed",
+    "train_batch_tokens": "train.batch_tokens",
+    "iterations": "train.iterations",
+    "max_wallclock_seconds": "train.max_seconds",
+    "warmup_steps": "train.compile_warmup_steps",
+    "warmdown_iters": "train.warmdown_steps",
+    "warmdown_frac": "train.warmdown_fraction",
+    "val_loss_every": "train.val_every",
+    "train_log_every": "train.log_every",
+    "matrix_lr": "optim.muon_lr",
+    "muon_momentum": "optim.muon_momentum",
+    "muon_momentum_warmup_start": "optim.muon_momentum_start",
+    "muon_momentum_warmup_steps": "optim.muon_momentum_warmup",
+    "muon_wd": "optim.muon_weight_decay",
+    "muon_backend_steps": "optim.ns_steps",
+    "embed_lr": "optim.embed_lr",
+    "tied_embed_lr": "optim.embed_lr",  # after embed_lr, which then is that of an untied embedding
+    "scalar_lr": "optim.vector_lr",
+    "beta1": "optim.adam_beta1",
+    "beta2": "optim.adam_beta2",
+    "adam_eps": "optim.adam_eps",
+    "eval_stride": "eval.stride",
+}
+
+
+def import_run(path: Path, runs: Path, name: str = "") -> str:
+    """Make runs/NAME of the log at `path`; returns a line that says what it holds.
+
+    UserError if it is no training log, or if the folder is there already.
+    """
+    data = _read(path)
+    try:
+        log = parse_log(data.decode("utf-8", errors="replace"))
+    except UserError as error:
+        raise UserError(f"{path} is no training log: {error}") from None
+    run = Run(runs / (name or f"{path.resolve().parent.name}-{path.stem}"))
+    if run.folder.exists():
+        raise UserError(f"{run.folder} exists; choose another --name or remove it")
+    runs.mkdir(parents=True, exist_ok=True)
+    # Renamed when it is complete: a folder that is there is a whole one.
+    building = Run(Path(tempfile.mkdtemp(prefix=f".{run.name}.", dir=runs)))
+    try:
+        write_atomic(building.log, data)
+        write_json(building.imported, imported(log, path.name, data))
+        write_json(building.result, result(log))
+        _write_steps(building, log)
+        building.folder.chmod(0o755)
+        building.folder.rename(run.folder)
+    except BaseException:
+        shutil.rmtree(building.folder, ignore_errors=True)
+        raise
+    score = f"val_bpb {log.final.val_bpb}" if log.final else "no score of an artifact"
+    return f"{run.folder}: {len(log.steps)} lines of {log.steps[-1].step if log.steps else 0} steps, {score}"
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise UserError(f"{path} is no file; give a training log")
+    if path.stat().st_size > LARGEST_LOG:
+        raise UserError(f"{path} has more than {LARGEST_LOG:,} bytes; is it a training log?")
+    return path.read_bytes()
+
+
+def _write_steps(run: Run, log: TrainLog) -> None:
+    run.metrics.touch()
+    run.timing.touch()
+    for step in log.steps:
+        append_line(run.metrics, {"step": step.step} | {k: float(v) for k, v in step.losses.items()})
+        if "train_loss" in step.losses and step.seconds is not None:
+            append_line(run.timing, {"step": step.step, "seconds": float(step.seconds)})
+
+
+def imported(log: TrainLog, source: str, data: bytes) -> dict[str, Any]:
+    """imported.json: where the run comes from, and the settings that its log names.
+
+    "settings" has the sections and names of config.json, without those that the log does not
+    name; "others" are settings that config.json has no name for, as the log gives them.
+    """
+    stated = log.settings if log.seed is None else log.settings | {"seed": log.seed}
+    settings: dict[str, dict[str, Setting]] = {}
+    for theirs, ours in SETTINGS.items():
+        section, _, name = ours.partition(".")
+        if theirs in stated:
+            settings.setdefault(section, {})[name] = stated[theirs]
+    return {
+        "source": source,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "seed": log.seed,
+        "settings": settings,
+        "others": {name: value for name, value in stated.items() if name not in SETTINGS},
+    }
+
+
+def result(log: TrainLog) -> dict[str, Any]:
+    """result.json as far as the log goes; the last score under "artifact" is the submission's.
+
+    Scores of the artifact are "standard" or "sliding" as in our own runs, and else go by the
+    label that the log gives them, such as "quantized_ttt".
+    """
+    figures: dict[str, Any] = {"artifact": {}, "checkpoint": {}}
+    last = log.steps[-1] if log.steps else None
+    if last and "val_loss" in last.losses and "val_bpb" in last.losses:
+        figures["checkpoint"]["standard"] = {k: float(last.losses[k]) for k in ("val_loss", "val_bpb")}
+    for score in log.scores:
+        if score.of_artifact:
+            name = _how(score)
+            figures["artifact"].pop(name, None)  # the last of a kind goes last
+            figures["artifact"][name] = _figures(score)
+    figures |= {
+        "steps": last.step if last else None,
+        "train_seconds": float(log.train_seconds) if log.train_seconds is not None else None,
+        "stride": next((score.stride for score in reversed(log.scores) if score.stride), None),
+        "seq_len": log.settings.get("eval_seq_len", log.settings.get("train_seq_len")),
+        "bytes_model": log.model_bytes,
+        "bytes_code": log.code_bytes,
+        "bytes_total": log.total_bytes,
+    }
+    return {name: value for name, value in figures.items() if value not in (None, {})}
+
+
+def _how(score: Score) -> str:
+    if "sliding" in score.label:
+        return "sliding"
+    return "standard" if score.label.endswith(("roundtrip", "quantized")) else score.label
+
+
+def _figures(score: Score) -> dict[str, float]:
+    figures: dict[str, float | None] = {
+        "val_loss": float(score.val_loss),
+        "val_bpb": float(score.val_bpb),
+        "tokens": score.tokens,
+        "bytes": score.bytes,
+        "seconds": float(score.seconds) if score.seconds is not None else None,
+    }
+    return {name: value for name, value in figures.items() if value is not None}

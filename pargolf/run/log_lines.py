@@ -1,0 +1,43 @@
+"""The lines that close a training log, in the form of the challenge's published logs."""
+
+from collections.abc import Mapping
+
+from pargolf.config.schema import ExportConfig
+from pargolf.score.windows import Score
+
+
+def final_lines(
+    export: ExportConfig, code_bytes: int, model_bytes: int, scores: Mapping[str, tuple[Score, int, float]]
+) -> list[str]:
+    """Sizes of code and artifact, then two lines a score: rounded, and exact to 8 digits.
+
+    `scores` maps a name ("roundtrip", "sliding_window") to a score of the artifact as read back
+    from disk, its stride in tokens and the seconds it took.
+    """
+    lines = size_lines(export, code_bytes, model_bytes)
+    for name, (score, stride, seconds) in scores.items():
+        label = f"final_{_precision(export)}_{name}"
+        lines += [
+            f"{label} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} stride:{stride}"
+            f" tokens:{score.tokens} bytes:{score.bytes} eval_time:{seconds * 1000:.0f}ms",
+            f"{label}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}",
+        ]
+    return lines
+
+
+def size_lines(export: ExportConfig, code_bytes: int, model_bytes: int) -> list[str]:
+    """What code, artifact and both together take."""
+    form = f"{_precision(export)}{'+range' if export.layout == 'range' else ''}+{export.codec}"
+    return [
+        f"Code size: {code_bytes} bytes",
+        f"Serialized model {form}: {model_bytes} bytes",
+        f"Total submission size {form}: {code_bytes + model_bytes} bytes",
+    ]
+
+
+def _precision(export: ExportConfig) -> str:
+    if export.model_bytes or export.max_loss:
+        return "fitted"
+    return "".join(
+        f"int{bits}" if bits <= 8 else f"float{bits}" for bits in sorted({export.attn_bits, export.mlp_bits})
+    )

@@ -1,0 +1,188 @@
+"""Reading training logs of the challenge: ours, the baseline's and those of published records.
+
+The line formats are those of the OpenAI parameter-golf repository: `step:N/M train_loss:... ` and
+`NAME val_loss:... val_bpb:...` of its train_gpt.py, and `N/M train_loss: ...` with a block of
+hyperparameters, as records from April 2026 on print them.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from decimal import Decimal
+
+from pargolf.system.errors import UserError
+
+LOSSES: tuple[str, ...] = ("train_loss", "val_loss", "val_bpb", "lr_scale")
+LONGEST_LINE = 2000  # characters; what is longer is no line that a training script prints
+UNITS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "": Decimal("0.001")}  # in seconds
+
+# Short, so that no arithmetic on a number from a stranger's log can overflow.
+NUMBER = r"[-+]?\d[\d,]{0,23}(?:\.\d{0,20})?(?:[eE][-+]?\d{1,2})?"
+FIELD = re.compile(rf"(?<!\S)([A-Za-z][\w/]*):\s?({NUMBER})(ms|s|m)?(?!\S)")
+STEP = re.compile(r"(?:step:\s?)?(\d{1,12})/(\d{1,12})\s")
+SIZE = re.compile(rf"(Serialized model|Code size|Total submission size)\b([^:]*):\s*({NUMBER}) bytes")
+SETTING = re.compile(r"([A-Za-z]\w*):([\w.+-]+)")  # one of several on a line
+BLOCK_SETTING = re.compile(r"\s+([A-Za-z]\w*): (.*)")  # one a line, under "Hyperparameters:"
+SEED = re.compile(r"(?<!\S)seed[:=]\s?(\d{1,12})(?!\S)|, seed (\d{1,12})$")
+PARAMETERS = re.compile(rf": ({NUMBER}) parameters,")  # of our own log
+# Scripts print their own code first, and this line after it.
+RULE = "=" * 100
+
+Setting = int | float | bool | str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of the training: losses, and seconds of training so far where the line states them."""
+
+    step: int
+    iterations: int
+    losses: dict[str, Decimal]
+    """Those of LOSSES that are on the line."""
+    seconds: Decimal | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A named score of the finished model, with as many decimals as the log gives."""
+
+    label: str
+    """As the log names it, without "_exact"."""
+    val_loss: Decimal
+    val_bpb: Decimal
+    seconds: Decimal | None
+    stride: int | None
+    tokens: int | None
+    """Scored tokens and the bytes of text they stand for; our own scripts state them."""
+    bytes: int | None
+
+    @property
+    def of_artifact(self) -> bool:
+        """False for a diagnostic beside the scores that count, such as of weights not yet quantized."""
+        return not re.search(r"diagnostic|\bpre[-_ ]", self.label, re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TrainLog:
+    """What a log states; None where it states nothing."""
+
+    seed: int | None
+    settings: dict[str, Setting]
+    steps: tuple[Step, ...]
+    scores: tuple[Score, ...]
+    """In the order of the log; the last of the artifact is the submission's."""
+    model_bytes: int | None
+    code_bytes: int | None
+    total_bytes: int | None
+    train_seconds: Decimal | None
+    eval_seconds: Decimal | None
+
+    @property
+    def final(self) -> Score | None:
+        """The score of the artifact that the log ends with."""
+        return next((score for score in reversed(self.scores) if score.of_artifact), None)
+
+
+def parse_log(text: str) -> TrainLog:
+    """Read a training log; lines of unknown form are skipped.
+
+    Raises UserError if there is neither a step nor a score in it.
+    """
+    reader = _Reader()
+    for line in text.splitlines():
+        if len(line) <= LONGEST_LINE:
+            reader.read(line)
+    if not reader.steps and not reader.scores:
+        raise UserError("no line of it reads `step:N/M train_loss:...` or `NAME val_loss:... val_bpb:...`")
+    return TrainLog(
+        reader.seed,
+        reader.settings,
+        tuple(reader.steps),
+        tuple(reader.scores.values()),
+        reader.sizes.get("Serialized model"),
+        reader.sizes.get("Code size"),
+        reader.sizes.get("Total submission size"),
+        reader.train_seconds,
+        reader.eval_seconds,
+    )
+
+
+class _Reader:
+    """Collects what the lines state, one after the other."""
+
+    def __init__(self) -> None:
+        self.seed: int | None = None
+        self.settings: dict[str, Setting] = {}
+        self.steps: list[Step] = []
+        self.scores: dict[str, Score] = {}
+        self.sizes: dict[str, int] = {}
+        self.train_seconds: Decimal | None = None
+        self.eval_seconds: Decimal | None = None
+
+    def read(self, line: str) -> None:
+        fields = {name: (_number(number), unit) for name, number, unit in FIELD.findall(line)}
+        if "train_time" in fields:
+            self.train_seconds = _seconds(*fields["train_time"])
+        if step := STEP.match(line):
+            self._step(int(step[1]), int(step[2]), fields)
+        elif "val_loss" in fields and "val_bpb" in fields:
+            self._score(line[: line.index("val_loss")].strip(), fields)
+        elif size := SIZE.match(line):
+            # The compressed size carries a name and comes after the raw one.
+            self.sizes[size[1]] = int(_number(size[3]))
+        elif "total_eval_time" in fields:
+            self.eval_seconds = _seconds(*fields["total_eval_time"])
+        elif not self.steps:
+            self._setting(line)
+
+    def _step(self, step: int, iterations: int, fields: dict[str, tuple[Decimal, str]]) -> None:
+        losses = {name: fields[name][0] for name in LOSSES if name in fields}
+        if losses:
+            seconds = _seconds(*fields["train_time"]) if "train_time" in fields else None
+            self.steps.append(Step(step, iterations, losses, seconds))
+
+    def _score(self, label: str, fields: dict[str, tuple[Decimal, str]]) -> None:
+        seconds = _seconds(*fields["eval_time"]) if "eval_time" in fields else None
+        counts = {
+            name: int(fields[name][0]) if name in fields else None for name in ("stride", "tokens", "bytes")
+        }
+        name = label.removesuffix("_exact")
+        score = Score(name, fields["val_loss"][0], fields["val_bpb"][0], seconds, **counts)
+        # "..._exact" repeats the losses of the line before with all their decimals, and nothing else.
+        rounded = self.scores.pop(name, None)
+        if rounded is not None and label.endswith("_exact"):
+            score = replace(rounded, val_loss=score.val_loss, val_bpb=score.val_bpb)
+        self.scores[score.label] = score
+        if score.seconds is not None and score.of_artifact:
+            self.eval_seconds = score.seconds
+
+    def _setting(self, line: str) -> None:
+        if line == RULE:  # so far it was code
+            self.settings, self.seed = {}, None
+            return
+        words = [SETTING.fullmatch(word) for word in line.split()]
+        if block := BLOCK_SETTING.fullmatch(line):
+            self.settings[block[1]] = _value(block[2])
+        elif words and all(words):
+            self.settings |= {word[1]: _value(word[2]) for word in words if word}
+        if self.seed is None and (seed := SEED.search(line)):
+            self.seed = int(seed[1] or seed[2])
+        if parameters := PARAMETERS.search(line):
+            self.settings["model_params"] = int(_number(parameters[1]))
+
+
+def _number(text: str) -> Decimal:
+    return Decimal(text.replace(",", ""))
+
+
+def _seconds(number: Decimal, unit: str) -> Decimal:
+    return number * UNITS[unit]
+
+
+def _value(text: str) -> Setting:
+    if text in ("True", "False"):
+        return text == "True"
+    if re.fullmatch(r"[-+]?\d{1,18}", text):
+        return int(text)
+    if re.fullmatch(NUMBER, text) and "," not in text:
+        return float(text)
+    return text

@@ -1,0 +1,144 @@
+"""What each token of the validation text costs: by its place in the window, and passage by passage."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from pargolf.data.tokenizer import ByteTable, Tokenizer
+from pargolf.model.gpt import GPT
+from pargolf.score.windows import batch_losses, windows
+
+PASSAGE_BYTES = 300  # a passage ends at the first end of a sentence or line after so many bytes
+# Upper ends of the colours of spans, bits per byte; above the last there is one more.
+LEVELS = (0.5, 1.0, 2.0, 3.0, 5.0)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Tokens [start, stop) of a stream: the bytes of text they stand for, and what they cost."""
+
+    start: int
+    stop: int
+    bytes: int
+    bits: float
+
+    @property
+    def bpb(self) -> float:
+        return self.bits / self.bytes
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens [start, stop) of a stream: one, or the few that spell one character between them."""
+
+    start: int
+    stop: int
+    text: str
+    bytes: int
+    bits: float
+
+
+def token_bits(
+    model: GPT,
+    tokens: np.ndarray,
+    stride: int,
+    batch_rows: int,
+    progress: Callable[[float, float], None] | None = None,
+) -> np.ndarray:
+    """Bits (N,) float64 that each of `tokens` (N,) costs in the windows of `score`; 0 for the first.
+
+    Their sum over the bytes of the text is val_bpb. stride = seq_len gives plain rows.
+    `progress` is called with windows done and windows in all.
+    """
+    plan = windows(len(tokens) - 1, model.config.seq_len, stride)
+    bits = np.zeros(len(tokens))
+    done = 0
+    for batch, _, losses in batch_losses(model, tokens, plan, batch_rows):
+        for window, row in zip(batch, losses.double().cpu().numpy() / math.log(2), strict=True):
+            bits[window.start + window.first + 1 : window.start + window.length + 1] = row
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(plan))
+    return bits
+
+
+def token_bytes(tokens: np.ndarray, table: ByteTable) -> np.ndarray:
+    """Bytes (N,) int64 that each of `tokens` (N,) stands for; 0 for the first, which is not scored."""
+    return np.concatenate(([0], table.count(tokens[:-1], tokens[1:])))
+
+
+def by_position(bits: np.ndarray, sizes: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of bits and of bytes of the tokens that plain rows predict from 1, 2, ..., seq_len tokens.
+
+    `bits` and `sizes` (N,) are those of `token_bits` with stride = seq_len and of `token_bytes`.
+    """
+    position = np.arange(len(bits) - 1) % seq_len
+    return np.bincount(position, bits[1:]), np.bincount(position, sizes[1:])
+
+
+def passages(
+    tokens: np.ndarray, bits: np.ndarray, sizes: np.ndarray, tokenizer: Tokenizer, table: ByteTable
+) -> list[Passage]:
+    """The stream cut into passages of about PASSAGE_BYTES; arrays are (N,), of one value a token.
+
+    A passage ends with a sentence, a line or its document; where none ends for another
+    PASSAGE_BYTES, after a whole character. BOS tokens belong to none, and what is left of a
+    document is left out if it is shorter than half a passage.
+    """
+    pieces = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+    line_end = np.array([piece.endswith("\n") for piece in pieces])
+    sentence_end = np.array([piece.endswith((".", "!", "?")) for piece in pieces])
+    following = np.append(tokens[1:], tokenizer.bos_id)
+    good_end = line_end[tokens] & ~line_end[following]  # empty lines stay with what they end
+    good_end |= sentence_end[tokens] & table.leading_space[following]
+    found = []
+    start = size = 0
+    for at, (token, good) in enumerate(zip(tokens.tolist(), good_end.tolist(), strict=True)):
+        ends_document = token == tokenizer.bos_id
+        stop = at if ends_document else at + 1
+        size += int(sizes[at])
+        too_long = size >= 2 * PASSAGE_BYTES and not _in_a_character(tokens[start:stop], tokenizer)
+        if ends_document or too_long or (good and size >= PASSAGE_BYTES) or at + 1 == len(tokens):
+            if size >= PASSAGE_BYTES // 2:
+                found.append(Passage(start, stop, size, float(bits[start:stop].sum())))
+            start, size = at + 1, 0
+    return found
+
+
+def spans(
+    passage: Passage, tokens: np.ndarray, bits: np.ndarray, sizes: np.ndarray, tokenizer: Tokenizer
+) -> list[Span]:
+    """The text of a passage, token by token; arrays as in `passages`."""
+    raw = {
+        at: tokenizer.text_bytes(int(tokens[at]), int(sizes[at])) for at in range(passage.start, passage.stop)
+    }
+    # A token that begins within a character belongs to the span in which the character began.
+    starts = [at for at, part in raw.items() if not b"\x80" <= part[:1] < b"\xc0" or at == passage.start]
+    return [
+        Span(
+            start,
+            stop,
+            b"".join(raw[at] for at in range(start, stop)).decode(errors="replace"),
+            int(sizes[start:stop].sum()),
+            float(bits[start:stop].sum()),
+        )
+        for start, stop in pairwise([*starts, passage.stop])
+    ]
+
+
+def level(span: Span) -> int:
+    """Colour of a span: how many of LEVELS its bits per byte reach."""
+    return sum(span.bits >= limit * span.bytes for limit in LEVELS)
+
+
+def context_edges(seq_len: int) -> np.ndarray:
+    """Edges of the ranges of context 1, 2, 3-4, 5-8, ... seq_len: range i is edges[i] + 1 to edges[i + 1]."""
+    return np.unique(np.minimum(np.append(0, 2 ** np.arange(seq_len.bit_length() + 1)), seq_len))
+
+
+def _in_a_character(tokens: np.ndarray, tokenizer: Tokenizer) -> bool:
+    # What the first bytes of one decode to.
+    return tokenizer.decode(tokens).endswith("\N{REPLACEMENT CHARACTER}")

@@ -1,0 +1,118 @@
+"""Bits per byte on held-out tokens, by plain rows or by a sliding window.
+
+The score is defined in the challenge's rules: val_bpb = total cross-entropy in bits of the
+tokens scored / UTF-8 bytes those tokens stand for.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pargolf.data.tokenizer import ByteTable
+from pargolf.model.gpt import GPT
+from pargolf.system import distributed, launch
+from pargolf.system.errors import require
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens [start, start + length) go in; the targets from position `first` of it on are scored."""
+
+    start: int
+    length: int
+    first: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """val_loss in nats a token, val_bpb in bits a byte, and what they were taken over."""
+
+    val_loss: float
+    val_bpb: float
+    tokens: int
+    bytes: int
+
+
+def check_stride(stride: int, seq_len: int) -> None:
+    """Raise UserError unless windows of `seq_len` tokens can score `stride` each and leave none out."""
+    require(1 <= stride <= seq_len, f"stride {stride} must lie in 1..{seq_len} (the window)")
+
+
+def windows(targets: int, seq_len: int, stride: int) -> list[Window]:
+    """Windows at 0, stride, 2 stride, ... over `targets` target tokens, each scored exactly once.
+
+    The first window scores all its positions, each later one its last `stride`; the tail that
+    fills no whole stride is scored by a last, shorter window. stride = seq_len gives plain rows.
+    """
+    plan = []
+    scored = start = 0
+    while scored < targets:
+        length = min(seq_len, targets - start)
+        plan.append(Window(start, length, scored - start))
+        scored = start + length
+        start += stride
+    return plan
+
+
+@torch.inference_mode()
+def score(
+    model: GPT,
+    tokens: np.ndarray,
+    table: ByteTable,
+    stride: int,
+    batch_rows: int,
+    progress: Callable[[float, float], None] | None = None,
+) -> Score:
+    """Score the stream `tokens` (N,): its tokens from the second on, each once.
+
+    The windows are shared over the ranks and summed in float64, so that their number does not
+    matter. `progress` is called with windows done and windows in all (of this rank).
+    """
+    plan = windows(len(tokens) - 1, model.config.seq_len, stride)
+    mine = plan[launch.rank() :: launch.world_size()]
+    sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
+    done = 0
+    for batch, rows, losses in batch_losses(model, tokens, mine, batch_rows):
+        first = batch[0].first
+        sums[0] += losses.double().sum().cpu()
+        sums[1] += losses.numel()
+        sums[2] += int(table.count(rows[:, first:-1], rows[:, first + 1 :]).sum())
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(mine))
+    nats, count, size_bytes = distributed.total(sums).tolist()
+    return Score(nats / count, nats / math.log(2) / size_bytes, int(count), int(size_bytes))
+
+
+@torch.inference_mode()
+def batch_losses(
+    model: GPT, tokens: np.ndarray, plan: list[Window], batch_rows: int
+) -> Iterator[tuple[list[Window], np.ndarray, Tensor]]:
+    """For each batch of B windows of one shape: them, their tokens (B, length + 1) int64, and the
+    cross-entropies (B, length - first) in nats of the targets they score, on the model's device."""
+    device = model.embed.weight.device
+    for batch, rows in batches(tokens, plan, batch_rows):
+        yield batch, rows, token_losses(model, torch.from_numpy(rows).to(device), batch[0].first)
+
+
+def token_losses(model: GPT, rows: Tensor, first: int) -> Tensor:
+    """Cross-entropy (B, T - first) in nats of rows[:, first + 1:] given all before, rows (B, T + 1) int64."""
+    return model.loss(model.trunk(rows[:, :-1], first=first), rows[:, first + 1 :], reduction="none")
+
+
+def batches(tokens: np.ndarray, plan: list[Window], rows: int) -> Iterator[tuple[list[Window], np.ndarray]]:
+    """Consecutive windows of one shape, B <= `rows` together, and their tokens (B, length + 1) int64."""
+    groups: list[list[Window]] = []
+    for window in plan:
+        last = groups[-1] if groups else []
+        fits = last and len(last) < rows and (last[0].length, last[0].first) == (window.length, window.first)
+        if fits:
+            last.append(window)
+        else:
+            groups.append([window])
+    for batch in groups:
+        yield batch, np.stack([tokens[w.start : w.start + w.length + 1] for w in batch]).astype(np.int64)

@@ -1,0 +1,133 @@
+"""What a finished run, our own or an imported one, has to say in a comparison."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pargolf.config.schema import RunConfig
+from pargolf.config.settings import Settings, flatten, from_dict, to_dict
+from pargolf.run.folder import Run, read_lines
+from pargolf.system.errors import UserError
+
+
+@dataclass(frozen=True)
+class Record:
+    """The figures of one finished run; None where the run does not tell."""
+
+    name: str
+    val_bpb: float
+    """Bits per byte of the artifact as read back from disk, by the sliding window."""
+    folder: Path | None = None
+    """None for a published figure."""
+    settings: Settings = dataclasses.field(default_factory=dict)
+    """Every known setting, "section.field" -> value; an imported run may know few or none."""
+    seed: int | None = None
+    stride: int | None = None
+    """Tokens a scoring window advanced by; seq_len where the run was scored by plain rows."""
+    val_loss: float | None = None
+    """Nats a token, scored as val_bpb is."""
+    val_bytes: int | None = None
+    """Bytes of validation text that were scored."""
+    bytes_total: int | None = None
+    """Code and model."""
+    bytes_model: int | None = None
+    budget: int | None = None
+    step_ms: float | None = None
+    """Median milliseconds a training step, over steps."""
+    train_seconds: float | None = None
+    steps: int | None = None
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a run from its config.json, result.json, metrics.jsonl and timing.jsonl.
+
+    config.json may be partial or missing, as in a run imported from a published log.
+    Raises UserError if `folder` is no run, is unfinished, or holds a damaged file.
+    """
+    run = Run(folder)
+    if not run.result.exists():
+        if run.config.exists():
+            raise UserError(f"{folder} is unfinished: it has no result.json; finish it with `pargolf run`")
+        raise UserError(f"{folder} is no run folder: it has no result.json")
+    result, settings = read_json(run.result), _read_settings(run)
+    try:
+        scores = result["artifact"]
+        how = list(scores)[-1]  # "sliding"; of an imported run the score that its log ends with
+        score = scores[how]
+        val_bpb = float(score["val_bpb"])
+    except (LookupError, TypeError, ValueError):
+        raise UserError(
+            f"{run.result} holds no score of an artifact; make it with `pargolf eval {folder}`"
+        ) from None
+    timing = read_lines(run.timing)
+    metrics = read_lines(run.metrics)
+    return Record(
+        name=run.name,
+        val_bpb=val_bpb,
+        folder=folder,
+        settings=settings,
+        seed=settings.get("train.seed"),
+        stride=result.get("seq_len" if how == "standard" else "stride"),
+        val_loss=score.get("val_loss"),
+        val_bytes=score.get("bytes"),
+        bytes_total=result.get("bytes_total"),
+        bytes_model=result.get("bytes_model"),
+        budget=result.get("budget"),
+        step_ms=_median_step_ms(timing),
+        train_seconds=result.get("train_seconds", timing[-1]["seconds"] if timing else None),
+        steps=result.get("steps", metrics[-1]["step"] if metrics else None),
+    )
+
+
+def read_records(folders: Iterable[Path]) -> list[Record]:
+    """`read_record` of each folder; UserError if one is named twice, which would count its run twice."""
+    records: dict[Path, Record] = {}
+    for folder in folders:
+        if folder.resolve() in records:
+            raise UserError(f"{folder} is named twice; a run counts once")
+        records[folder.resolve()] = read_record(folder)
+    return list(records.values())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; UserError if it is none."""
+    try:
+        value = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return value
+
+
+def _read_settings(run: Run) -> Settings:
+    if run.imported.exists():
+        return flatten(read_json(run.imported).get("settings", {}))
+    if not run.config.exists():
+        return {}
+    values = read_json(run.config)
+    # All sections: written by pargolf, perhaps by a version that lacked some options, which are then
+    # off, their default. Fewer: an imported run, whose unknown settings stay unknown.
+    if values.keys() >= to_dict(RunConfig()).keys():
+        values = to_dict(from_dict(values))
+    return flatten({section: fields for section, fields in values.items() if isinstance(fields, dict)})
+
+
+def _median_step_ms(timing: list[dict[str, Any]]) -> float | None:
+    """Median over steps of the milliseconds a step took, from seconds since the start at some steps.
+
+    The median leaves out what a mean would keep: stalls, and the first steps of a cold cache.
+    """
+    step_ms: list[float] = []
+    last_step, last_seconds = 0, 0.0
+    for line in timing:
+        steps, seconds = line["step"] - last_step, line["seconds"] - last_seconds
+        # A run killed and continued elsewhere may seem to go back in time.
+        if steps > 0 and seconds > 0:
+            step_ms += [1000 * seconds / steps] * steps
+        last_step, last_seconds = line["step"], line["seconds"]
+    return statistics.median(step_ms) if step_ms else None

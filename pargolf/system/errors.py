@@ -1,0 +1,28 @@
+"""The exceptions that are part of normal use, as opposed to "pargolf is wrong"."""
+
+from pargolf.system.escape import visible
+
+
+class UserError(Exception):
+    """Bad input, setting, file or machine state that the user can mend.
+
+    The message is one line: what is wrong and what to do. The command line prints it
+    without a traceback and exits with code 2. Words of a file in it cannot steer a terminal.
+    """
+
+    def __str__(self) -> str:
+        return visible(super().__str__(), " ")
+
+
+class Stopped(Exception):
+    """The work was asked to stop by SIGINT or SIGTERM; what was done is saved."""
+
+    def __init__(self, signal_number: int, where: str):
+        super().__init__(f"{where}; the same command continues from there")
+        self.signal_number = signal_number
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise UserError with `message` unless `holds`."""
+    if not holds:
+        raise UserError(message)

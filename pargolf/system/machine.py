@@ -1,0 +1,136 @@
+"""What this machine offers, and the choices a run makes from it."""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pargolf.system.errors import UserError
+
+
+def resolve_device(setting: str) -> Literal["cpu", "cuda"]:
+    """ "cpu" or "cuda" for train.device; UserError if "cuda" is asked for and there is none."""
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device is cuda but PyTorch sees no GPU; use --train.device cpu or auto")
+    if setting == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if setting == "cuda" else "cpu"
+
+
+def resolve_dtype(setting: str, device: str) -> str:
+    """ "bfloat16" or "float32" for train.dtype (see its description)."""
+    if setting != "auto":
+        return setting
+    if device == "cuda":
+        return "bfloat16"
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "float32"
+    # Having the instructions is not enough: with AVX512-BF16 alone bfloat16 was measured to be half
+    # as fast as float32 on one CPU, and nearly three times as fast on another.
+    return min(("bfloat16", "float32"), key=lambda name: _matmul_seconds(getattr(torch, name)))
+
+
+def _matmul_seconds(dtype: torch.dtype) -> float:
+    x, weight = torch.randn(2048, 512).to(dtype), torch.randn(512, 512).to(dtype)
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        F.linear(x, weight)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def resolve_compile(setting: str, device: str) -> Literal["on", "off"]:
+    """ "on" or "off" for train.compile; UserError if "on" is asked for and a CPU lacks a compiler."""
+    if setting == "off":
+        return "off"
+    missing = _missing_for_compilation() if device == "cpu" else ""
+    if missing and setting == "on":
+        raise UserError(f"train.compile on a CPU needs {missing}; install it or use --train.compile off")
+    return "off" if missing else "on"
+
+
+def _missing_for_compilation() -> str:
+    compilers = (os.environ.get("CXX", ""), "g++", "clang++")
+    if not any(shutil.which(name) for name in compilers if name):
+        return "a C++ compiler (g++ or clang++)"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "the headers of Python (Debian's python3-dev)"
+    return ""
+
+
+def use_compile_cache(setting: str, folder: Path) -> str:
+    """Point torch.compile at `folder` ("clean") or at PyTorch's shared cache; return a line for the log.
+
+    Stale inductor caches have changed step times and results of published runs, so a clean
+    one is the default. Must be called before the first compilation.
+    """
+    if setting == "shared":
+        return "compile cache: shared with other runs"
+    # Inductor and Triton read these when they first compile.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
+    return f"compile cache: clean, in {folder}"
+
+
+def memory_bytes() -> int:
+    """The memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def keep_memory() -> None:
+    """Have this process keep the memory that it frees, for its next step; where the C library is glibc.
+
+    By default every large tensor is new memory, which the system first clears, page by page: a
+    tenth of a training step on a CPU.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        # Of glibc's malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD.
+        for option, size in ((-1, 2**31 - 1), (-2, 256 << 20), (-3, 32 << 20)):
+            library.mallopt(option, size)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """`array` as a tensor on `device`; a GPU fetches it in its turn, and the host does not wait."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        # Only from pinned memory without gaps: any other is first copied by the host, which waits.
+        tensor = tensor.contiguous().pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def record_event(device: torch.device) -> torch.cuda.Event | None:
+    """An event at the end of the device's queue; None on a CPU, whose work is done when it returns."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(blocking=True)  # who waits sleeps: the cores belong to other ranks too
+    event.record()
+    return event
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queue, so that a clock read next is honest."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Let PyTorch compute with `count` CPU threads for the length of a `with` block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,96 @@
+"""What a training run leaves in its folder while it goes on, and how it is stopped and continued."""
+
+import signal
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from pargolf.config.schema import TrainConfig
+from pargolf.model.gpt import GPT
+from pargolf.model.init import take_weights
+from pargolf.optim.groups import Optimizers
+from pargolf.optim.schedule import progress
+from pargolf.run.folder import Run, append_line
+from pargolf.score.windows import Score
+from pargolf.system import distributed, launch
+from pargolf.system.console import Bar
+from pargolf.system.errors import Stopped
+from pargolf.train.checkpoint import Progress, load_checkpoint, read_progress, read_weights, save_checkpoint
+
+
+class Keeper:
+    """Checkpoints, metrics and progress bar of one run, for the length of a `with` block.
+
+    Within it SIGINT and SIGTERM are noted and end the run between two steps. Every rank has a
+    keeper; the first one's writes.
+    """
+
+    def __init__(self, run: Run, t: TrainConfig):
+        """Raise UserError if the run's checkpoint is damaged."""
+        self.run, self.t = run, t
+        self.progress = read_progress(run.checkpoint) if run.checkpoint.exists() else Progress()
+        self._bar = Bar("training")
+        self._signal = 0
+
+    def __enter__(self) -> "Keeper":
+        self._handlers = {
+            number: signal.signal(number, self._note_signal) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        self._bar.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.__exit__(kind, error, trace)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _note_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal:  # asked twice: do not wait for the step
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def resume(self, model: GPT, optimizers: Optimizers) -> tuple[int, float]:
+        """Watch over these and put the checkpoint into them, if there is one; returns its step and seconds.
+
+        A run without one may start from the weights of another (`train.start_from`).
+        """
+        self._trained = model, optimizers
+        if self.run.checkpoint.exists():
+            self.progress = load_checkpoint(self.run.checkpoint, model, optimizers)
+        elif self.t.start_from:
+            take_weights(model, read_weights(Run(Path(self.t.start_from)).checkpoint))
+        return self.progress.step, self.progress.seconds
+
+    def due(self, step: int, last: bool) -> bool:
+        """True if a checkpoint must be saved before `step`: at the end, in between, or to stop."""
+        (stopping,) = distributed.agree(float(self._signal))
+        self._signal = int(stopping)
+        every = self.t.checkpoint_every
+        return last or bool(stopping) or bool(every and step > self.progress.step and step % every == 0)
+
+    def save(self, step: int, seconds: float, finished: bool) -> None:
+        """Write a checkpoint; then raise Stopped if a signal asked for it and the run goes on."""
+        self.progress = Progress(step, seconds, finished)
+        if launch.is_main():
+            save_checkpoint(self.run.checkpoint, *self._trained, self.progress)
+        distributed.barrier()
+        if self._signal and not finished:
+            raise Stopped(self._signal, f"at step {step}, checkpoint saved")
+
+    def note_loss(self, step: int, train_loss: float, scale: float, seconds: float) -> None:
+        """Record a training loss, and when it was reached."""
+        if launch.is_main():
+            append_line(self.run.metrics, {"step": step, "train_loss": train_loss, "lr_scale": scale})
+            append_line(self.run.timing, {"step": step, "seconds": round(seconds, 4)})
+
+    def note_score(self, step: int, score: Score) -> None:
+        """Record a score on the validation rows."""
+        if launch.is_main():
+            append_line(
+                self.run.metrics, {"step": step, "val_loss": score.val_loss, "val_bpb": score.val_bpb}
+            )
+
+    def show(self, step: int, seconds: float) -> None:
+        """Move the bar to how far the run is, by steps or by the clock."""
+        self._bar(progress(step, seconds, self.t), 1.0)

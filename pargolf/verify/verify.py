@@ -1,0 +1,294 @@
+"""Is a score valid? The conditions for that, tried on the running model and not read off its code.
+
+Conditions: the challenge's thread 1017 and the rulings of its maintainers. docs/verify.md says
+what is tried for each, and what that cannot show.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pargolf.data.prepare import decode_documents
+from pargolf.data.tokenizer import Tokenizer
+from pargolf.run.target import Target
+from pargolf.score.windows import check_stride, windows
+from pargolf.system import distributed
+from pargolf.system.console import Bar
+from pargolf.system.errors import UserError
+from pargolf.system.files import sha256_file, write_json
+from pargolf.verify.model_under_test import Model, blaming, load_own, loader_of
+
+SUM_TOLERANCE = 1e-5  # of the probabilities at one position, from 1
+
+# Two calls of one shape run the same kernels, which round each position alike, whatever stands at
+# the others: what is compared below should be equal bit for bit, and for pargolf's models it is.
+# The tolerance, in nats, is for models whose shapes follow the content (experts): float32 sums in
+# another order differ by about 1e-6. A leak as small as this moves val_loss by no more than the
+# same 1e-5, 1/500 of what a record must win by.
+LOGPROB_TOLERANCE = 1e-5
+
+Fresh = Callable[[], Callable[[Tensor], Tensor]]
+"""Gives a newly loaded model's logprobs."""
+
+CHUNK_VALUES = 1 << 24  # log-probabilities held at once, 64 MiB in float32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One condition and what was measured for it."""
+
+    condition: str
+    holds: bool | None
+    """None: it cannot be told, since the model does not repeat itself."""
+    tried: int
+    """Positions looked at; tokens of the whole stream for the accounting."""
+    deviation: float | None
+    """Largest one, in nats, probability or bytes; None if it was not measured or is no number."""
+    tolerance: float
+    measured: str
+    """The same in words."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One row for each condition."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def valid(self) -> bool:
+        """Every condition holds, and none is unknown."""
+        return all(row.holds for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Windows of the stream in its order, and the same with another future."""
+
+    rows: Tensor
+    """(n, T + 1) int64: inputs and, one further, their targets."""
+    cuts: Tensor
+    """(n,) in 1 .. T - 1: the first input that is changed."""
+    changed: Tensor
+    """(n, T): the inputs with every token from the cut on replaced by another one."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """(n, T)"""
+        return self.rows[:, :-1]
+
+    def split(self, size: int) -> list["Trials"]:
+        parts = (x.split(size) for x in (self.rows, self.cuts, self.changed))
+        return [Trials(*part) for part in zip(*parts, strict=True)]
+
+
+def choose_trials(tokens: np.ndarray, seq_len: int, count: int, tokenizer: Tokenizer, seed: int) -> Trials:
+    """`count` windows of tokens (N,), a third cut at a document's start, a third at a window's edge.
+
+    Raises UserError if the stream is too short to cut.
+    """
+    length = min(seq_len, len(tokens) - 1)
+    if length < 2:
+        raise UserError(f"a window of {length} validation tokens has no later token to change")
+    generator = np.random.default_rng(seed)
+    last = len(tokens) - length - 1
+    starts = generator.integers(0, last, size=count, endpoint=True)
+    cuts = generator.integers(1, length, size=count)
+    cuts[1::3] = generator.choice((1, length - 1), size=len(cuts[1::3]))
+    documents = np.flatnonzero(tokens[1:-1] == tokenizer.bos_id) + 1
+    if len(documents):
+        # The change begins with a BOS or right after it, at a random place of the window.
+        at = generator.choice(documents, size=len(cuts[2::3])) + generator.integers(0, 2, len(cuts[2::3]))
+        starts[2::3] = np.clip(at - cuts[2::3], 0, last)
+        cuts[2::3] = np.clip(at - starts[2::3], 1, length - 1)
+    order = np.argsort(starts, kind="stable")
+    rows = np.stack([tokens[start : start + length + 1] for start in starts[order]]).astype(np.int64)
+    inputs, cuts = rows[:, :-1], cuts[order]
+    others = (inputs + generator.integers(1, tokenizer.vocab_size, inputs.shape)) % tokenizer.vocab_size
+    changed = np.where(np.arange(length) < cuts[:, None], inputs, others)
+    return Trials(*map(torch.from_numpy, (rows, cuts, changed)))
+
+
+@torch.no_grad()
+def verify(
+    load: Callable[[], Model],
+    tokenizer: Tokenizer,
+    tokens: np.ndarray,
+    stride: int = 64,
+    positions: int = 64,
+    seed: int = 0,
+    progress: Callable[[float, float], None] | None = None,
+) -> Verdict:
+    """Try each condition on a model that is scored on the stream `tokens` (N,), windows every `stride`.
+
+    `load` gives the model as freshly read from its artifact, and is called several times.
+    `positions` windows are drawn by `seed`, and a future is changed in each. `progress` is called
+    with batches done and batches in all. Raises UserError if a setting is out of range or the model
+    gives no full distribution.
+    """
+    model = load()
+    if positions < 1:
+        raise UserError(f"positions must be at least 1, is {positions}")
+    check_stride(stride, model.seq_len)
+    accounting = _accounting(model, tokenizer, tokens, stride)  # first, since it refuses foreign tokens
+    trials = choose_trials(tokens, model.seq_len, positions, tokenizer, seed)
+    most = CHUNK_VALUES // (trials.inputs.size(1) * tokenizer.vocab_size)
+    # At least four chunks where there are four windows, so that there is an order to reverse.
+    chunks = trials.split(max(1, min(most, positions // 4)))
+
+    # Determinism, causality and one pass take each chunk twice, normalization once.
+    done, calls = 0, 7 * len(chunks)
+
+    def fresh() -> Callable[[Tensor], Tensor]:
+        new = load()
+
+        def logprobs(rows: Tensor) -> Tensor:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, calls)
+            return _full_logprobs(new, rows, tokenizer.vocab_size)
+
+        return logprobs
+
+    scored, earlier = trials.inputs.numel(), int(trials.cuts.sum())
+    unlike, off = _unlike(fresh, chunks), _off(fresh, chunks)
+    leak = kept = None
+    if unlike <= LOGPROB_TOLERANCE:
+        leak, kept = _leak(fresh, chunks), _kept(fresh, chunks)
+    sums = f"{scored:,} positions: their {tokenizer.vocab_size:,} probabilities sum to 1 within {off:.1e}"
+    return Verdict(
+        (
+            _compared("determinism", scored, f"artifact read twice, {scored:,} positions", unlike),
+            Row("normalization", off <= SUM_TOLERANCE, scored, _finite(off), SUM_TOLERANCE, sums),
+            _compared(
+                "causality",
+                earlier,
+                f"{positions:,} futures changed, {earlier:,} positions before them",
+                leak,
+            ),
+            _compared("one pass", scored, f"{scored:,} tokens scored again, last windows first", kept),
+            accounting,
+        )
+    )
+
+
+def _full_logprobs(model: Model, rows: Tensor, vocab_size: int) -> Tensor:
+    """The model's logprobs, on the CPU; UserError unless they cover the vocabulary at every position."""
+    values = model.logprobs(rows.clone())
+    wanted = (*rows.shape, vocab_size)
+    if not isinstance(values, Tensor) or values.shape != wanted:
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise UserError(f"logprobs gave {shape}, no tensor of the whole vocabulary, {wanted}")
+    return values.cpu()
+
+
+def _unlike(fresh: Fresh, chunks: list[Trials]) -> float:
+    """Largest difference between the log-probabilities of two models of one artifact."""
+    first, second = fresh(), fresh()
+    return max(_difference(first(chunk.inputs), second(chunk.inputs)) for chunk in chunks)
+
+
+def _off(fresh: Fresh, chunks: list[Trials]) -> float:
+    """Largest difference of a sum of probabilities from 1."""
+    logprobs = fresh()
+    sums = [logprobs(chunk.inputs).double().exp().sum(-1) for chunk in chunks]
+    return max(_difference(x, torch.ones_like(x)) for x in sums)
+
+
+def _leak(fresh: Fresh, chunks: list[Trials]) -> float:
+    """Largest change of a log-probability when every token after its context is another."""
+    leaks = []
+    for chunk in chunks:
+        # Models that have seen nothing yet: what one keeps between calls is not judged here.
+        true, other = fresh()(chunk.inputs), fresh()(chunk.changed)
+        before = torch.arange(true.size(1)) < chunk.cuts[:, None]
+        leaks.append(_difference(true[before], other[before]))
+    return max(leaks)
+
+
+def _kept(fresh: Fresh, chunks: list[Trials]) -> float:
+    """Largest change of a token's score when later windows, and its own, have been scored before."""
+    logprobs = fresh()
+
+    def scores(chunk: Trials) -> Tensor:
+        return logprobs(chunk.inputs).gather(-1, chunk.rows[:, 1:, None])
+
+    once = [scores(chunk) for chunk in chunks]
+    return max(
+        _difference(scores(chunk), score) for chunk, score in reversed([*zip(chunks, once, strict=True)])
+    )
+
+
+def _accounting(model: Model, tokenizer: Tokenizer, tokens: np.ndarray, stride: int) -> Row:
+    """Count the whole stream as `score` does: each token once, and the bytes of its text."""
+    text = len(decode_documents(tokens, tokenizer))
+    count = getattr(model, "token_bytes", tokenizer.byte_table().count)
+    plan = windows(len(tokens) - 1, model.seq_len, stride)
+    seen, counted = np.zeros(len(tokens) - 1, np.int32), 0
+    for window in plan:
+        scored = slice(window.start + window.first, window.start + window.length)
+        seen[scored] += 1
+        previous, targets = (part[scored].astype(np.int64) for part in (tokens[:-1], tokens[1:]))
+        counted += int(np.sum(count(previous, targets)))
+    once = bool((seen == 1).all())
+    times = "once each" if once else f"{seen.min()} to {seen.max()} times"
+    return Row(
+        "accounting", once and counted == text, len(seen), abs(counted - text), 0,
+        f"{len(seen):,} tokens scored {times} by {len(plan):,} windows;"
+        f" {counted:,} bytes counted, {text:,} in the text",
+    )  # fmt: skip
+
+
+def _compared(condition: str, tried: int, what: str, deviation: float | None) -> Row:
+    if deviation is None:
+        measured = "cannot be told, since the model gives other numbers each time"
+        return Row(condition, None, 0, None, LOGPROB_TOLERANCE, measured)
+    found = f"log-probabilities differ by up to {deviation:.1e} nats" if deviation else "equal bit for bit"
+    holds = deviation <= LOGPROB_TOLERANCE
+    return Row(condition, holds, tried, _finite(deviation), LOGPROB_TOLERANCE, f"{what}: {found}")
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """Largest |a - b|; equal infinities and two NaNs do not differ, NaN and number do without bound."""
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float(torch.where(same, 0.0, (a - b).abs().nan_to_num(nan=math.inf, posinf=math.inf)).max())
+
+
+def _finite(deviation: float) -> float | None:
+    return deviation if math.isfinite(deviation) else None
+
+
+def verify_target(target: Target, file: Path | None, stride: int, positions: int, seed: int) -> Verdict:
+    """Verify an artifact on its validation stream, with its own model or the one that `file` loads.
+
+    Raises UserError as `verify`, and where the user's file fails.
+    """
+    stream = target.stream("val")
+    tokens, tokenizer = stream.read(0, len(stream)), Tokenizer(target.tokenizer)
+    with distributed.world(target.device_type) as device, Bar("verifying") as bar:
+        if file is None:
+            own = partial(load_own, target, device, stride)
+            return verify(own, tokenizer, tokens, stride, positions, seed, bar)
+        theirs = partial(loader_of(file), target.artifact)
+        with blaming(file):
+            return verify(theirs, tokenizer, tokens, stride, positions, seed, bar)
+
+
+def write_verdict(path: Path, verdict: Verdict, target: Target) -> None:
+    """Write a verdict as JSON, with the SHA-256 of the file it is about."""
+    about = {"artifact": str(target.artifact), "sha256": sha256_file(target.artifact)}
+    write_json(path, about | {"valid": verdict.valid} | asdict(verdict))
+
+
+def check_verdict(verdict: Verdict, target: Target) -> None:
+    """UserError, naming the conditions that do not hold, unless the score is valid."""
+    if not verdict.valid:
+        broken = ", ".join(row.condition for row in verdict.rows if not row.holds)
+        raise UserError(f"the score of {target.artifact} is not valid: {broken}")

@@ -1,0 +1,169 @@
+"""Parts of the training loop that the command line cannot show."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pargolf.cli import dispatch
+from pargolf.config.schema import ExportConfig, ModelConfig, OptimConfig
+from pargolf.data.batches import Batches
+from pargolf.data.shards import open_split
+from pargolf.kernels import native
+from pargolf.model.gpt import GPT
+from pargolf.optim.groups import Optimizers
+from pargolf.optim.muon import plain_product
+from pargolf.system import machine
+from pargolf.system.errors import UserError
+from pargolf.train.loop import Stepper
+from pargolf.train.qat import quantized
+from support import Dataset
+
+TINY = ModelConfig(vocab_size=512, seq_len=32, n_layers=2, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
+
+
+def stepper(dataset: Dataset, micro_batches: int) -> Stepper:
+    model = GPT(TINY, seed=0)
+    batches = Batches(open_split(dataset.folder, "train"), 32, 256, micro_batches, "shuffle", 1)
+    optimizers = Optimizers(model, OptimConfig(), torch.float32)
+    return Stepper(model, model, optimizers, batches, torch.device("cpu"))
+
+
+def test_a_step_never_waits_for_the_device(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device without data, all that reads a value on the host fails: .item(), float(), .cpu()."""
+    device = torch.device("meta")
+    fused = sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices"
+    monkeypatch.setattr(*fused, lambda: ["meta"])
+    with device:
+        model = GPT(TINY, torch.bfloat16)
+    optimizers = Optimizers(model, OptimConfig(), torch.bfloat16)
+    batches = Batches(open_split(dataset.folder, "train"), 32, 256, 2, "shuffle", 1)
+    on_meta = Stepper(model, model, optimizers, batches, device)
+    for number, weights in enumerate((None, quantized(model, ExportConfig()))):
+        loss = on_meta.step(number, 1.0, 0.9, weights)
+        with pytest.raises(RuntimeError, match="meta"):
+            float(loss)
+
+
+def test_learning_rate_and_momentum_do_not_recompile(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled = stepper(dataset, 1)
+    compiled.model.compile_regions()
+    compiled.step(0, 1.0, 0.9)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled.step(1, 0.5, 0.95)
+        compiled.step(2, 0.25, 0.97)
+
+
+def test_attention_in_training_is_what_flash_kernels_take(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No mask, and keys and values not repeated: else PyTorch takes its slow kernel on GPUs, silently."""
+    calls = []
+
+    def recorded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: bool) -> Tensor:
+        calls.append((q.size(1), k.size(1), v.size(1), mask, options))
+        return attention(q, k, v, mask, **options)
+
+    attention = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
+    stepper(dataset, 1).step(0, 1.0, 0.9)
+    assert calls == [(2, 1, 1, None, {"is_causal": True, "enable_gqa": True})] * TINY.n_layers
+
+
+def test_a_gpu_fetches_batches_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[tuple[bool, bool]] = []
+    pinned: list[Tensor] = []
+
+    def pin_memory(tensor: Tensor) -> Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    def to(tensor: Tensor, device: torch.device, non_blocking: bool) -> Tensor:
+        fetched.append((tensor is pinned[-1] and tensor.is_contiguous(), non_blocking))
+        return tensor
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(Tensor, "to", to)
+    rows = np.arange(12).reshape(3, 4)
+    for array in (rows[:, :-1], rows[:, 1:]):
+        assert (machine.to_device(array, torch.device("cuda")).numpy() == array).all()
+    assert fetched == [(True, True)] * 2
+
+
+def test_warm_up_steps_leave_no_trace(dataset: Dataset) -> None:
+    warmed, cold = stepper(dataset, 1), stepper(dataset, 1)
+    assert warmed.warm_up(3) > 0
+    for number in range(3):
+        assert torch.equal(warmed.step(number, 1.0, 0.9), cold.step(number, 1.0, 0.9))
+    assert warmed.optimizers.state().keys() == cold.optimizers.state().keys()
+    for a, b in zip(warmed.model.parameters(), cold.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_warm_up_keeps_the_state_of_a_continued_run(dataset: Dataset) -> None:
+    warmed, cold = stepper(dataset, 1), stepper(dataset, 1)
+    for each in (warmed, cold):
+        each.step(0, 1.0, 0.9)
+    warmed.warm_up(2)
+    for number in (1, 2):
+        assert torch.equal(warmed.step(number, 1.0, 0.9), cold.step(number, 1.0, 0.9))
+
+
+def test_accumulated_pieces_are_one_batch(dataset: Dataset) -> None:
+    whole, pieces = stepper(dataset, 1), stepper(dataset, 4)
+    for number in range(3):
+        loss, summed = whole.step(number, 1.0, 0.9), pieces.step(number, 1.0, 0.9)
+        torch.testing.assert_close(loss, summed)
+
+
+def test_auto_settings_become_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.resolve_device("cpu") == "cpu"
+    assert machine.resolve_dtype("auto", "cuda") == "bfloat16"
+    assert machine.resolve_dtype("float32", "cuda") == "float32"
+    seconds = {torch.bfloat16: 1.0, torch.float32: 2.0}
+    monkeypatch.setattr(machine, "_matmul_seconds", seconds.__getitem__)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert machine.resolve_dtype("auto", "cpu") == "bfloat16"
+    seconds[torch.bfloat16] = 3.0
+    assert machine.resolve_dtype("auto", "cpu") == "float32"
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    seconds[torch.bfloat16] = 1.0
+    assert machine.resolve_dtype("auto", "cpu") == "float32"
+
+
+def test_compilation_needs_a_compiler_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    assert machine.resolve_compile("auto", "cpu") == "off"
+    assert machine.resolve_compile("auto", "cuda") == "on"
+    with pytest.raises(UserError, match="a C\\+\\+ compiler"):
+        machine.resolve_compile("on", "cpu")
+
+
+def test_the_compile_cache_is_the_runs_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "elsewhere")
+    assert "shared" in machine.use_compile_cache("shared", tmp_path)
+    assert machine.os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
+    assert str(tmp_path) in machine.use_compile_cache("clean", tmp_path)
+    assert machine.os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("compiling", ["on", "off"])
+def test_code_for_this_cpu_trains_only_where_compiling_is_on(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiling: str
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr("pargolf.train.loop.train_model", lambda *arguments: seen.extend(arguments[-2:]))
+    options = dataset.options(train__compile=compiling, train__device="cpu")
+    dispatch(["train", "demo", "--runs", str(tmp_path), "--name", "tiny", *options])
+    kernel, product = seen
+    served = compiling == "on" and native.serves(torch.float32, torch.device("cpu"))
+    assert (kernel is not None) == served
+    assert product is (native.symmetric_product if served else plain_product)

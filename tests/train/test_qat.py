@@ -1,0 +1,89 @@
+"""Quantization-aware training: what is seen, what is updated, and from when on."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pargolf.config.schema import ExportConfig, ModelConfig, OptimConfig
+from pargolf.data.batches import Batches
+from pargolf.data.shards import open_split
+from pargolf.export.quantize import dequantize_state, quantize_state
+from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.optim.groups import Optimizers
+from pargolf.train.loop import Stepper
+from pargolf.train.qat import quantized
+from support import Dataset, pargolf, shaken
+
+TINY = ModelConfig(vocab_size=512, seq_len=32, n_layers=2, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
+EXPORT = ExportConfig(attn_bits=4, mlp_bits=5, embed_bits=32, vector_bits=32)
+
+
+def weights(model: GPT) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_inside_are_the_matrices_of_the_artifact_and_after_it_those_from_before() -> None:
+    model = shaken(TINY)
+    before = weights(model)
+    packed = dequantize_state(quantize_state(before, tensor_kinds(model), EXPORT))
+    with pytest.raises(RuntimeError, match="stop"), quantized(model, EXPORT):
+        for name, p in model.named_parameters():
+            kind = tensor_kinds(model)[name].kind
+            assert torch.equal(p, packed[name] if kind in ("attn", "mlp") else before[name]), name
+        raise RuntimeError("stop")
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]), name
+
+
+def test_a_step_takes_the_gradient_there_and_applies_it_here(dataset: Dataset) -> None:
+    batches = Batches(open_split(dataset.folder, "train"), 32, 64, 1, "shuffle", 1)
+    model, rounded = shaken(TINY), shaken(TINY)
+    rounded.load_state_dict(dequantize_state(quantize_state(weights(model), tensor_kinds(model), EXPORT)))
+    x, y = (torch.from_numpy(array) for array in batches.micro_batch(0, 0))
+    expected_loss = rounded(x, y)
+    gradients = torch.autograd.grad(expected_loss, list(rounded.parameters()))
+    by_hand = GPT(TINY)
+    by_hand.load_state_dict(model.state_dict())
+    for p, gradient in zip(by_hand.parameters(), gradients, strict=True):
+        p.grad = gradient
+    Optimizers(by_hand, OptimConfig(), torch.float32).step(1.0, 0.9)
+
+    optimizers = Optimizers(model, OptimConfig(), torch.float32)
+    stepper = Stepper(model, model, optimizers, batches, torch.device("cpu"))
+    loss = stepper.step(0, 1.0, 0.9, quantized(model, EXPORT))
+    assert torch.equal(loss, expected_loss)
+    for (name, p), q in zip(model.named_parameters(), by_hand.parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
+def test_it_starts_late_in_the_run_and_shows(dataset: Dataset, tmp_path: Path) -> None:
+    losses = {}
+    for share in (0.0, 0.5):
+        name = f"share{share}"
+        options = dataset.options(train__qat_share=share, export__mlp_bits=4, train__iterations=12)
+        done = pargolf("train", "demo", "--name", name, *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        losses[share] = [row["train_loss"] for row in map(json.loads, lines) if "train_loss" in row]
+    assert losses[0.0][:6] == losses[0.5][:6]
+    assert losses[0.0][6:] != losses[0.5][6:]
+
+
+@pytest.mark.slow
+def test_compiled_layers_see_the_rounded_weights_too() -> None:
+    model = shaken(TINY)
+    tokens = torch.randint(512, (2, 33))
+    x, y = tokens[:, :-1], tokens[:, 1:]
+
+    def losses() -> tuple[float, float]:
+        plain = float(model(x, y))
+        with quantized(model, EXPORT):
+            return plain, float(model(x, y))
+
+    eager = losses()
+    model.compile_regions()
+    assert eager[0] != pytest.approx(eager[1], rel=1e-5)
+    assert losses() == pytest.approx(eager, rel=1e-5)
