@@ -24,7 +24,7 @@ from pargolf.data.tokenizer import Tokenizer
 from pargolf.export import artifact
 from pargolf.export.quantize import Quantized, dequantize_state, quantize_state, top_value
 from pargolf.fit.calibrate import calibrate, spread_rows
-from pargolf.fit.gptq import Prepared, round_second_order
+from pargolf.fit.gptq import PreparedMatrix, round_second_order
 from pargolf.fit.price import fit_bytes, fit_loss, prepare_state, state_at
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.run.target import find_target
@@ -38,12 +38,12 @@ PLAIN = ((6, 16), (6, 6), (5, 16), (5, 5), (4, 16), (4, 4))  # bits of matrices,
 Stored = dict[str, Quantized | Tensor]
 
 
-def second_order(plain: Stored, prepared: Mapping[str, Prepared | Tensor]) -> Stored:
+def second_order(plain: Stored, prepared: Mapping[str, PreparedMatrix | Tensor]) -> Stored:
     """The plain state's matrices with their scales and bits, rounded to second order."""
     state = dict(plain)
     for name, q in plain.items():
         ready = prepared[name]
-        if isinstance(q, Quantized) and isinstance(ready, Prepared):
+        if isinstance(q, Quantized) and isinstance(ready, PreparedMatrix):
             values = round_second_order(ready.weight, q.scale.float(), ready.factor, top_value(q.bits))
             state[name] = dataclasses.replace(q, values=values[:, ready.order.argsort()])
     return state
@@ -63,7 +63,7 @@ def main(run: tyro.conf.Positional[Path], stride: int = 0) -> None:
     prepared = prepare_state(state, calibrate(model, rows))
     nearest = {
         # With inputs that are independent there is nothing to make good later.
-        name: dataclasses.replace(x, factor=torch.eye(len(x.order))) if isinstance(x, Prepared) else x
+        name: dataclasses.replace(x, factor=torch.eye(len(x.order))) if isinstance(x, PreparedMatrix) else x
         for name, x in prepared.items()
     }
 

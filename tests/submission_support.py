@@ -9,9 +9,9 @@ from typing import Any
 
 from pargolf.check.check import check_folder
 from pargolf.check.evidence import Finding
-from pargolf.check.figures import Record
+from pargolf.check.figures import RecordToBeat
 
-RECORD = Record("baseline", 1.1748)
+RECORD = RecordToBeat("baseline", 1.1748)
 CODE = '''\
 """Trains on the training shards, packs the weights, and scores what it reads back."""
 import glob
@@ -143,7 +143,7 @@ def write_good(folder: Path) -> None:
     (folder / "submission.json").write_text(json.dumps(statement, indent=2))
 
 
-def by_rule(folder: Path, against: Record | None = RECORD) -> dict[str, Finding]:
+def by_rule(folder: Path, against: RecordToBeat | None = RECORD) -> dict[str, Finding]:
     """What `check` finds, by rule."""
     findings = check_folder(folder, against)
     assert len({found.rule for found in findings}) == len(findings)

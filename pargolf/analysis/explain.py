@@ -42,7 +42,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Row:
+class CostRow:
     """What some of the tokens cost together."""
 
     label: str
@@ -67,19 +67,19 @@ class Explanation:
     seq_len: int
 
     @cached_property
-    def total(self) -> Row:
+    def total(self) -> CostRow:
         """All tokens; its `bpb` is the score."""
         return _row("total", self.tokens)
 
-    def share(self, row: Row) -> float:
+    def share(self, row: CostRow) -> float:
         """Of all bits, those of `row`."""
         return row.bits / self.total.bits if self.total.bits else 0.0
 
-    def by_kind(self) -> list[Row]:
+    def by_kind(self) -> list[CostRow]:
         """A row for each of KINDS that occurs; every token is in one."""
         return _rows(self.tokens, (token.kind for token in self.tokens), {kind: kind for kind in KINDS})
 
-    def by_context(self) -> list[Row]:
+    def by_context(self) -> list[CostRow]:
         """A row for each range of `Token.context` (see `context_edges`); every token is in one."""
         edges = context_edges(self.seq_len).tolist()
         places = np.searchsorted(edges, [token.context for token in self.tokens])
@@ -187,14 +187,14 @@ def _kinds(shown: Iterable[Span], tokens: np.ndarray, tokenizer: Tokenizer) -> l
     return found
 
 
-def _rows(tokens: Iterable[Token], keys: Iterable[Any], labels: Mapping[Any, str]) -> list[Row]:
+def _rows(tokens: Iterable[Token], keys: Iterable[Any], labels: Mapping[Any, str]) -> list[CostRow]:
     groups: dict[Any, list[Token]] = {key: [] for key in labels}
     for token, key in zip(tokens, keys, strict=True):
         groups[key].append(token)
     return [_row(labels[key], members) for key, members in groups.items() if members]
 
 
-def _row(label: str, tokens: list[Token]) -> Row:
-    return Row(
+def _row(label: str, tokens: list[Token]) -> CostRow:
+    return CostRow(
         label, len(tokens), sum(token.bytes for token in tokens), math.fsum(token.bits for token in tokens)
     )

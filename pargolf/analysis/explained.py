@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pargolf.analysis import pages
-from pargolf.analysis.explain import Explanation, Row, Token
+from pargolf.analysis.explain import CostRow, Explanation, Token
 from pargolf.score.passages import LEVELS, level
 from pargolf.system.console import console
 from pargolf.system.escape import visible
@@ -49,7 +49,7 @@ def show_tables(explanation: Explanation) -> None:
     console.print(_table(explanation, "tokens of context", explanation.by_context()))
 
 
-def _table(explanation: Explanation, what: str, rows: Sequence[Row]) -> Table:
+def _table(explanation: Explanation, what: str, rows: Sequence[CostRow]) -> Table:
     table = Table(title=f"bits by {what}", title_justify="left")
     for column in (what, "tokens", "bytes", "bits", "bits/byte", "share of bits"):
         table.add_column(column, justify="left" if column == what else "right")

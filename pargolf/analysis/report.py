@@ -17,7 +17,7 @@ from pargolf.fit.budget import Ledger, ledger
 from pargolf.run.folder import Run, read_lines
 from pargolf.run.target import Target, find_target
 from pargolf.study.compare import Comparison, compare
-from pargolf.study.records import Record, read_json, read_record, read_records
+from pargolf.study.records import RunRecord, read_json, read_record, read_records
 from pargolf.system.errors import UserError
 from pargolf.system.files import write_atomic
 
@@ -47,7 +47,7 @@ class ScoreRow:
 class Scores:
     """The score that counts, and what to see it against."""
 
-    record: Record
+    record: RunRecord
     rows: list[ScoreRow]
     quantization: float | None
     """Bits per byte that quantization added, where that is known."""

@@ -15,17 +15,17 @@ from rich.text import Text
 
 from pargolf.check import figures, rules
 from pargolf.check.evidence import STATEMENT, Finding, gather
-from pargolf.check.figures import Record
+from pargolf.check.figures import RecordToBeat
 from pargolf.check.folder import Folder, Unreadable, open_folder
-from pargolf.check.statement import LARGEST_SCORE, LARGEST_TEXT, read_statement
-from pargolf.check.trial_run import Limits, run_submission
+from pargolf.check.run_script import Limits, run_submission
+from pargolf.check.submission_json import LARGEST_SCORE, LARGEST_TEXT, read_statement
 from pargolf.system.console import console
 from pargolf.system.errors import UserError
 
 COLORS = {"ok": "green", "warning": "yellow", "fault": "red", "not checked": "dim"}
 
 
-def check_folder(root: Path, against: Record | None = None, run: Limits | None = None) -> list[Finding]:
+def check_folder(root: Path, against: RecordToBeat | None = None, run: Limits | None = None) -> list[Finding]:
     """Judge the submission in a folder: one finding a rule, in the order of the rules.
 
     `against` is the record it claims to beat; with `run`, train_gpt.py is run as well, within these
@@ -54,13 +54,13 @@ def check_folder(root: Path, against: Record | None = None, run: Limits | None =
     return [*findings, run_submission(s, run)] if run else findings
 
 
-def find_record(against: str) -> Record:
+def find_record(against: str) -> RecordToBeat:
     """The record to beat: a val_bpb, or the folder or the submission.json of a record; else UserError."""
     with contextlib.suppress(ValueError):
         number = float(against)
         if not 0 < number < LARGEST_SCORE:
             raise UserError(f"--against {against}: a val_bpb lies between 0 and {LARGEST_SCORE}")
-        return Record(against, number)
+        return RecordToBeat(against, number)
     path = Path(against, STATEMENT) if Path(against).is_dir() else Path(against)
     if not path.is_file():
         raise UserError(f"--against {against}: neither a number nor a submission.json or its folder")
@@ -71,7 +71,7 @@ def find_record(against: str) -> Record:
         raise UserError(f"--against {against}: {problem}") from None
     if "val_bpb" not in statement.values:
         raise UserError(f"--against {against}: it states no val_bpb")
-    return Record(statement.values.get("name", against), float(statement.values["val_bpb"]))
+    return RecordToBeat(statement.values.get("name", against), float(statement.values["val_bpb"]))
 
 
 def show_findings(root: Path, findings: list[Finding]) -> None:

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 from pargolf.check.folder import Folder, Unreadable
 from pargolf.check.leaks import Leaks, find_leaks
 from pargolf.check.sources import LARGEST_CODE, Broken, Source, read_source
-from pargolf.check.statement import LARGEST_TEXT, Statement, read_statement
+from pargolf.check.submission_json import LARGEST_TEXT, StatedFigures, read_statement
 from pargolf.run.logs import TrainLog, parse_log
 from pargolf.system.errors import UserError
 
@@ -68,11 +68,11 @@ class RunLog:
 
 
 @dataclass
-class Submission:
+class Evidence:
     """A folder and all that could be read in it."""
 
     folder: Folder
-    statement: Statement | None = None
+    statement: StatedFigures | None = None
     source: Source | None = None
     logs: list[RunLog] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
@@ -111,9 +111,9 @@ class Submission:
         return {}
 
 
-def gather(folder: Folder) -> Submission:
+def gather(folder: Folder) -> Evidence:
     """Read a folder's texts, logs and code; what cannot be read is noted, and nothing is run."""
-    s = Submission(folder)
+    s = Evidence(folder)
     s.statement = _attempt(s, STATEMENT, lambda: read_statement(folder.read_text(STATEMENT, LARGEST_TEXT)))
     s.source = _attempt(s, CODE, lambda: read_source(folder.read(CODE, LARGEST_CODE)))
     digests: dict[bytes, str] = {}
@@ -137,7 +137,7 @@ def gather(folder: Folder) -> Submission:
     return s
 
 
-def _attempt(s: Submission, name: str, read: Callable[[], T]) -> T | None:
+def _attempt(s: Evidence, name: str, read: Callable[[], T]) -> T | None:
     """What `read` makes of a file that is there; None, and a note why, if it cannot."""
     if name not in s.folder.sizes:
         return None

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
 from pargolf.challenge import BUDGET, RECORD_LEVEL, RECORD_NATS, TIME_LIMIT
-from pargolf.check.evidence import CODE, STATEMENT, Finding, RunLog, Submission, finding, judge
-from pargolf.run.logs import Score
+from pargolf.check.evidence import CODE, STATEMENT, Evidence, Finding, RunLog, finding, judge
+from pargolf.run.logs import LoggedScore
 from pargolf.study.statistics import t_test
 
 FEWEST_DECIMALS = 4  # a score that is stated with fewer is compared as if it had these
 
 
-def seeds(s: Submission) -> Finding:
+def seeds(s: Evidence) -> Finding:
     """Each stated seed has its log, and each log its own seed."""
     faults = [
         f"{run.name} is the log of seed {run.log.seed}"
@@ -32,7 +32,7 @@ def seeds(s: Submission) -> Finding:
     return judge("seeds", faults, doubts, ", ".join(map(str, found)) or "not stated")
 
 
-def size(s: Submission) -> Finding:
+def size(s: Evidence) -> Finding:
     """Code and compressed model take at most 16,000,000 bytes."""
     if s.code_bytes is None:
         return finding("bytes", "not checked", f"there is no {CODE}")
@@ -55,7 +55,7 @@ def _over(total: int, parts: str) -> list[str]:
     return [f"{parts}, {over:,} over {BUDGET:,}"] if over > 0 else []
 
 
-def stated_size(s: Submission) -> Finding:
+def stated_size(s: Evidence) -> Finding:
     """The bytes in submission.json are those of the files and the logs."""
     if s.statement is None or s.code_bytes is None:
         return finding("bytes stated", "not checked", f"needs {STATEMENT} and {CODE}")
@@ -99,7 +99,7 @@ def _decimals(value: Decimal) -> int:
     return -exponent if isinstance(exponent, int) else 0
 
 
-def stated_scores(s: Submission) -> Finding:
+def stated_scores(s: Evidence) -> Finding:
     """val_loss and val_bpb in submission.json are those that the logs end with."""
     rule = "scores stated"
     if s.statement is None or not s.logs:
@@ -127,7 +127,7 @@ def stated_scores(s: Submission) -> Finding:
     return judge(rule, faults, doubts, "equal to the logs")
 
 
-def fits(score: Score) -> bool:
+def fits(score: LoggedScore) -> bool:
     """Whether val_bpb follows from val_loss, where a log states the tokens and bytes it scored."""
     if not score.tokens or not score.bytes:
         return True
@@ -136,7 +136,7 @@ def fits(score: Score) -> bool:
     return abs(worked_out - float(score.val_bpb)) < 2 * 10.0 ** -_decimals(score.val_bpb)
 
 
-def _means(s: Submission, scored: list[RunLog], name: str) -> list[Decimal]:
+def _means(s: Evidence, scored: list[RunLog], name: str) -> list[Decimal]:
     """The mean over the seeds that are stated, and over all logs; with as many decimals as they have."""
     assert s.statement is not None
     given = [figures[name] for figures in s.statement.seed_results.values() if name in figures]
@@ -166,14 +166,14 @@ def _compare(
 
 
 @dataclass(frozen=True)
-class Record:
+class RecordToBeat:
     """The record to beat."""
 
     name: str
     val_bpb: float
 
 
-def record(s: Submission, against: Record | None) -> Finding:
+def record(s: Evidence, against: RecordToBeat | None) -> Finding:
     """The record is beaten by 0.005 nats at p < 0.01: a one-sided t-test of one score a seed.
 
     Records are known by val_bpb, and nats a token depend on the tokenizer: the record's val_bpb is
@@ -201,7 +201,7 @@ def record(s: Submission, against: Record | None) -> Finding:
     return finding(rule, "ok" if test.p < RECORD_LEVEL else "fault", text)
 
 
-def training_time(s: Submission) -> Finding:
+def training_time(s: Evidence) -> Finding:
     """Training takes at most 600 s, plus the step in progress."""
     rule = "training time"
     times = {run.name: float(run.log.train_seconds) for run in s.logs if run.log.train_seconds is not None}
@@ -219,7 +219,7 @@ def training_time(s: Submission) -> Finding:
     return judge(rule, over, [], good)
 
 
-def evaluation_time(s: Submission) -> Finding:
+def evaluation_time(s: Evidence) -> Finding:
     """The evaluation that gives the score takes at most 600 s."""
     rule = "evaluation time"
     times = {run.name: float(run.log.eval_seconds) for run in s.logs if run.log.eval_seconds is not None}

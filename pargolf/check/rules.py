@@ -4,11 +4,11 @@ import ast
 import re
 from pathlib import PurePosixPath
 
-from pargolf.check.evidence import CODE, STATEMENT, Finding, Submission, finding, judge
+from pargolf.check.evidence import CODE, STATEMENT, Evidence, Finding, finding, judge
 from pargolf.check.folder import Unreadable
 from pargolf.check.network import network_use
 from pargolf.check.sources import Source, aliases, calls, imports, qualified, third_party
-from pargolf.check.statement import LARGEST_TEXT
+from pargolf.check.submission_json import LARGEST_TEXT
 
 REQUIREMENTS = "requirements.txt"
 # Packages whose name is not that of the module they bring.
@@ -16,12 +16,12 @@ DISTRIBUTIONS = {"flash_attn_interface": "flash-attn-3", "PIL": "pillow", "sklea
                  "yaml": "pyyaml"}  # fmt: skip
 
 
-def folder(s: Submission) -> Finding:
+def folder(s: Evidence) -> Finding:
     """Nothing but files and folders, and no link that leaves."""
     return judge("folder", list(s.folder.oddities[:5]), [], f"{len(s.folder.sizes)} files")
 
 
-def readme(s: Submission) -> Finding:
+def readme(s: Evidence) -> Finding:
     """README.md explains the submission."""
     if "README.md" not in s.folder.sizes:
         return finding("README.md", "fault", "README.md is missing")
@@ -34,7 +34,7 @@ def readme(s: Submission) -> Finding:
     )
 
 
-def statement(s: Submission) -> Finding:
+def statement(s: Evidence) -> Finding:
     """submission.json holds the fields that records carry, of the right types."""
     if s.statement is None:
         return finding(STATEMENT, "fault", str(s.problems.get(STATEMENT, f"{STATEMENT} is missing")))
@@ -42,7 +42,7 @@ def statement(s: Submission) -> Finding:
     return judge(STATEMENT, s.statement.faults, s.statement.doubts, f"{stated} known fields")
 
 
-def one_file(s: Submission) -> Finding:
+def one_file(s: Evidence) -> Finding:
     """All code that counts lies in one train_gpt.py."""
     if CODE not in s.folder.sizes:
         return finding(CODE, "fault", f"{CODE} is missing")
@@ -65,7 +65,7 @@ def _layers(source: Source) -> list[tuple[str, ast.Module]]:
     return [("it" if n == 0 else "its unpacked code", tree) for n, tree in enumerate(source.trees)]
 
 
-def _is_local(module: str, s: Submission) -> bool:
+def _is_local(module: str, s: Evidence) -> bool:
     top = module.split(".")[0]
     return not top or f"{top}.py" in s.folder.sizes or f"{top}/__init__.py" in s.folder.sizes
 
@@ -87,7 +87,7 @@ def _runs_files(source: Source) -> list[str]:
     return found
 
 
-def syntax(s: Submission) -> Finding:
+def syntax(s: Evidence) -> Finding:
     """train_gpt.py compiles on this Python."""
     if s.source is not None:
         layers = len(s.source.trees) - 1
@@ -97,7 +97,7 @@ def syntax(s: Submission) -> Finding:
     return finding("syntax", "fault" if broken else "not checked", str(problem or f"no {CODE}"))
 
 
-def logs(s: Submission) -> Finding:
+def logs(s: Evidence) -> Finding:
     """There are training logs, and each can be read."""
     doubts = list(s.copies)
     doubts += [str(problem) for name, problem in s.problems.items() if name not in (CODE, STATEMENT)]
@@ -106,7 +106,7 @@ def logs(s: Submission) -> Finding:
     return judge("train logs", [], doubts, ", ".join(run.name for run in s.logs))
 
 
-def requirements(s: Submission) -> Finding:
+def requirements(s: Evidence) -> Finding:
     """requirements.txt names the packages beyond the challenge's own."""
     if s.source is None:
         return finding(REQUIREMENTS, "not checked", f"no {CODE} that can be read")
@@ -129,7 +129,7 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def network(s: Submission) -> Finding:
+def network(s: Evidence) -> Finding:
     """No network calls."""
     if s.source is None:
         return finding("network", "not checked", f"no {CODE} that can be read")
@@ -137,7 +137,7 @@ def network(s: Submission) -> Finding:
     return _if_seen(s.source, judge("network", faults, doubts, "no call of network modules or programs"))
 
 
-def validation(s: Submission) -> Finding:
+def validation(s: Evidence) -> Finding:
     """The training path reads no validation data."""
     rule = "validation data"
     if s.source is None or s.leaks is None:
@@ -149,7 +149,7 @@ def validation(s: Submission) -> Finding:
     return result
 
 
-def score_first(s: Submission) -> Finding:
+def score_first(s: Evidence) -> Finding:
     """No token is scored after it was trained on."""
     rule = "score first"
     if s.source is None or s.leaks is None:

@@ -225,7 +225,7 @@ def dynamic_import(call: ast.Call, names: dict[str, str]) -> str | None:
 
 
 @dataclass(frozen=True)
-class Import:
+class ImportedModule:
     """One imported module."""
 
     module: str
@@ -235,7 +235,7 @@ class Import:
     """Inside a `try` that goes on without it."""
 
 
-def imports(tree: ast.Module) -> list[Import]:
+def imports(tree: ast.Module) -> list[ImportedModule]:
     """Every import statement and every dynamic import of a literal name, in the tree."""
     optional = {
         id(node)
@@ -245,7 +245,7 @@ def imports(tree: ast.Module) -> list[Import]:
         for node in ast.walk(statement)
     }
     names = aliases(tree)
-    found: list[Import] = []
+    found: list[ImportedModule] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
@@ -255,7 +255,7 @@ def imports(tree: ast.Module) -> list[Import]:
             modules = [module]
         else:
             continue
-        found += [Import(module, node.lineno, id(node) in optional) for module in modules]
+        found += [ImportedModule(module, node.lineno, id(node) in optional) for module in modules]
     return found
 
 

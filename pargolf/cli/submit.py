@@ -101,7 +101,7 @@ def submit(argv: list[str]) -> None:
 def check(argv: list[str]) -> None:
     """Judge a submission's folder, anybody's, against the written rules."""
     from pargolf.check.check import as_json, check_folder, faults, find_record, show_findings
-    from pargolf.check.trial_run import Limits
+    from pargolf.check.run_script import Limits
     from pargolf.system.errors import UserError
     from pargolf.system.files import write_json
 

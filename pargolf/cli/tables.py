@@ -10,7 +10,7 @@ from pargolf.fit.budget import Ledger
 from pargolf.plan.cost import Plan
 from pargolf.plan.forecast import MEASURED_ON, MEASURED_SECONDS, MEASURED_TOKENS, Forecast
 from pargolf.score.strides import StrideSample
-from pargolf.study.records import Record
+from pargolf.study.records import RunRecord
 from pargolf.submission.submit import Submission
 from pargolf.system.console import console, say
 from pargolf.verify.verify import Verdict
@@ -120,7 +120,7 @@ def show_strides(sample: StrideSample) -> None:
     console.print(table)
 
 
-def show_compressed(report: Report, record: Record | None) -> None:
+def show_compressed(report: Report, record: RunRecord | None) -> None:
     """Print what a file was compressed to, where its bytes went, and how it compares with the run's score."""
     header, size = report.header, report.header.bytes
     table = Table(

@@ -20,7 +20,7 @@ MAX_THREADS = 256
 
 
 @dataclass(frozen=True)
-class Header:
+class FileHeader:
     """Everything but the coded tokens that decoding needs, beside the model."""
 
     model: str
@@ -50,7 +50,7 @@ class Header:
         require(self.dtype in ("float32", "bfloat16"), "dtype must be float32 or bfloat16")
 
 
-def pack(header: Header, payload: bytes) -> bytes:
+def pack(header: FileHeader, payload: bytes) -> bytes:
     """A whole .pgc file."""
     text = json.dumps(asdict(header), separators=(",", ":")).encode()
     small = compress(text, "zlib", 9)
@@ -58,7 +58,7 @@ def pack(header: Header, payload: bytes) -> bytes:
     return body + CHECKSUM.pack(zlib.crc32(body))
 
 
-def unpack(data: bytes) -> tuple[Header, bytes]:
+def unpack(data: bytes) -> tuple[FileHeader, bytes]:
     """Header and payload of a .pgc file; UserError at the first thing that is wrong with it."""
     require(data[: len(MAGIC)] == MAGIC, "not a file of `pargolf compress`")
     require(len(data) >= PREFIX.size + CHECKSUM.size, "cut off")
@@ -76,11 +76,11 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
     return header, body[end:]
 
 
-def _parse(values: Any) -> Header:
-    names = {field.name: field.type for field in fields(Header)}
+def _parse(values: Any) -> FileHeader:
+    names = {field.name: field.type for field in fields(FileHeader)}
     require(
         isinstance(values, dict) and values.keys() == names.keys(), f"header must have {', '.join(names)}"
     )
     for name, kind in names.items():
         require(type(values[name]) is kind, f"{name} of its header is of the wrong type")
-    return Header(**values)
+    return FileHeader(**values)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pargolf.compress.coder import Decoder, Encoder, bits, counts
-from pargolf.compress.container import Header, pack, unpack
+from pargolf.compress.container import FileHeader, pack, unpack
 from pargolf.compress.contexts import Layout, Tokens, cache_bytes, walk
 from pargolf.config.schema import ModelConfig
 from pargolf.data.tokenizer import Tokenizer
@@ -32,7 +32,7 @@ MAX_CACHE_BYTES = 2 << 30  # of keys and values, all streams together
 class Report:
     """What became of a file."""
 
-    header: Header
+    header: FileHeader
     coded_bytes: int
     """The coded tokens alone."""
     file_bytes: int
@@ -62,7 +62,7 @@ def compress_file(
     clock("model")
     tokens = np.array(tokenizer.encode_bytes(data), np.int64)
     clock("tokens")
-    header = Header(
+    header = FileHeader(
         sha256_file(target.artifact), hashlib.sha256(data).hexdigest(), len(data), len(tokens),
         streams or _default_streams(len(tokens), c, model.dtype), keep=-(-c.seq_len // 2),
         dtype=str(model.dtype).removeprefix("torch."), threads=threads or torch.get_num_threads(),
@@ -102,7 +102,9 @@ def decompress_file(source: Path, out: Path, target: Target) -> Report:
     return Report(header, len(payload), len(data), clock.seconds)
 
 
-def _encode(model: GPT, tokenizer: Tokenizer, header: Header, tokens: Tokens) -> tuple[bytes, list[float]]:
+def _encode(
+    model: GPT, tokenizer: Tokenizer, header: FileHeader, tokens: Tokens
+) -> tuple[bytes, list[float]]:
     """The coded tokens, and the mean bits of a token at each step of the streams."""
     layout, coder, step_bits = _layout(header), Encoder(), []
     columns = iter(layout.columns(tokens))
@@ -118,7 +120,7 @@ def _encode(model: GPT, tokenizer: Tokenizer, header: Header, tokens: Tokens) ->
     return coder.finish(), step_bits
 
 
-def _restore(model: GPT, tokenizer: Tokenizer, header: Header, payload: bytes, source: Path) -> bytes:
+def _restore(model: GPT, tokenizer: Tokenizer, header: FileHeader, payload: bytes, source: Path) -> bytes:
     """The original of the coded tokens; UserError if they give other bytes."""
     layout = _layout(header)
     try:
@@ -136,7 +138,7 @@ def _restore(model: GPT, tokenizer: Tokenizer, header: Header, payload: bytes, s
     return original
 
 
-def _layout(header: Header) -> Layout:
+def _layout(header: FileHeader) -> Layout:
     return Layout(header.tokens, header.streams, header.keep)
 
 
@@ -145,7 +147,7 @@ def _default_streams(tokens: int, c: ModelConfig, dtype: torch.dtype) -> int:
     return max(1, min(tokens // (STREAM_WINDOWS * c.seq_len), FASTEST_STREAMS, fitting))
 
 
-def _require_room(header: Header, c: ModelConfig) -> None:
+def _require_room(header: FileHeader, c: ModelConfig) -> None:
     """UserError unless this model can be stepped as the header says, in bounded memory."""
     require(1 <= header.keep <= c.seq_len, f"keep must lie in 1..{c.seq_len}")
     cache = header.streams * cache_bytes(c, getattr(torch, header.dtype))
@@ -155,7 +157,7 @@ def _require_room(header: Header, c: ModelConfig) -> None:
     )
 
 
-def _open_maker(header: Header, target: Target) -> tuple[Artifact, Tokenizer]:
+def _open_maker(header: FileHeader, target: Target) -> tuple[Artifact, Tokenizer]:
     """The artifact and tokenizer of `target`, if the file was made with them."""
     actual = sha256_file(target.artifact)
     require(

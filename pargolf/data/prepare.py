@@ -27,7 +27,7 @@ RECORD = "dataset.json"  # written last: a folder that has it is complete
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedData:
     """A dataset folder that is ready to train on."""
 
     dataset: Path
@@ -48,7 +48,9 @@ class Prepared:
         )
 
 
-def prepare_embedded(vocab_size: int = 1024, val_fraction: float = 0.1, root: Path = DATA_ROOT) -> Prepared:
+def prepare_embedded(
+    vocab_size: int = 1024, val_fraction: float = 0.1, root: Path = DATA_ROOT
+) -> PreparedData:
     """The embedded articles as the dataset `demo_sp{vocab_size}`; UserError as `embedded_documents`."""
     # The known hash of the source stands for the documents, so that a second call parses nothing.
     source = {"embedded_sha256": EMBEDDED_SHA256, "cleaning": EMBEDDED_CLEANING}
@@ -62,7 +64,7 @@ def prepare_files(
     val_fraction: float = 0.1,
     separator: str | None = None,
     root: Path = DATA_ROOT,
-) -> Prepared:
+) -> PreparedData:
     """The user's own text files as the dataset `{name}_sp{vocab_size}`; UserError as `read_documents`."""
     documents = read_documents(files, separator)
     source = {"documents_sha256": _documents_sha256(documents)}
@@ -76,7 +78,7 @@ def _prepare(
     vocab_size: int,
     val_fraction: float,
     root: Path,
-) -> Prepared:
+) -> PreparedData:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UserError(f"dataset name {name!r}: use letters, digits, '_', '-' and '.' only")
     dataset = root / "datasets" / f"{name}_sp{vocab_size}"
@@ -84,7 +86,7 @@ def _prepare(
     recipe = {"name": name, "source": source, "vocab_size": vocab_size, "val_fraction": val_fraction}
     record = _finished(dataset, model, recipe)
     if record:
-        return Prepared(dataset, model, record, made=False)
+        return PreparedData(dataset, model, record, made=False)
 
     documents = load()
     splits = dict(zip(("train", "val"), split_documents(documents, val_fraction), strict=True))
@@ -102,7 +104,7 @@ def _prepare(
         "splits": {split: _write_split(dataset, split, texts, tokenizer) for split, texts in splits.items()},
     }
     write_json(dataset / RECORD, record)
-    return Prepared(dataset, model, record, made=True)
+    return PreparedData(dataset, model, record, made=True)
 
 
 def _finished(dataset: Path, model: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:

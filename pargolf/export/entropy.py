@@ -31,7 +31,7 @@ FINE = 1024  # parts of a bit in which the fit counts: whole numbers, whose sums
 
 
 @dataclass(frozen=True)
-class Model:
+class ValueModel:
     """Which values are likely where."""
 
     rows: NDArray[np.uint8]
@@ -57,7 +57,7 @@ def frequencies(levels: NDArray[np.integer], tail: int, ends: int, top: int) -> 
     return found
 
 
-def encode_matrix(values: NDArray[np.int8], bits: int) -> tuple[bytes, Model]:
+def encode_matrix(values: NDArray[np.int8], bits: int) -> tuple[bytes, ValueModel]:
     """(rows, cols) values in -top..top -> their code, and the model that decodes it.
 
     The same values give the same code.
@@ -67,7 +67,7 @@ def encode_matrix(values: NDArray[np.int8], bits: int) -> tuple[bytes, Model]:
     return _encode(values, model, top), model
 
 
-def decode_matrix(code: bytes, model: Model, bits: int) -> NDArray[np.int8]:
+def decode_matrix(code: bytes, model: ValueModel, bits: int) -> NDArray[np.int8]:
     """The (rows, cols) values that `encode_matrix` made `code` of; UserError if it did not make it.
 
     Allocates a few bytes for each place of the matrix that the model is for.
@@ -88,7 +88,7 @@ def decode_matrix(code: bytes, model: Model, bits: int) -> NDArray[np.int8]:
     return values
 
 
-def _encode(values: NDArray[np.int8], model: Model, top: int) -> bytes:
+def _encode(values: NDArray[np.int8], model: ValueModel, top: int) -> bytes:
     encoder = constriction.stream.queue.RangeEncoder()
     for where, distribution in _by_level(model, top):
         encoder.encode(values[where].astype(np.int32) + top, distribution)
@@ -96,12 +96,12 @@ def _encode(values: NDArray[np.int8], model: Model, top: int) -> bytes:
     return code
 
 
-def fit(magnitudes: NDArray[np.uint8], top: int) -> Model:
+def fit(magnitudes: NDArray[np.uint8], top: int) -> ValueModel:
     """The model under which (rows, cols) magnitudes take the fewest bits, or nearly so."""
     size = np.sqrt(np.mean(np.square(magnitudes, dtype=np.float32), axis=1))
     middle = 32  # of the columns' levels: room for one that is dead, 2**8 times smaller than others
     rows = np.clip(np.rint(4 * np.log2(size + 1e-3)) + 48 - middle, 0, LEVELS - 1 - 2 * middle)
-    model = Model(rows.astype(np.uint8), np.full(magnitudes.shape[1], middle, np.uint8), 7, 8)
+    model = ValueModel(rows.astype(np.uint8), np.full(magnitudes.shape[1], middle, np.uint8), 7, 8)
     turned = np.ascontiguousarray(magnitudes.T)
     for _ in range(ROUNDS):
         costs = _costs(np.arange(LEVELS), model.tail, model.ends, top)
@@ -111,7 +111,7 @@ def fit(magnitudes: NDArray[np.uint8], top: int) -> Model:
     return model
 
 
-def _by_level(model: Model, top: int) -> Iterator[tuple[NDArray[np.bool_], Any]]:
+def _by_level(model: ValueModel, top: int) -> Iterator[tuple[NDArray[np.bool_], Any]]:
     """For each level in use: where in the matrix it is (rows, cols), and the distribution there."""
     levels = model.rows[:, None] + model.cols
     used = np.unique(levels)
@@ -147,9 +147,9 @@ def _best_levels(
 
 def _best_shape(
     magnitudes: NDArray[np.uint8], rows: NDArray[np.uint8], cols: NDArray[np.uint8], top: int
-) -> Model:
+) -> ValueModel:
     used, places = np.unique(rows[:, None] + cols, return_inverse=True)
     cells = places.reshape(magnitudes.shape) * (top + 1) + magnitudes
     counts = np.bincount(cells.ravel(), minlength=len(used) * (top + 1)).reshape(len(used), top + 1)
     cost = {(tail, ends): (counts * _costs(used, tail, ends, top)).sum() for tail in TAILS for ends in ENDS}
-    return Model(rows, cols, *min(cost, key=lambda shape: cost[shape]))
+    return ValueModel(rows, cols, *min(cost, key=lambda shape: cost[shape]))

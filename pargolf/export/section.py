@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pargolf.export.codec import pack_bits, unpack_bits
-from pargolf.export.entropy import Model, decode_matrix, encode_matrix
+from pargolf.export.entropy import ValueModel, decode_matrix, encode_matrix
 from pargolf.export.quantize import FLOATS, QUANTIZED_BITS, Quantized, dequantize, top_value
 from pargolf.system.errors import UserError, require
 
@@ -101,7 +101,7 @@ def _decode_matrix(
         tail, ends, length = values.tolist()
         of_rows, of_cols = levels.numpy()[: len(scale)], levels.numpy()[len(scale) :]
         require(0 < len(of_rows) * len(of_cols) <= most and length >= 0, "a matrix of wrong size")
-        matrix = decode_matrix(source.read(length), Model(of_rows, of_cols, tail, ends), bits)
+        matrix = decode_matrix(source.read(length), ValueModel(of_rows, of_cols, tail, ends), bits)
         values = torch.from_numpy(matrix)
     require(values.dtype == torch.int8 and values.ndim == 2, "quantized values must be an int8 matrix")
     require(0 < values.numel() <= most, "a matrix of wrong size")

@@ -35,7 +35,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedMatrix:
     """A matrix ready to be rounded at any price; what does not depend on the price is done once."""
 
     weight: Tensor
@@ -48,7 +48,7 @@ class Prepared:
     """(rows,): the step of each row at a price of 1 nat a bit."""
 
 
-def prepare(weight: Tensor, moments: Moments) -> Prepared:
+def prepare(weight: Tensor, moments: Moments) -> PreparedMatrix:
     """The steps at which a bit saves equally much cost, in all rows of all matrices.
 
     Rounding a row of n values at a step s costs outputs / 24 * s^2 * sum_i d_i, with d_i the
@@ -61,7 +61,7 @@ def prepare(weight: Tensor, moments: Moments) -> Prepared:
     outputs = moments.outputs + SMOOTHING * moments.outputs.mean()
     stiffness = outputs * factor.diagonal().pow(-2).mean()
     unit_step = (12 / (math.log(2) * stiffness.clamp_min(torch.finfo(torch.float32).tiny))).sqrt()
-    return Prepared((weight.float() * (squares > 0))[:, order], order, factor, unit_step)
+    return PreparedMatrix((weight.float() * (squares > 0))[:, order], order, factor, unit_step)
 
 
 def inverse_factor(inputs: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def inverse_factor(inputs: Tensor) -> Tensor:
     return torch.linalg.cholesky(inverse, upper=True).float()
 
 
-def quantize_at(prepared: Prepared, price: float, name: str = "weight") -> Quantized:
+def quantize_at(prepared: PreparedMatrix, price: float, name: str = "weight") -> Quantized:
     """Rounded with the steps of `price` in nats a bit, in as few bits as its values need, 2 to 8.
 
     No value is clipped: a row whose largest would not fit 8 bits has a larger step. Price 0 is the

@@ -14,10 +14,10 @@ from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import pack, pack_stored
 from pargolf.export.quantize import dequantize_state
 from pargolf.fit.calibrate import bits_per_byte, calibrate, spread_rows
-from pargolf.fit.price import Progress, fit_bytes, fit_loss, prepare_state, state_at
+from pargolf.fit.price import OnProgress, fit_bytes, fit_loss, prepare_state, state_at
 from pargolf.model.gpt import GPT, tensor_kinds
 
-Bars = Callable[[str], AbstractContextManager[Progress]]
+Bars = Callable[[str], AbstractContextManager[OnProgress]]
 
 
 def pack_model(

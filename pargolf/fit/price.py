@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from pargolf.export.quantize import Quantized, to_floats
-from pargolf.fit.gptq import Moments, Prepared, prepare, quantize_at
+from pargolf.fit.gptq import Moments, PreparedMatrix, prepare, quantize_at
 from pargolf.system.errors import UserError
 
 # Logarithms of the least and the largest price that are tried: far beyond where every row has its
@@ -23,26 +23,26 @@ CLOSE_LOSS = 0.02
 NARROW = 1e-5  # logarithms of prices this near give the same file, or nearly
 USUAL_STEPS = 10
 
-Progress = Callable[[float, float], None]
+OnProgress = Callable[[float, float], None]
 
 
 def prepare_state(
     state: Mapping[str, Tensor], moments: Mapping[str, Moments]
-) -> dict[str, Prepared | Tensor]:
+) -> dict[str, PreparedMatrix | Tensor]:
     """Every tensor ready for `state_at`: matrices that have moments, and the rest as float16."""
-    prepared: dict[str, Prepared | Tensor] = {}
+    prepared: dict[str, PreparedMatrix | Tensor] = {}
     for name, tensor in state.items():
         measured = moments.get(name)
         prepared[name] = prepare(tensor, measured) if measured else to_floats(tensor, 16, name)
     return prepared
 
 
-def state_at(prepared: Mapping[str, Prepared | Tensor], price: float) -> dict[str, Quantized | Tensor]:
+def state_at(prepared: Mapping[str, PreparedMatrix | Tensor], price: float) -> dict[str, Quantized | Tensor]:
     """Every tensor in the form in which it is stored, at `price` in nats a bit."""
     return {name: x if isinstance(x, Tensor) else quantize_at(x, price, name) for name, x in prepared.items()}
 
 
-def fit_bytes(pack: Callable[[float], bytes], limit: int, progress: Progress | None = None) -> bytes:
+def fit_bytes(pack: Callable[[float], bytes], limit: int, progress: OnProgress | None = None) -> bytes:
     """The best file of at most `limit` bytes; `pack` gives the one at a price.
 
     It fills the limit but for CLOSE_SIZE of it, or is the finest there is. Raises UserError if even
@@ -63,7 +63,7 @@ def fit_bytes(pack: Callable[[float], bytes], limit: int, progress: Progress | N
     return files[log_price]
 
 
-def fit_loss(loss: Callable[[float], float], most: float, progress: Progress | None = None) -> float:
+def fit_loss(loss: Callable[[float], float], most: float, progress: OnProgress | None = None) -> float:
     """The highest price, nearly, at which `loss` (of a price) is at most `most`; UserError if none is."""
     fineness = _least(lambda x: loss(math.exp(-x)), most, -HIGHEST, -LOWEST, CLOSE_LOSS, progress)
     if fineness is None:
@@ -77,7 +77,7 @@ def _least(
     low: float,
     high: float,
     close: float,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> float | None:
     """The least x from low to high, nearly, where a falling `measure` is at most `limit`; None if nowhere.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pargolf.check.evidence import LARGEST_LOG
 from pargolf.run.folder import Run, append_line
-from pargolf.run.logs import Score, Setting, TrainLog, parse_log
+from pargolf.run.logs import LoggedScore, Setting, TrainLog, parse_log
 from pargolf.system.errors import UserError
 from pargolf.system.files import write_atomic, write_json
 
@@ -150,13 +150,13 @@ def result(log: TrainLog) -> dict[str, Any]:
     return {name: value for name, value in figures.items() if value not in (None, {})}
 
 
-def _how(score: Score) -> str:
+def _how(score: LoggedScore) -> str:
     if "sliding" in score.label:
         return "sliding"
     return "standard" if score.label.endswith(("roundtrip", "quantized")) else score.label
 
 
-def _figures(score: Score) -> dict[str, float]:
+def _figures(score: LoggedScore) -> dict[str, float]:
     figures: dict[str, float | None] = {
         "val_loss": float(score.val_loss),
         "val_bpb": float(score.val_bpb),

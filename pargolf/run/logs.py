@@ -42,7 +42,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Score:
+class LoggedScore:
     """A named score of the finished model, with as many decimals as the log gives."""
 
     label: str
@@ -68,7 +68,7 @@ class TrainLog:
     seed: int | None
     settings: dict[str, Setting]
     steps: tuple[Step, ...]
-    scores: tuple[Score, ...]
+    scores: tuple[LoggedScore, ...]
     """In the order of the log; the last of the artifact is the submission's."""
     model_bytes: int | None
     code_bytes: int | None
@@ -77,7 +77,7 @@ class TrainLog:
     eval_seconds: Decimal | None
 
     @property
-    def final(self) -> Score | None:
+    def final(self) -> LoggedScore | None:
         """The score of the artifact that the log ends with."""
         return next((score for score in reversed(self.scores) if score.of_artifact), None)
 
@@ -113,7 +113,7 @@ class _Reader:
         self.seed: int | None = None
         self.settings: dict[str, Setting] = {}
         self.steps: list[Step] = []
-        self.scores: dict[str, Score] = {}
+        self.scores: dict[str, LoggedScore] = {}
         self.sizes: dict[str, int] = {}
         self.train_seconds: Decimal | None = None
         self.eval_seconds: Decimal | None = None
@@ -146,7 +146,7 @@ class _Reader:
             name: int(fields[name][0]) if name in fields else None for name in ("stride", "tokens", "bytes")
         }
         name = label.removesuffix("_exact")
-        score = Score(name, fields["val_loss"][0], fields["val_bpb"][0], seconds, **counts)
+        score = LoggedScore(name, fields["val_loss"][0], fields["val_bpb"][0], seconds, **counts)
         # "..._exact" repeats the losses of the line before with all their decimals, and nothing else.
         rounded = self.scores.pop(name, None)
         if rounded is not None and label.endswith("_exact"):

@@ -14,7 +14,7 @@ from typing import Any
 
 from pargolf.challenge import RECORD_LEVEL, RECORD_NATS
 from pargolf.config.settings import Settings
-from pargolf.study.records import Record
+from pargolf.study.records import RunRecord
 from pargolf.study.statistics import Reference, TTest, holm, p_better_by, p_paired, t_test, why_no_test
 from pargolf.system.errors import UserError
 
@@ -58,7 +58,7 @@ class Group:
     label: str
     settings: Settings
     """Only those in which the compared groups differ."""
-    records: tuple[Record, ...]
+    records: tuple[RunRecord, ...]
     val_bpb: float
     """Mean over the runs."""
     val_bpb_std: float | None
@@ -85,12 +85,12 @@ class Comparison:
     """What a reader must know to judge the figures."""
 
 
-def group_records(records: Iterable[Record]) -> list[Group]:
+def group_records(records: Iterable[RunRecord]) -> list[Group]:
     """Group runs that differ in nothing but seed, paths and machine, in the order of their first runs.
 
     Runs of unknown settings belong together if their names do, but for the seed ("x-seed1", "x-seed2").
     """
-    grouped: dict[str, list[Record]] = {}
+    grouped: dict[str, list[RunRecord]] = {}
     for record in records:
         grouped.setdefault(repr(sorted(_compared(record).items())), []).append(record)
     compared = [_compared(group[0]) for group in grouped.values()]
@@ -105,7 +105,7 @@ def group_records(records: Iterable[Record]) -> list[Group]:
     ]
 
 
-def compare(records: Sequence[Record], baseline: str = "", against: float | None = None) -> Comparison:
+def compare(records: Sequence[RunRecord], baseline: str = "", against: float | None = None) -> Comparison:
     """Compare each group of `records` with the baseline group, or with a published val_bpb.
 
     `baseline` is the name or folder of a run, or settings ("model.q_rank=0"); by default the
@@ -126,7 +126,7 @@ def compare(records: Sequence[Record], baseline: str = "", against: float | None
     return Comparison(base.label, "Welch's t-test, two-sided", tuple(groups), _notes(groups))
 
 
-def read_published(text: str, bytes_per_token: float | None = None) -> list[Record]:
+def read_published(text: str, bytes_per_token: float | None = None) -> list[RunRecord]:
     """Records of published val_bpb, one a seed, from text such as "1.1548,1.1552,1.1575".
 
     `bytes_per_token`, of the tokenizer on the validation text, turns them into val_loss as well.
@@ -142,7 +142,7 @@ def read_published(text: str, bytes_per_token: float | None = None) -> list[Reco
         raise UserError(f"'{text}' is no list of val_bpb; write them as 1.1548,1.1552,1.1575")
     name = ", ".join(f"{value:g}" for value in values)
     nats_per_bpb = bytes_per_token * math.log(2) if bytes_per_token else None
-    return [Record(name, value, val_loss=nats_per_bpb and value * nats_per_bpb) for value in values]
+    return [RunRecord(name, value, val_loss=nats_per_bpb and value * nats_per_bpb) for value in values]
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return values
 
 
-def _compared(record: Record) -> Settings:
+def _compared(record: RunRecord) -> Settings:
     """The settings by which runs are told apart."""
     settings = {name: value for name, value in record.settings.items() if name not in NOT_COMPARED}
     if not settings:
@@ -166,7 +166,7 @@ def _compared(record: Record) -> Settings:
     return settings
 
 
-def _group(settings: Settings, records: list[Record]) -> Group:
+def _group(settings: Settings, records: list[RunRecord]) -> Group:
     scores = [r.val_bpb for r in records]
     losses = [r.val_loss for r in records if r.val_loss is not None]
     step_ms = [r.step_ms for r in records if r.step_ms is not None]

@@ -15,7 +15,7 @@ from pargolf.system.errors import UserError
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """The figures of one finished run; None where the run does not tell."""
 
     name: str
@@ -42,7 +42,7 @@ class Record:
     steps: int | None = None
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: Path) -> RunRecord:
     """The record of a run from its config.json, result.json, metrics.jsonl and timing.jsonl.
 
     config.json may be partial or missing, as in a run imported from a published log.
@@ -65,7 +65,7 @@ def read_record(folder: Path) -> Record:
         ) from None
     timing = read_lines(run.timing)
     metrics = read_lines(run.metrics)
-    return Record(
+    return RunRecord(
         name=run.name,
         val_bpb=val_bpb,
         folder=folder,
@@ -83,9 +83,9 @@ def read_record(folder: Path) -> Record:
     )
 
 
-def read_records(folders: Iterable[Path]) -> list[Record]:
+def read_records(folders: Iterable[Path]) -> list[RunRecord]:
     """`read_record` of each folder; UserError if one is named twice, which would count its run twice."""
-    records: dict[Path, Record] = {}
+    records: dict[Path, RunRecord] = {}
     for folder in folders:
         if folder.resolve() in records:
             raise UserError(f"{folder} is named twice; a run counts once")

@@ -28,7 +28,7 @@ from pargolf.system.errors import UserError
 from pargolf.train.checkpoint import Progress
 from pargolf.train.clock import Clock
 from pargolf.train.qat import quantized
-from pargolf.train.recorder import Keeper
+from pargolf.train.recorder import Recorder
 
 SAMPLED_TOKENS = 1_000_000  # looked at to see that shards and tokenizer belong together
 
@@ -81,11 +81,11 @@ def train(config: RunConfig, folder: Path) -> Progress:
             shutil.copyfile(config.data.tokenizer, run.tokenizer)
         distributed.barrier()
         log = Log(run.log if launch.is_main() else None)
-        with Keeper(run, config.train) as keeper:
-            if keeper.progress.finished:
-                log(f"{folder}: training is already finished, at step {keeper.progress.step}")
+        with Recorder(run, config.train) as recorder:
+            if recorder.progress.finished:
+                log(f"{folder}: training is already finished, at step {recorder.progress.step}")
             else:
-                if config.train.start_from and not keeper.progress.step:
+                if config.train.start_from and not recorder.progress.step:
                     log(f"starting from the weights of {config.train.start_from}")
                 machine.keep_memory()
                 kernel, product = None, plain_product
@@ -94,9 +94,9 @@ def train(config: RunConfig, folder: Path) -> Progress:
                     if native.serves(getattr(torch, config.optim.ns_dtype), device):
                         product = native.symmetric_product
                 log("attention: PyTorch's" if kernel is None else "attention: our own, compiled for this CPU")
-                train_model(config, data, device, run.compile_cache, log, keeper, kernel, product)
+                train_model(config, data, device, run.compile_cache, log, recorder, kernel, product)
                 log(f"weights in {run.checkpoint}")
-            return keeper.progress
+            return recorder.progress
 
 
 def train_model(
@@ -105,11 +105,11 @@ def train_model(
     device: torch.device,
     compile_cache: Path,
     log: Callable[[str], None],
-    keeper: Keeper | None = None,
+    recorder: Recorder | None = None,
     kernel: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     product: SymmetricProduct = plain_product,
 ) -> GPT:
-    """Train a model from its init, or from where `keeper` left it; `config` must be resolved.
+    """Train a model from its init, or from where `recorder` left it; `config` must be resolved.
 
     `kernel` is attention for layers that are compiled, if not PyTorch's, and `product` Muon's. Raises
     UserError if the loss is no longer a number. Every rank calls this.
@@ -125,7 +125,7 @@ def train_model(
         data.train, config.model.seq_len, t.batch_tokens, t.micro_batches, config.data.order, t.seed
     )
     val_tokens, table = data.val.read(0, len(data.val)), data.tokenizer.byte_table()
-    step, seconds = keeper.resume(model, optimizers) if keeper is not None else (0, 0.0)
+    step, seconds = recorder.resume(model, optimizers) if recorder is not None else (0, 0.0)
     parameters = sum(p.numel() for p in model.parameters())
     log(
         f"{parameters:,} parameters, {t.dtype} on {launch.world_size()} x {device.type}"
@@ -142,7 +142,7 @@ def train_model(
     if t.compile == "on" and t.compile_warmup_steps:
         warm_up_seconds = stepper.warm_up(t.compile_warmup_steps)
         log(f"compiled in {warm_up_seconds:.1f} s, {t.compile_warmup_steps} warm-up steps undone")
-    if keeper is not None and step:
+    if recorder is not None and step:
         log(f"continuing from step {step}, {seconds:.1f} s of training")
 
     clock = Clock(seconds, device)
@@ -158,11 +158,11 @@ def train_model(
                 f"step:{step}/{t.iterations} val_loss:{result.val_loss:.4f} val_bpb:{result.val_bpb:.4f}"
                 f" train_time:{elapsed * 1000:.0f}ms"
             )
-            if keeper is not None:
-                keeper.note_score(step, result)
-        if keeper is not None and keeper.due(step, last):
+            if recorder is not None:
+                recorder.note_score(step, result)
+        if recorder is not None and recorder.due(step, last):
             elapsed = clock.pause()
-            keeper.save(step, elapsed, last)
+            recorder.save(step, elapsed, last)
         if last:
             log(f"trained {step} steps in {elapsed:.1f} s")
             return model
@@ -174,8 +174,8 @@ def train_model(
         loss = stepper.step(step, scale, muon_momentum(step, config.optim), weights)
         clock.launched()
         step += 1
-        if keeper is not None:
-            keeper.show(step, clock.seconds)
+        if recorder is not None:
+            recorder.show(step, clock.seconds)
         reading = step % t.log_every == 0 or step <= 3 or step == t.iterations
         # Reading the loss makes a GPU's host wait, so there it is checked only where it is shown.
         if reading or device.type == "cpu":
@@ -187,8 +187,8 @@ def train_model(
         if reading:
             seconds = clock.seconds
             log(step_line(t, step, train_loss, scale, seconds))
-            if keeper is not None:
-                keeper.note_loss(step, train_loss, scale, seconds)
+            if recorder is not None:
+                recorder.note_loss(step, train_loss, scale, seconds)
 
 
 def step_line(t: TrainConfig, step: int, train_loss: float, scale: float, seconds: float) -> str:

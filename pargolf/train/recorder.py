@@ -17,11 +17,11 @@ from pargolf.system.errors import Stopped
 from pargolf.train.checkpoint import Progress, load_checkpoint, read_progress, read_weights, save_checkpoint
 
 
-class Keeper:
+class Recorder:
     """Checkpoints, metrics and progress bar of one run, for the length of a `with` block.
 
     Within it SIGINT and SIGTERM are noted and end the run between two steps. Every rank has a
-    keeper; the first one's writes.
+    recorder; the first one's writes.
     """
 
     def __init__(self, run: Run, t: TrainConfig):
@@ -31,7 +31,7 @@ class Keeper:
         self._bar = Bar("training")
         self._signal = 0
 
-    def __enter__(self) -> "Keeper":
+    def __enter__(self) -> "Recorder":
         self._handlers = {
             number: signal.signal(number, self._note_signal) for number in (signal.SIGINT, signal.SIGTERM)
         }

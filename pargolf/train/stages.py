@@ -15,8 +15,8 @@ from pargolf.data.tokenizer import ByteTable, Tokenizer
 from pargolf.export.artifact import Artifact, read_header
 from pargolf.export.quantize import quantize_state
 from pargolf.fit.budget import Ledger, check_budget, code_bytes, ledger
-from pargolf.fit.choose import pack_smallest
 from pargolf.fit.pack import pack_model
+from pargolf.fit.smallest import pack_smallest
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.run.folder import Log, Run, open_run
 from pargolf.run.log_lines import final_lines

@@ -19,7 +19,7 @@ from pargolf.system.errors import UserError
 
 
 @runtime_checkable
-class Model(Protocol):
+class ModelUnderTest(Protocol):
     """What is verified: a `ScoredGPT`, or what the `load` of a user's file returns.
 
     It may also have token_bytes(previous, targets), the bytes it counts for each of the integers
@@ -62,7 +62,7 @@ def load_own(target: Target, device: torch.device, stride: int) -> ScoredGPT:
     return ScoredGPT(load_model(artifact, target.dtype).to(device), stride)
 
 
-def loader_of(file: Path) -> Callable[[Path], Model]:
+def loader_of(file: Path) -> Callable[[Path], ModelUnderTest]:
     """The function load(artifact_path) of a Python file, which is run for that.
 
     Its models must be a `Model`. UserError if the file is none, fails, or has no such function.
@@ -71,9 +71,9 @@ def loader_of(file: Path) -> Callable[[Path], Model]:
     if load is None:
         raise UserError(f"{file} has no function load(artifact_path) that returns a model")
 
-    def checked(artifact: Path) -> Model:
+    def checked(artifact: Path) -> ModelUnderTest:
         model = load(artifact)
-        if not isinstance(model, Model):
+        if not isinstance(model, ModelUnderTest):
             raise UserError(f"{file}: load() returned {model!r:.80}, which lacks seq_len or logprobs(rows)")
         return model
 

@@ -22,7 +22,7 @@ from pargolf.system import distributed
 from pargolf.system.console import Bar
 from pargolf.system.errors import UserError
 from pargolf.system.files import sha256_file, write_json
-from pargolf.verify.model_under_test import Model, blaming, load_own, loader_of
+from pargolf.verify.model_under_test import ModelUnderTest, blaming, load_own, loader_of
 
 SUM_TOLERANCE = 1e-5  # of the probabilities at one position, from 1
 
@@ -40,7 +40,7 @@ CHUNK_VALUES = 1 << 24  # log-probabilities held at once, 64 MiB in float32
 
 
 @dataclass(frozen=True)
-class Row:
+class Condition:
     """One condition and what was measured for it."""
 
     condition: str
@@ -59,7 +59,7 @@ class Row:
 class Verdict:
     """One row for each condition."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[Condition, ...]
 
     @property
     def valid(self) -> bool:
@@ -117,7 +117,7 @@ def choose_trials(tokens: np.ndarray, seq_len: int, count: int, tokenizer: Token
 
 @torch.no_grad()
 def verify(
-    load: Callable[[], Model],
+    load: Callable[[], ModelUnderTest],
     tokenizer: Tokenizer,
     tokens: np.ndarray,
     stride: int = 64,
@@ -166,7 +166,7 @@ def verify(
     return Verdict(
         (
             _compared("determinism", scored, f"artifact read twice, {scored:,} positions", unlike),
-            Row("normalization", off <= SUM_TOLERANCE, scored, _finite(off), SUM_TOLERANCE, sums),
+            Condition("normalization", off <= SUM_TOLERANCE, scored, _finite(off), SUM_TOLERANCE, sums),
             _compared(
                 "causality",
                 earlier,
@@ -179,7 +179,7 @@ def verify(
     )
 
 
-def _full_logprobs(model: Model, rows: Tensor, vocab_size: int) -> Tensor:
+def _full_logprobs(model: ModelUnderTest, rows: Tensor, vocab_size: int) -> Tensor:
     """The model's logprobs, on the CPU; UserError unless they cover the vocabulary at every position."""
     values = model.logprobs(rows.clone())
     wanted = (*rows.shape, vocab_size)
@@ -226,7 +226,7 @@ def _kept(fresh: Fresh, chunks: list[Trials]) -> float:
     )
 
 
-def _accounting(model: Model, tokenizer: Tokenizer, tokens: np.ndarray, stride: int) -> Row:
+def _accounting(model: ModelUnderTest, tokenizer: Tokenizer, tokens: np.ndarray, stride: int) -> Condition:
     """Count the whole stream as `score` does: each token once, and the bytes of its text."""
     text = len(decode_documents(tokens, tokenizer))
     count = getattr(model, "token_bytes", tokenizer.byte_table().count)
@@ -239,20 +239,20 @@ def _accounting(model: Model, tokenizer: Tokenizer, tokens: np.ndarray, stride: 
         counted += int(np.sum(count(previous, targets)))
     once = bool((seen == 1).all())
     times = "once each" if once else f"{seen.min()} to {seen.max()} times"
-    return Row(
+    return Condition(
         "accounting", once and counted == text, len(seen), abs(counted - text), 0,
         f"{len(seen):,} tokens scored {times} by {len(plan):,} windows;"
         f" {counted:,} bytes counted, {text:,} in the text",
     )  # fmt: skip
 
 
-def _compared(condition: str, tried: int, what: str, deviation: float | None) -> Row:
+def _compared(condition: str, tried: int, what: str, deviation: float | None) -> Condition:
     if deviation is None:
         measured = "cannot be told, since the model gives other numbers each time"
-        return Row(condition, None, 0, None, LOGPROB_TOLERANCE, measured)
+        return Condition(condition, None, 0, None, LOGPROB_TOLERANCE, measured)
     found = f"log-probabilities differ by up to {deviation:.1e} nats" if deviation else "equal bit for bit"
     holds = deviation <= LOGPROB_TOLERANCE
-    return Row(condition, holds, tried, _finite(deviation), LOGPROB_TOLERANCE, f"{what}: {found}")
+    return Condition(condition, holds, tried, _finite(deviation), LOGPROB_TOLERANCE, f"{what}: {found}")
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -61,7 +61,7 @@ def test_what_the_configuration_does_not_reach_is_left_out() -> None:
     found = definitions(bundle(SEED))
     assert {"GPT", "LowRank", "Muon", "train_model", "pack", "unpack", "score", "main"} <= found.keys()
     assert not found.keys() & {
-        "KVCache", "Keeper", "Run", "Console", "pack_bits", "unpack_bits", "encode_matrix",
+        "KVCache", "Recorder", "Run", "Console", "pack_bits", "unpack_bits", "encode_matrix",
         "train_tokenizer", "eval_run", "write_shard", "load_preset", "read_config", "Batches._shuffled",
         "save_checkpoint", "from_dict",
     }  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pargolf.check.check import find_record
-from pargolf.check.figures import Record
+from pargolf.check.figures import RecordToBeat
 from pargolf.cli import dispatch
 from pargolf.system.errors import UserError
 from submission_support import by_rule, code, log, packed, statement
@@ -221,9 +221,9 @@ def test_the_command_line(good: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_record_is_a_number_or_a_folder(good: Path, tmp_path: Path) -> None:
-    assert find_record("1.1748") == Record("1.1748", 1.1748)
+    assert find_record("1.1748") == RecordToBeat("1.1748", 1.1748)
     for path in (good, good / "submission.json"):
-        assert find_record(str(path)) == Record("Low-rank queries", 1.15557992)
+        assert find_record(str(path)) == RecordToBeat("Low-rank queries", 1.15557992)
     with pytest.raises(UserError, match="neither a number nor"):
         find_record(str(tmp_path / "none"))
     with pytest.raises(UserError, match="between 0 and"):

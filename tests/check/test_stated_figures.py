@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pargolf.check.figures import Record, agrees, fits
-from pargolf.run.logs import Score
+from pargolf.check.figures import RecordToBeat, agrees, fits
+from pargolf.run.logs import LoggedScore
 from submission_support import by_rule
 
 
@@ -29,11 +29,11 @@ def test_bits_follow_from_nats(nats: float, tokens: int, bytes_a_token: float, p
     val_loss, val_bpb = (
         Decimal(f"{value:.{places}f}") for value in (nats, nats / math.log(2) * tokens / size)
     )
-    assert fits(Score("a", val_loss, val_bpb, None, None, tokens, size))
+    assert fits(LoggedScore("a", val_loss, val_bpb, None, None, tokens, size))
     # A byte-fallback token counted as three bytes, say: 4 % too many.
     wrong = Decimal(f"{nats / math.log(2) * tokens / (size * 1.04):.{places}f}")
-    assert not fits(Score("a", val_loss, wrong, None, None, tokens, size))
-    assert fits(Score("a", val_loss, wrong, None, None, None, None))
+    assert not fits(LoggedScore("a", val_loss, wrong, None, None, tokens, size))
+    assert fits(LoggedScore("a", val_loss, wrong, None, None, None, None))
 
 
 def test_two_decimals_are_too_few_to_agree() -> None:
@@ -48,7 +48,7 @@ def test_the_record_is_tested_as_a_t_test_by_hand(good: Path) -> None:
     for bpb, accepted in ((1.1748, True), (1.1600, False), (1.1500, False)):
         t = (mean - (bpb * ratio - 0.005)) / (spread / 3**0.5)
         p = float(stats.t.cdf(t, 2))
-        found = by_rule(good, Record("that", bpb))["record"]
+        found = by_rule(good, RecordToBeat("that", bpb))["record"]
         assert f"t = {t:.2f}, df = 2, p = {p:.2g}" in found.message
         assert found.level == ("ok" if accepted else "fault")
         assert (p < 0.01) is accepted

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pargolf.compress.container import MAX_STREAMS, MAX_THREADS, Header, pack, unpack
+from pargolf.compress.container import MAX_STREAMS, MAX_THREADS, FileHeader, pack, unpack
 from pargolf.system.errors import UserError
 
-HEADER = Header("a" * 64, "b" * 64, 1000, 300, 4, 128, "float32", 2, "torch 2, x86_64")
+HEADER = FileHeader("a" * 64, "b" * 64, 1000, 300, 4, 128, "float32", 2, "torch 2, x86_64")
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
 headers = st.builds(
-    Header, digests, digests, st.integers(300, 2**70), st.integers(0, 300), st.integers(1, MAX_STREAMS),
+    FileHeader, digests, digests, st.integers(300, 2**70), st.integers(0, 300), st.integers(1, MAX_STREAMS),
     st.integers(1, 1024), st.sampled_from(["float32", "bfloat16"]), st.integers(1, MAX_THREADS),
     st.text(max_size=40),
 )  # fmt: skip
@@ -29,7 +29,7 @@ def sealed(values: Any, payload: bytes = b"", raw_size: int = 0) -> bytes:
 
 
 @given(headers, st.binary(max_size=50))
-def test_header_and_payload_come_back(header: Header, payload: bytes) -> None:
+def test_header_and_payload_come_back(header: FileHeader, payload: bytes) -> None:
     assert unpack(pack(header, payload)) == (header, payload)
 
 

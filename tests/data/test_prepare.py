@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pargolf.data import prepare
-from pargolf.data.prepare import Prepared, prepare_embedded, prepare_files, read_text
+from pargolf.data.prepare import PreparedData, prepare_embedded, prepare_files, read_text
 from pargolf.data.shards import open_split
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.system.errors import UserError
@@ -27,7 +27,7 @@ def files(tmp_path: Path) -> list[Path]:
     return [path]
 
 
-def make(files: list[Path], root: Path, **options: object) -> Prepared:
+def make(files: list[Path], root: Path, **options: object) -> PreparedData:
     return prepare_files("mine", files, vocab_size=320, val_fraction=0.25, root=root, **options)  # type: ignore[arg-type]
 
 

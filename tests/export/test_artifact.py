@@ -24,7 +24,7 @@ from pargolf.config.schema import ExportConfig, ModelConfig
 from pargolf.export import artifact
 from pargolf.export.artifact import check_state, pack, pack_stored, read_artifact, unpack
 from pargolf.export.codec import CODECS
-from pargolf.export.entropy import Model, decode_matrix
+from pargolf.export.entropy import ValueModel, decode_matrix
 from pargolf.export.quantize import Quantized, dequantize_state, quantize_rows, quantize_state
 from pargolf.export.section import LAYOUTS
 from pargolf.system.errors import UserError
@@ -127,7 +127,7 @@ def test_planes_are_the_bytes_of_floats_in_turn() -> None:
             rows, cols = np.split(stored["levels/blocks.0.q"].numpy(), [4])
             tail, ends, length = values.tolist()
             code = payloads[1][-length:]
-            values = decode_matrix(code, Model(rows, cols, tail, ends), 6)
+            values = decode_matrix(code, ValueModel(rows, cols, tail, ends), 6)
         assert np.array_equal(values, q.values.numpy())
 
 

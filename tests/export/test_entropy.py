@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pargolf.export.entropy import LEVELS, TAILS, Model, decode_matrix, encode_matrix, frequencies
+from pargolf.export.entropy import LEVELS, TAILS, ValueModel, decode_matrix, encode_matrix, frequencies
 from pargolf.system.errors import UserError
 
 
@@ -82,7 +82,7 @@ def test_the_code_of_some_values_is_known() -> None:
     """Files made elsewhere must decode here: neither the frequencies nor the code may ever change."""
     table = frequencies(np.arange(LEVELS), 5, 9, 31)
     assert hashlib.sha256(table.astype("<i8").tobytes()).hexdigest()[:16] == "986bf391026281ac"
-    model = Model(np.array([30, 32], np.uint8), np.array([31, 34, 28, 30, 29], np.uint8), 5, 9)
+    model = ValueModel(np.array([30, 32], np.uint8), np.array([31, 34, 28, 30, 29], np.uint8), 5, 9)
     values = decode_matrix(bytes.fromhex("708f357fe8e21e6e"), model, 6)
     assert values.tolist() == [[3, -12, 0, 5, -1], [31, -2, 7, -31, 1]]
 
@@ -123,8 +123,8 @@ def test_columns_of_different_widths_are_told_apart() -> None:
 def test_any_bytes_are_values_or_an_error(
     code: bytes, rows: list[int], cols: list[int], tail: int, ends: int, bits: int
 ) -> None:
-    model = Model(np.array(rows, np.uint8), np.array(cols, np.uint8), tail, ends)
-    for fair in (model, Model(model.rows % 64, model.cols % 64, 1 + tail % 7, 1 + ends % 20)):
+    model = ValueModel(np.array(rows, np.uint8), np.array(cols, np.uint8), tail, ends)
+    for fair in (model, ValueModel(model.rows % 64, model.cols % 64, 1 + tail % 7, 1 + ends % 20)):
         try:
             values = decode_matrix(code, fair, bits)
         except UserError:
@@ -142,7 +142,7 @@ def test_cut_off_or_extended_code_is_refused() -> None:
 
 
 def test_decoding_allocates_by_the_size_of_the_matrix() -> None:
-    model = Model(np.full(500, 30, np.uint8), np.full(400, 30, np.uint8), 5, 9)
+    model = ValueModel(np.full(500, 30, np.uint8), np.full(400, 30, np.uint8), 5, 9)
     tracemalloc.start()
     try:
         with pytest.raises(UserError):

@@ -12,23 +12,23 @@ from pargolf.cli.study_tables import show_comparison
 from pargolf.config.schema import RunConfig
 from pargolf.config.settings import flatten, to_dict
 from pargolf.study.compare import Group, compare, group_records, read_published, to_json
-from pargolf.study.records import Record
+from pargolf.study.records import RunRecord
 from pargolf.system.errors import UserError
 
 NATS = math.log(2) * 2.5  # a bpb, at 2.5 bytes a token
 
 
-def run(name: str, bpb: float, seed: int = 1, nats_per_bpb: float = NATS, **changes: Any) -> Record:
+def run(name: str, bpb: float, seed: int = 1, nats_per_bpb: float = NATS, **changes: Any) -> RunRecord:
     """A run of the seed system; `model__q_rank=0` changes a setting."""
     settings = flatten(to_dict(RunConfig())) | {"train.seed": seed}
     settings |= {name.replace("__", "."): value for name, value in changes.items()}
-    return Record(
+    return RunRecord(
         name, bpb, Path("runs") / name, settings, seed, stride=64, val_loss=bpb * nats_per_bpb,
         val_bytes=1000, bytes_total=100 + seed, budget=1000, step_ms=10.0 + seed,
     )  # fmt: skip
 
 
-def runs(prefix: str, scores: list[float], **changes: Any) -> list[Record]:
+def runs(prefix: str, scores: list[float], **changes: Any) -> list[RunRecord]:
     return [run(f"{prefix}-seed{seed}", bpb, seed, **changes) for seed, bpb in enumerate(scores)]
 
 
@@ -61,12 +61,12 @@ def test_only_differing_settings_are_shown() -> None:
 
 
 def test_the_stride_that_was_scored_counts_and_not_the_setting() -> None:
-    a, b = run("a", 1.0), Record(**{**vars(run("b", 1.0)), "stride": 1024})
+    a, b = run("a", 1.0), RunRecord(**{**vars(run("b", 1.0)), "stride": 1024})
     assert [g.settings for g in group_records([a, b])] == [{"eval.stride": 64}, {"eval.stride": 1024}]
 
 
 def test_runs_of_unknown_settings_are_grouped_by_name() -> None:
-    foreign = [Record(name, 1.0) for name in ("theirs-seed42", "theirs_seed7", "other", "theirs-seed1")]
+    foreign = [RunRecord(name, 1.0) for name in ("theirs-seed42", "theirs_seed7", "other", "theirs-seed1")]
     assert names(group_records(foreign)) == [["theirs-seed42", "theirs_seed7", "theirs-seed1"], ["other"]]
     assert [g.label for g in group_records([*foreign, run("mine", 1.0)])][:2] == ["theirs", "other"]
 
@@ -156,7 +156,7 @@ def test_what_makes_figures_doubtful_is_said() -> None:
     d = comparison.groups[1].difference
     assert d and d.test and d.nats is d.is_record is None
     assert any(note.startswith("no nats for model.vocab_size=4096") for note in comparison.notes)
-    doubtful = [Record(**{**vars(r), "val_bytes": 999, "seed": 3, "budget": 50}) for r in BETTER]
+    doubtful = [RunRecord(**{**vars(r), "val_bytes": 999, "seed": 3, "budget": 50}) for r in BETTER]
     notes = "\n".join(compare([*BASE, *doubtful]).notes)
     for part in (
         "seed counts more than once",
@@ -189,7 +189,7 @@ def test_runs_of_the_same_seeds_are_compared_in_pairs_too() -> None:
     assert d.test.p > 0.5  # drowned in what the seeds differ by
     assert d.p_paired == pytest.approx(stats.ttest_rel(moved, noisy).pvalue)
     unpaired = [
-        Record(**{**vars(r), "seed": 100 + i}) for i, r in enumerate(runs("c", moved, model__q_rank=7))
+        RunRecord(**{**vars(r), "seed": 100 + i}) for i, r in enumerate(runs("c", moved, model__q_rank=7))
     ]
     d = compare([*runs("a", noisy), *unpaired]).groups[1].difference
     assert d and d.p_paired is None

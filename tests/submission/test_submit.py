@@ -14,7 +14,7 @@ from pargolf.check.check import check_folder, faults
 from pargolf.cli import dispatch
 from pargolf.submission.submit import About, Form, _p_value, requirements, submit
 from pargolf.system.errors import UserError
-from pargolf.verify.verify import Row, Verdict
+from pargolf.verify.verify import Condition, Verdict
 
 ABOUT = About("A", "G", "Tiny")
 
@@ -121,7 +121,7 @@ def test_the_verdict_on_the_running_model_is_stated(finished: Path, tmp_path: Pa
 def test_a_score_that_is_not_valid_is_not_submitted(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = Row("causality", False, 1, 1.0, 0.0, "a later token shows")
+    broken = Condition("causality", False, 1, 1.0, 0.0, "a later token shows")
     monkeypatch.setattr("pargolf.submission.submit.verify_target", lambda *_, **__: Verdict((broken,)))
     with pytest.raises(UserError, match="not valid: causality"):
         submit([finished], ABOUT, tmp_path / "out")

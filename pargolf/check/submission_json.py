@@ -31,7 +31,7 @@ MOST_DECIMALS = 20
 
 
 @dataclass
-class Statement:
+class StatedFigures:
     """What submission.json states; a field that is missing or of the wrong type is not in `values`."""
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Statement:
     doubts: list[str] = field(default_factory=list)
 
 
-def read_statement(text: str) -> Statement:
+def read_statement(text: str) -> StatedFigures:
     """Read submission.json; what is wrong with its fields is noted in the result.
 
     Raises UserError if it is no JSON object.
@@ -57,7 +57,7 @@ def read_statement(text: str) -> Statement:
     if not isinstance(raw, dict):
         raise UserError("it holds no JSON object")
     track = raw.get("track")
-    statement = Statement(track=track if isinstance(track, str) else "")
+    statement = StatedFigures(track=track if isinstance(track, str) else "")
     statement.values = _fields(raw, statement.faults)
     statement.faults += [f"{name} is missing" for name in REQUIRED if not _stated(raw, name)]
     missing = [name for name in NAMES if name not in REQUIRED and not _stated(raw, name)]
@@ -120,7 +120,7 @@ def _is_date(text: str) -> bool:
     return True
 
 
-def _seed_results(raw: Any, statement: Statement) -> dict[int, dict[str, Any]]:
+def _seed_results(raw: Any, statement: StatedFigures) -> dict[int, dict[str, Any]]:
     """{"42": {...}} or [{"seed": 42, ...}], as figures by seed; a bare number is a val_bpb."""
     if raw is None:
         return {}

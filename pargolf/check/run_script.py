@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pargolf.check.evidence import CODE, Finding, Submission, finding
+from pargolf.check.evidence import CODE, Evidence, Finding, finding
 from pargolf.system.errors import UserError
 
 LARGEST_FILE = 1 << 30  # bytes of a file that the run may write
@@ -38,7 +38,7 @@ class Limits:
     """Address space in 10^9 bytes; 0 means no limit (CUDA reserves far more than it uses)."""
 
 
-def run_submission(s: Submission, limits: Limits) -> Finding:
+def run_submission(s: Evidence, limits: Limits) -> Finding:
     """Run train_gpt.py in a copy of its folder, as `python train_gpt.py`, and report its last line."""
     rule = "run"
     if limits.seconds < 1 or limits.memory_gb < 0:

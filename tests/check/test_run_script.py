@@ -7,7 +7,7 @@ import pytest
 
 from pargolf.check.evidence import Finding, gather
 from pargolf.check.folder import open_folder
-from pargolf.check.trial_run import Limits, run_submission
+from pargolf.check.run_script import Limits, run_submission
 from pargolf.cli import dispatch
 
 

@@ -14,8 +14,8 @@ from pargolf.export.artifact import pack_stored, read_header
 from pargolf.export.codec import CODECS
 from pargolf.export.quantize import quantize_state
 from pargolf.export.section import LAYOUTS
-from pargolf.fit import choose
-from pargolf.fit.choose import pack_smallest
+from pargolf.fit import smallest
+from pargolf.fit.smallest import pack_smallest
 from pargolf.system.errors import UserError
 
 AUTO = ExportConfig(codec="auto", layout="auto")
@@ -32,7 +32,7 @@ def test_file_and_code_together_decide(range_code: int, won: bool, monkeypatch: 
         x = config.export
         return 500 * list(CODECS).index(x.codec) + (range_code if x.layout == "range" else 0)
 
-    monkeypatch.setattr(choose, "code_bytes", code)
+    monkeypatch.setattr(smallest, "code_bytes", code)
     config = RunConfig(TINY, export=AUTO)
     stored = quantize_state(state(), SLOTS, AUTO)
     totals = {}
@@ -49,7 +49,7 @@ def test_file_and_code_together_decide(range_code: int, won: bool, monkeypatch: 
 
 @pytest.mark.parametrize("given", [{"codec": "zlib", "level": 9}, {"layout": "packed"}, {"layout": "range"}])
 def test_what_is_set_stays(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "code_bytes", lambda config: 0)
+    monkeypatch.setattr(smallest, "code_bytes", lambda config: 0)
     export = replace(AUTO, **given)
     stored = quantize_state(state(), SLOTS, export)
     chosen = read_header(pack_smallest(stored, SLOTS, RunConfig(TINY, export=export), SHA)).export
