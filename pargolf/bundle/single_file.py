@@ -24,7 +24,7 @@ from pargolf.bundle.learn import learn
 from pargolf.bundle.modules import Key, Node, mentions, parts_of, read_module, tree_of
 from pargolf.bundle.shake import reach
 from pargolf.config.schema import RunConfig
-from pargolf.config.settings import to_dict
+from pargolf.config.settings import settled, to_dict
 
 ENTRY = ("pargolf.submission.script", "main")
 DOCSTRING = f"""A submission to the parameter-golf challenge, made by pargolf {__version__} from its modules.
@@ -68,6 +68,14 @@ def bundle_classes(module: str, names: tuple[str, ...], docstring: str) -> str:
     entries = [(module, name) for name in names]
     every = {(section, name) for section, fields in to_dict(RunConfig()).items() for name in fields}
     return write_out(_reduce({}, entries, Settings(RunConfig(), frozenset(every))), entries, docstring)
+
+
+def code_bytes(config: RunConfig) -> int:
+    """UTF-8 bytes of the train_gpt.py that `pargolf submit` writes for `config`, in its readable form.
+
+    Codec or layout "auto" count as what they are expected to come to.
+    """
+    return len(bundle(replace(config, export=settled(config.export))).encode())
 
 
 def minified(source: str) -> str:

@@ -17,6 +17,9 @@ from pargolf.config.schema import (
 )
 from pargolf.system.errors import UserError, require
 
+# What codec and layout "auto" are expected to come to.
+EXPECTED = {"codec": "brotli", "layout": "range"}
+
 Settings = dict[str, Any]  # "section.field" -> value: what studies vary and comparisons show
 
 
@@ -83,6 +86,12 @@ def with_codec(export: ExportConfig, codec: str = "", layout: str = "") -> Expor
     if codec:
         values |= {"codec": codec, "level": TOP_LEVEL.get(codec, max(TOP_LEVEL.values()))}
     return export_from_dict(values)
+
+
+def settled(export: ExportConfig) -> ExportConfig:
+    """`export` with "auto" replaced by what it comes to for trained weights, where there are none to try."""
+    codec, layout = (EXPECTED[name] if getattr(export, name) == "auto" else "" for name in EXPECTED)
+    return with_codec(export, codec, layout)
 
 
 def read_config(path: Path) -> RunConfig:

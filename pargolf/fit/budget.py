@@ -1,12 +1,12 @@
 """Where every byte of a submission goes, and how many there will be."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, prod
 
 from pargolf.config.kinds import Slot
-from pargolf.config.schema import ExportConfig, RunConfig
-from pargolf.config.settings import with_codec
+from pargolf.config.schema import ExportConfig
+from pargolf.config.settings import settled
 from pargolf.export.artifact import read_header
 from pargolf.export.quantize import kind_bits
 from pargolf.system.errors import UserError
@@ -34,9 +34,6 @@ LOST_BITS = {
     "brotli": {4: 0.42, 5: 0.1},
     "lzma": {4: 0.12, 5: 0.14, 6: 0.15, 7: 0.15},
 }
-
-# What codec and layout "auto" come to for trained weights, as long as there are none to try them on.
-EXPECTED = {"codec": "brotli", "layout": "range"}
 
 CONTAINER_BYTES = 1024  # prefix, header and checksum
 TENSOR_BYTES = 200  # names and shapes in the safetensors header, uncompressed
@@ -125,21 +122,6 @@ def check_budget(ledger: Ledger, budget: int) -> None:
         )
 
 
-def code_bytes(config: RunConfig) -> int:
-    """UTF-8 bytes of the train_gpt.py that `pargolf submit` writes for `config`, in its readable form.
-
-    Codec or layout "auto" count as what they are expected to come to.
-    """
-    from pargolf.bundle.single_file import bundle  # takes its time to import
-
-    return len(bundle(replace(config, export=_settled(config.export))).encode())
-
-
-def _settled(export: ExportConfig) -> ExportConfig:
-    codec, layout = (EXPECTED[name] if getattr(export, name) == "auto" else "" for name in EXPECTED)
-    return with_codec(export, codec, layout)
-
-
 def predict_bytes(
     shapes: Mapping[str, tuple[int, ...]], slots: Mapping[str, Slot], export: ExportConfig
 ) -> Prediction:
@@ -153,7 +135,7 @@ def predict_bytes(
     """
     if shapes.keys() != slots.keys():
         raise ValueError(f"shapes and slots differ: {sorted(shapes.keys() ^ slots.keys())}")
-    export = _settled(export)
+    export = settled(export)
     by_bytes = export.layout in ("bytes", "planes")
     saved = SAVED_BITS[export.codec] if by_bytes else SAVED_BY_RANGE if export.layout == "range" else 0.0
     lost = LOST_BITS[export.codec] if by_bytes else {}

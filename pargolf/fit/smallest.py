@@ -5,7 +5,7 @@ meet, so each further codec costs more code than mixing saves (docs/formats.md h
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
@@ -18,7 +18,6 @@ from pargolf.config.settings import with_codec
 from pargolf.export.artifact import lay_out, seal
 from pargolf.export.quantize import Quantized
 from pargolf.export.section import LAYOUTS
-from pargolf.fit.budget import code_bytes
 
 
 def pack_smallest(
@@ -26,10 +25,11 @@ def pack_smallest(
     slots: Mapping[str, Slot],
     config: RunConfig,
     tokenizer_sha256: str,
+    code_bytes: Callable[[RunConfig], int],
 ) -> bytes:
     """The file of `pack_stored` for `config`, codec and layout settled where they are "auto".
 
-    The code that counts is the readable train_gpt.py. The file's header says what was chosen.
+    `code_bytes` says how long the code is that decodes it. The file's header says what was chosen.
     """
     codecs = TOP_LEVEL if config.export.codec == "auto" else ("",)
     layouts = LAYOUTS if config.export.layout == "auto" else ("",)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from pargolf.bundle.single_file import code_bytes
 from pargolf.config.kinds import TENSOR_KINDS
 from pargolf.config.schema import ModelConfig, RunConfig, validate
-from pargolf.fit.budget import Prediction, code_bytes, predict_bytes
+from pargolf.fit.budget import Prediction, predict_bytes
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.plan.roofline import model_flops
 

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from pargolf.analysis.compressors import compressor_table
+from pargolf.bundle.single_file import code_bytes
 from pargolf.config.schema import EvalConfig, RunConfig, validate
 from pargolf.config.settings import with_codec
 from pargolf.data.prepare import prepare_embedded, read_text
 from pargolf.data.tokenizer import ByteTable, Tokenizer
 from pargolf.export.artifact import Artifact, read_header
 from pargolf.export.quantize import quantize_state
-from pargolf.fit.budget import Ledger, check_budget, code_bytes, ledger
+from pargolf.fit.budget import Ledger, check_budget, ledger
 from pargolf.fit.pack import pack_model
 from pargolf.fit.smallest import pack_smallest
 from pargolf.model.gpt import GPT, tensor_kinds
@@ -70,7 +71,7 @@ def pack_run(
     config = dataclasses.replace(config, export=with_codec(config.export, codec, layout))
     slots, tokenizer = tensor_kinds(model), Tokenizer(run.tokenizer)
     stored = quantize_state(dict(model.state_dict()), slots, config.export)
-    data = pack_smallest(stored, slots, config, tokenizer.sha256)
+    data = pack_smallest(stored, slots, config, tokenizer.sha256, code_bytes)
     config = dataclasses.replace(config, export=read_header(data).export)
     if fit is not None or max_loss is not None:
         config = with_goal(config, fit, max_loss)

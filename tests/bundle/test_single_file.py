@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 
 from pargolf.bundle.layout import write_out
 from pargolf.bundle.modules import Key, Node, read_module
-from pargolf.bundle.single_file import _literal, bundle, compressed, minified
+from pargolf.bundle.single_file import _literal, bundle, code_bytes, compressed, minified
 from pargolf.config.presets import load_preset
 from pargolf.config.schema import RunConfig
-from pargolf.fit.budget import code_bytes
 from pargolf.submission.script import ENVIRONMENT, from_environment
 from pargolf.submission.submit import requirements
 from pargolf.system.errors import UserError

@@ -14,7 +14,6 @@ from pargolf.export.artifact import pack_stored, read_header
 from pargolf.export.codec import CODECS
 from pargolf.export.quantize import quantize_state
 from pargolf.export.section import LAYOUTS
-from pargolf.fit import smallest
 from pargolf.fit.smallest import pack_smallest
 from pargolf.system.errors import UserError
 
@@ -27,12 +26,11 @@ def state() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("range_code", "won"), [(0, True), (10**6, False)])
-def test_file_and_code_together_decide(range_code: int, won: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_and_code_together_decide(range_code: int, won: bool) -> None:
     def code(config: RunConfig) -> int:
         x = config.export
         return 500 * list(CODECS).index(x.codec) + (range_code if x.layout == "range" else 0)
 
-    monkeypatch.setattr(smallest, "code_bytes", code)
     config = RunConfig(TINY, export=AUTO)
     stored = quantize_state(state(), SLOTS, AUTO)
     totals = {}
@@ -40,7 +38,7 @@ def test_file_and_code_together_decide(range_code: int, won: bool, monkeypatch: 
         export = with_codec(AUTO, codec, layout)
         size = len(pack_stored(stored, SLOTS, TINY, export, SHA))
         totals[export] = size + code(replace(config, export=export))
-    data = pack_smallest(stored, SLOTS, config, SHA)
+    data = pack_smallest(stored, SLOTS, config, SHA, code)
     chosen = read_header(data).export
     assert totals[chosen] == min(totals.values())
     assert (chosen.layout == "range") == won
@@ -48,11 +46,12 @@ def test_file_and_code_together_decide(range_code: int, won: bool, monkeypatch: 
 
 
 @pytest.mark.parametrize("given", [{"codec": "zlib", "level": 9}, {"layout": "packed"}, {"layout": "range"}])
-def test_what_is_set_stays(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smallest, "code_bytes", lambda config: 0)
+def test_what_is_set_stays(given: dict[str, Any]) -> None:
     export = replace(AUTO, **given)
     stored = quantize_state(state(), SLOTS, export)
-    chosen = read_header(pack_smallest(stored, SLOTS, RunConfig(TINY, export=export), SHA)).export
+    chosen = read_header(
+        pack_smallest(stored, SLOTS, RunConfig(TINY, export=export), SHA, lambda config: 0)
+    ).export
     assert {name: getattr(chosen, name) for name in given} == given
     assert "auto" not in (chosen.codec, chosen.layout)
     assert chosen.level == TOP_LEVEL[chosen.codec]
