@@ -4,8 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-from pargolf.bundle.single_file import code_bytes, ledger
+from pargolf.bundle.single_file import code_bytes
 from pargolf.cli import tables
+from pargolf.fit.budget import ledger
 from pargolf.run.folder import open_run
 from pargolf.system.console import console
 
