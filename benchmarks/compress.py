@@ -16,10 +16,10 @@ import torch
 import tyro
 from rich.table import Table
 
-from pargolf.analysis.compressors import COMPRESSORS, compressor_table
 from pargolf.compress.files import compress_file, decompress_file
 from pargolf.data.prepare import read_text
-from pargolf.run.target import Target, find_target, open_artifact
+from pargolf.run.target import Target, find_target
+from pargolf.score.compressors import COMPRESSORS, compressor_table
 from pargolf.system.console import console, say
 
 
@@ -64,7 +64,7 @@ def compare(title: str, text: bytes, train: bytes, target: Target) -> None:
 def main(run: tyro.conf.Positional[Path], source_bytes: int = 200_000) -> None:
     """Print the tables of a run's artifact."""
     target = find_target(run)
-    _, tokenizer = open_artifact(target)
+    _, tokenizer = target.open()
     val, train = (read_text(target.stream(split), tokenizer) for split in ("val", "train"))
     say(
         f"{target.artifact}: {target.artifact.stat().st_size:,} bytes; {torch.get_num_threads()} CPU threads;"

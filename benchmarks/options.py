@@ -18,7 +18,7 @@ from rich.table import Table
 
 from pargolf.config.presets import load_preset
 from pargolf.config.schema import RunConfig
-from pargolf.kernels.native import attention_kernel
+from pargolf.kernels import native
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
 from pargolf.system import machine
@@ -83,7 +83,8 @@ class Step:
         machine.keep_memory()
         dtype = getattr(torch, args.dtype)
         self.model = GPT(config.model, dtype, seed=0)
-        self.model.compile_regions(attention_kernel(config.model, dtype, torch.device("cpu")))
+        native.install_attention(self.model)
+        self.model.compile_regions()
         self.optimizers = Optimizers(self.model, config.optim, dtype)
         self.tokens = torch.randint(config.model.vocab_size, (args.rows, config.model.seq_len + 1))
         self.config, self.rounding = config, rounding

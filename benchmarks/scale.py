@@ -33,14 +33,14 @@ from pargolf.config.schema import RunConfig
 from pargolf.config.settings import from_dict, to_dict
 from pargolf.data.batches import Batches
 from pargolf.data.shards import open_split, shard_name, write_shard
-from pargolf.kernels.native import attention_kernel
+from pargolf.kernels import native
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
 from pargolf.plan.forecast import cpu_step_seconds
 from pargolf.plan.roofline import model_flops
 from pargolf.system import distributed, launch, machine
 from pargolf.system.console import console
-from pargolf.train.loop import Stepper
+from pargolf.train.loop import Training
 
 GROWTH: dict[str, tuple[str, list[int]]] = {
     "seq-len": ("seq_len", [128, 256, 512, 1024, 2048]),
@@ -139,16 +139,18 @@ def measure(config: RunConfig) -> None:
         )
         dtype = getattr(torch, t.dtype)
         model = GPT(c, dtype, seed=0)
-        model.compile_regions(attention_kernel(c, dtype, device))
         optimizers = Optimizers(model, config.optim, dtype)
-        stepper = Stepper(model, distributed.data_parallel(model, device), optimizers, batches, device)
-        stepper.warm_up(2)
+        native.install_attention(model)
+        model.compile_regions()
+        replica = distributed.data_parallel(model, device)
+        training = Training(config, device, model, replica, optimizers, batches)
+        training.warm_up(2)
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of compiling
         times = []
         for number in range(STEPS):
             distributed.barrier()
             start = time.perf_counter()
-            stepper.step(number, 1.0, 0.95)
+            training.step(number, 1.0, 0.95)
             distributed.barrier()
             times.append(time.perf_counter() - start)
         (peak,) = distributed.agree(peak_bytes())

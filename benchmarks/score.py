@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pargolf.model.gpt import GPT
-from pargolf.run.target import find_target, load_model, open_artifact
+from pargolf.run.target import find_target, load_model
 from pargolf.score import windows as scoring
 from pargolf.system.console import console
 
@@ -52,7 +52,7 @@ def main(
 ) -> None:
     """Print the table for a run's artifact on the first `tokens` of its validation stream."""
     target = find_target(run)
-    artifact, tokenizer = open_artifact(target)
+    artifact, tokenizer = target.open()
     model = load_model(artifact, target.dtype)
     stream = target.stream("val")
     text = stream.read(0, min(tokens, len(stream)))

@@ -23,11 +23,10 @@ from torch import Tensor
 
 from pargolf.config.presets import load_preset
 from pargolf.config.schema import RunConfig
-from pargolf.kernels.native import attention_kernel, serves, symmetric_product
+from pargolf.kernels.native import install
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
-from pargolf.optim.muon import plain_product
-from pargolf.plan.cost import plan
+from pargolf.plan.roofline import model_flops
 from pargolf.system import machine
 from pargolf.system.console import console
 
@@ -39,11 +38,10 @@ class OurStep:
 
     def __init__(self, config: RunConfig, dtype: torch.dtype, device: torch.device):
         machine.keep_memory()
-        kernel = attention_kernel(config.model, dtype, device)
         self.model = GPT(config.model, dtype, seed=0).to(device)
-        self.model.compile_regions(kernel)
-        product = symmetric_product if serves(dtype, device) else plain_product
-        self.optimizers = Optimizers(self.model, config.optim, dtype, product)
+        self.optimizers = Optimizers(self.model, config.optim, dtype)
+        install(self.model, self.optimizers)
+        self.model.compile_regions()
         self.momentum = config.optim.muon_momentum
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -152,7 +150,7 @@ def main(
         table.add_column(column, justify="right")
     for name, (its, _) in steps.items():
         median = statistics.median(times[name])
-        share = plan(its).train_flops * tokens / median / top
+        share = model_flops(its) * tokens / median / top
         table.add_row(
             name, f"{1e3 * median:,.1f}", f"{tokens / median:,.0f}",
             *(times_faster(times[other], times[name]) for other in (PLAIN, FULL)),

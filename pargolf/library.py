@@ -16,7 +16,7 @@ from torch import Tensor
 from pargolf.config.schema import ModelConfig
 from pargolf.fit.budget import Ledger, ledger
 from pargolf.model.gpt import GPT
-from pargolf.run.target import find_target, load_model, open_artifact
+from pargolf.run.target import find_target, load_model
 from pargolf.score.passages import token_bits, token_bytes
 from pargolf.score.sample import continue_text
 from pargolf.score.windows import check_stride, score
@@ -49,7 +49,7 @@ class Model:
 
     def __init__(self, path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None) -> None:
         self.target = find_target(Path(path), None if tokenizer is None else Path(tokenizer))
-        self._artifact, self.tokenizer = open_artifact(self.target)
+        self._artifact, self.tokenizer = self.target.open()
 
     @property
     def config(self) -> ModelConfig:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from pargolf.config.schema import ExportConfig, ModelConfig, OptimConfig, RunConfig
+from pargolf.data.batches import Batches
+from pargolf.data.shards import open_split
 from pargolf.export.artifact import pack
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.model.layers import Linear, LowRank
@@ -16,6 +18,7 @@ from pargolf.optim.groups import Optimizers
 from pargolf.run.folder import Run, start_run
 from pargolf.system.files import sha256_file
 from pargolf.train.checkpoint import Progress, save_checkpoint
+from pargolf.train.loop import Training
 
 TINY = {
     "model.vocab-size": "512",
@@ -75,6 +78,15 @@ def shaken(c: ModelConfig) -> GPT:
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.2)
     return model
+
+
+def training_of(model: GPT, dataset: Dataset, batch_tokens: int, micro_batches: int) -> Training:
+    """A training of this model, whose device is the training's, on rows in a shuffled order."""
+    optimizers = Optimizers(model, OptimConfig(), model.dtype)
+    stream = open_split(dataset.folder, "train")
+    batches = Batches(stream, model.config.seq_len, batch_tokens, micro_batches, "shuffle", 1)
+    device = model.embed.weight.device
+    return Training(RunConfig(model.config), device, model, model, optimizers, batches)
 
 
 def matrix(projection: Linear | LowRank) -> Tensor:

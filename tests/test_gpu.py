@@ -9,15 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pargolf.config.schema import ExportConfig, ModelConfig, OptimConfig
-from pargolf.data.batches import Batches
-from pargolf.data.shards import open_split
+from pargolf.config.schema import ExportConfig, ModelConfig
 from pargolf.model.gpt import GPT
-from pargolf.optim.groups import Optimizers
 from pargolf.train.clock import Clock
-from pargolf.train.loop import Stepper
 from pargolf.train.qat import quantized
-from support import Dataset, pargolf, shaken
+from support import Dataset, pargolf, shaken, training_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 GPU = torch.device("cuda")
@@ -37,9 +33,8 @@ def losses_and_weights(dataset: Dataset, device: torch.device, compiled: bool) -
     model = shaken(C).to(device)
     if compiled:
         model.compile_regions()
-    batches = Batches(open_split(dataset.folder, "train"), C.seq_len, 1024, 2, "shuffle", 1)
-    stepper = Stepper(model, model, Optimizers(model, OptimConfig(), torch.float32), batches, device)
-    losses = torch.stack([stepper.step(number, 1.0, 0.9) for number in range(2)])
+    training = training_of(model, dataset, 1024, 2)
+    losses = torch.stack([training.step(number, 1.0, 0.9) for number in range(2)])
     return losses.cpu(), [p.detach().cpu() for p in model.parameters()]
 
 
@@ -58,12 +53,11 @@ def test_a_step_never_waits_for_the_gpu(dataset: Dataset, waiting_allowed_again:
     torch._dynamo.reset()
     model = GPT(C, torch.bfloat16, seed=0).to(GPU)
     model.compile_regions()
-    batches = Batches(open_split(dataset.folder, "train"), C.seq_len, 1024, 2, "shuffle", 1)
-    stepper = Stepper(model, model, Optimizers(model, OptimConfig(), torch.bfloat16), batches, GPU)
+    training = training_of(model, dataset, 1024, 2)
     weights = [quantized(model, ExportConfig()) if qat else None for _ in range(3)]
-    stepper.step(0, 1.0, 0.9, weights[0])  # compiles
+    training.step(0, 1.0, 0.9, weights[0])  # compiles
     torch.cuda.set_sync_debug_mode("error")
-    loss = stepper.step(1, 1.0, 0.9, weights[1]) + stepper.step(2, 0.5, 0.95, weights[2])
+    loss = training.step(1, 1.0, 0.9, weights[1]) + training.step(2, 0.5, 0.95, weights[2])
     torch.cuda.set_sync_debug_mode("default")
     assert loss.isfinite()
 

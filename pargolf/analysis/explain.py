@@ -2,7 +2,7 @@
 
 import math
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -14,7 +14,8 @@ import torch
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.library import Model
 from pargolf.score.passages import Passage, Span, context_edges, spans
-from pargolf.score.windows import batches, windows
+from pargolf.score.windows import over_windows, windows
+from pargolf.system.progress import OnProgress, unseen
 
 LIKELIEST = 5  # pieces told for each token
 KINDS = (
@@ -90,9 +91,7 @@ class Explanation:
         return _rows(self.tokens, places.tolist(), labels)
 
 
-def explain(
-    model: Model, text: str, stride: int = 64, progress: Callable[[float, float], None] | None = None
-) -> Explanation:
+def explain(model: Model, text: str, stride: int = 64, progress: OnProgress = unseen) -> Explanation:
     """Score `text` as `model.bits_per_byte` does, and keep what there is to know of each token.
 
     `progress` is called with windows done and windows in all. Raises as `bits_per_byte`.
@@ -119,7 +118,7 @@ def explain(
 
 @torch.inference_mode()
 def _predictions(
-    model: Model, stream: np.ndarray, stride: int, progress: Callable[[float, float], None] | None
+    model: Model, stream: np.ndarray, stride: int, progress: OnProgress
 ) -> tuple[np.ndarray, ...]:
     """For each token but the first of `stream` (N + 1,): bits, rank and context (N,), and the ids and
     probabilities of the likeliest (N, LIKELIEST), each in the window that scores it."""
@@ -129,8 +128,7 @@ def _predictions(
         np.zeros(count), np.zeros(count, int), np.zeros(count, int), np.zeros(wide, int), np.zeros(wide)
     )  # fmt: skip
     plan = windows(count, model.config.seq_len, stride)
-    done = 0
-    for batch, rows in batches(stream, plan, model.target.scoring.batch_rows):
+    for batch, rows in over_windows(stream, plan, model.target.scoring.batch_rows, progress):
         first, inputs = batch[0].first, torch.from_numpy(rows).to(gpt.embed.weight.device)
         logprobs = gpt.head(gpt.trunk(inputs[:, :-1], first=first)).log_softmax(-1)
         own = logprobs.gather(-1, inputs[:, first + 1 :, None])
@@ -143,9 +141,6 @@ def _predictions(
         for into, value in zip(found, values, strict=True):
             for window, row in zip(batch, value.cpu().numpy(), strict=True):
                 into[window.start + first : window.start + window.length] = row
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(plan))
     return found
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pargolf.analysis import figures
 from pargolf.analysis.figures import Picture
-from pargolf.run.target import Target, load_model, open_artifact
+from pargolf.run.target import Target, load_model
 from pargolf.score.passages import Passage, Span, by_position, passages, spans, token_bits, token_bytes
 from pargolf.score.sample import continue_text
 from pargolf.system.console import Bar
@@ -37,7 +37,7 @@ def read_validation(target: Target, stride: int, max_tokens: int) -> Reading:
     `stride` is the sliding window's. Raises UserError if shards are missing or hold no text, or
     the artifact cannot be read.
     """
-    artifact, tokenizer = open_artifact(target)
+    artifact, tokenizer = target.open()
     stream = target.stream("val")
     tokens, table = stream.read(0, min(len(stream), max_tokens + 1)), tokenizer.byte_table()
     sizes = token_bytes(tokens, table)
@@ -70,7 +70,7 @@ def write_samples(target: Target) -> list[tuple[str, str]]:
 
     Raises UserError if the artifact cannot be read.
     """
-    artifact, tokenizer = open_artifact(target)
+    artifact, tokenizer = target.open()
     model = load_model(artifact)
     samples = []
     with Bar("sampling") as bar:

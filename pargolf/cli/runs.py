@@ -121,77 +121,82 @@ def data(argv: list[str]) -> None:
 
 def plan(argv: list[str]) -> None:
     """Parameters, arithmetic, bytes, memory and time of a preset, before training."""
+    from pargolf.bundle.single_file import code_bytes
     from pargolf.cli import tables
     from pargolf.plan import cost as planning
     from pargolf.plan.forecast import forecasts
 
     args = run_args(argv, "plan")
-    tables.show_plan(args.preset, args.config, planning.plan(args.config), forecasts(args.config))
+    cost = planning.plan(args.config, code_bytes(args.config))
+    tables.show_plan(args.preset, args.config, cost, forecasts(args.config))
 
 
 def train(argv: list[str]) -> None:
     """Train a preset into runs/<name>/; continues a run that was interrupted."""
-    from pargolf.train.stages import train_run
+    from pargolf.train import runs
 
     args = run_args(argv, "train")
-    train_run(args.config, args.folder)
+    runs.train(args.config, args.folder)
 
 
 def pack(argv: list[str]) -> None:
     """Quantize and compress a trained run into model.pgz, with its byte ledger."""
+    from pargolf.bundle.single_file import code_bytes
     from pargolf.cli import tables
-    from pargolf.train.stages import check_run_budget, pack_run
+    from pargolf.fit.budget import check_budget
+    from pargolf.run.folder import open_run
+    from pargolf.train import runs
 
     args = parse(PackArgs, argv, "pargolf pack")
-    sizes = pack_run(args.run, args.codec, args.layout, args.fit, args.max_loss)
+    sizes = runs.pack(args.run, code_bytes, args.codec, args.layout, args.fit, args.max_loss)
     tables.show_ledger(sizes)
-    check_run_budget(args.run, sizes)
+    check_budget(sizes, open_run(args.run)[1].export.budget)
 
 
 def evaluate(argv: list[str]) -> None:
     """Score an artifact from disk alone: val_bpb, standard and sliding."""
+    from pargolf.bundle.single_file import code_bytes
     from pargolf.cli import tables
     from pargolf.run.target import find_target
-    from pargolf.score.strides import sample_strides
-    from pargolf.train.stages import eval_run
+    from pargolf.train import runs
 
     args = parse(EvalArgs, argv, "pargolf eval")
     target = find_target(args.target, args.tokenizer, args.dataset)
     settings = target.scoring
     batch_rows = args.batch_rows or settings.batch_rows
     if args.stride == "auto":
-        tables.show_strides(sample_strides(target, batch_rows))
+        tables.show_strides(runs.try_strides(target, batch_rows))
         return
     settings = dataclasses.replace(settings, stride=args.stride or settings.stride, batch_rows=batch_rows)
-    tables.show_result(eval_run(target, settings))
+    tables.show_result(runs.evaluate(target, settings, code_bytes))
 
 
 def run(argv: list[str]) -> None:
     """All of it: train, pack, eval, and the table of results."""
+    from pargolf.bundle.single_file import code_bytes
     from pargolf.cli import tables
-    from pargolf.system.console import console
-    from pargolf.train.stages import check_run_budget, run_all
+    from pargolf.fit.budget import check_budget, ledger
+    from pargolf.run.folder import Run
+    from pargolf.system.console import say
+    from pargolf.train import runs
 
     args = run_args(argv, "run")
-    sizes, result = run_all(args.config, args.folder)
+    result = runs.train_pack_and_score(args.config, args.folder, code_bytes)
+    sizes = ledger(Run(args.folder).artifact.read_bytes(), result["bytes_code"])
     tables.show_ledger(sizes)
     tables.show_result(result)
-    check_run_budget(args.folder, sizes)
-    console.print(
-        f'next: pargolf report {args.folder}, or pargolf sample {args.folder} "The city"',
-        highlight=False,
-        soft_wrap=True,
-    )
+    check_budget(sizes, args.config.export.budget)
+    say(f'next: pargolf report {args.folder}, or pargolf sample {args.folder} "The city"')
 
 
 def sample(argv: list[str]) -> None:
     """Continue a prompt with an artifact's model."""
-    from pargolf.run.target import find_target, load_model, open_artifact
+    from pargolf.run.target import find_target, load_model
     from pargolf.score.sample import continue_text
     from pargolf.system.escape import visible
 
     args = parse(SampleArgs, argv, "pargolf sample")
-    artifact, tokenizer = open_artifact(find_target(args.artifact, args.tokenizer))
+    artifact, tokenizer = find_target(args.artifact, args.tokenizer).open()
     model = load_model(artifact)
     for piece in continue_text(
         model, tokenizer, args.prompt, args.tokens, args.temperature, args.top_k, args.seed

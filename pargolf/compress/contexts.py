@@ -11,6 +11,7 @@ from torch import Tensor
 from pargolf.config.schema import ModelConfig
 from pargolf.model.attention import KVCache
 from pargolf.model.gpt import GPT
+from pargolf.system.progress import OnProgress, unseen
 
 Tokens = NDArray[np.int64]
 
@@ -57,7 +58,7 @@ def walk(
     bos_id: int,
     layout: Layout,
     next_tokens: Callable[[Tensor], Tokens],
-    progress: Callable[[float, float], None] | None = None,
+    progress: OnProgress = unseen,
 ) -> list[Tokens]:
     """Step all streams from their BOS to their ends; returns the tokens (active,) of each step.
 
@@ -81,8 +82,7 @@ def walk(
         pending = torch.zeros(layout.streams, 1, dtype=torch.int64)
         pending[:active, 0] = torch.from_numpy(columns[-1])
         recent = torch.cat((recent, pending), 1)[:, -model.config.seq_len :]
-        if progress is not None:
-            progress(step + 1, layout.steps)
+        progress(step + 1, layout.steps)
     return columns
 
 

@@ -17,7 +17,7 @@ from pargolf.config.schema import ModelConfig
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import Artifact
 from pargolf.model.gpt import GPT
-from pargolf.run.target import Target, load_model, open_artifact
+from pargolf.run.target import Target, load_model
 from pargolf.system import machine
 from pargolf.system.console import Bar
 from pargolf.system.errors import UserError, require
@@ -56,7 +56,7 @@ def compress_file(
     _refuse_same(source, out)
     clock = _Clock()
     data = _read(source)
-    artifact, tokenizer = open_artifact(target)
+    artifact, tokenizer = target.open()
     model = load_model(artifact, target.dtype if dtype == "auto" else getattr(torch, dtype))
     c = model.config
     clock("model")
@@ -164,7 +164,7 @@ def _open_maker(header: FileHeader, target: Target) -> tuple[Artifact, Tokenizer
         actual == header.model,
         f"made with another model (SHA-256 {header.model[:12]}...) than {target.artifact} ({actual[:12]}...)",
     )
-    return open_artifact(target)
+    return target.open()
 
 
 def _this_machine() -> str:

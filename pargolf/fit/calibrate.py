@@ -16,13 +16,14 @@ from pargolf.data.tokenizer import ByteTable
 from pargolf.fit.gptq import Moments
 from pargolf.model.gpt import GPT
 from pargolf.model.layers import Linear, norm
-from pargolf.score.windows import token_losses
+from pargolf.score.windows import batch_losses, one_window_a_row, over_windows
 from pargolf.system.errors import require
+from pargolf.system.progress import OnProgress, unseen
 
 BATCH_TOKENS = 4096
 
 
-def spread_rows(stream: TokenStream, seq_len: int, tokens: int) -> tuple[Tensor, Tensor]:
+def spread_rows(stream: TokenStream, seq_len: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to calibrate on and rows to measure losses on, each (n, seq_len + 1) int64, from all of a stream.
 
     Both are `tokens` tokens, or half of the stream if it is smaller, and have no text in common.
@@ -32,12 +33,10 @@ def spread_rows(stream: TokenStream, seq_len: int, tokens: int) -> tuple[Tensor,
     require(count > 0, f"the training text has {len(stream)} tokens; calibrating takes {2 * seq_len + 1}")
     starts = np.arange(2 * count) * ((len(stream) - 1) // (2 * count))
     rows = np.stack([stream.read(int(start), seq_len + 1) for start in starts]).astype(np.int64)
-    return torch.from_numpy(rows[0::2]), torch.from_numpy(rows[1::2])
+    return rows[0::2], rows[1::2]
 
 
-def calibrate(
-    model: GPT, rows: Tensor, progress: Callable[[float, float], None] | None = None
-) -> dict[str, Moments]:
+def calibrate(model: GPT, rows: np.ndarray, progress: OnProgress = unseen) -> dict[str, Moments]:
     """Moments, on the CPU, of a float32 model's matrices and embedding on `rows` (n, T + 1) int64.
 
     The embedding is two matrices in one: the head's, and the table of inputs, where an error in
@@ -74,23 +73,20 @@ def calibrate(
         if isinstance(module, Linear)
     ]
     hooks.append(model.embed.register_forward_hook(watch_table))
-    tokens = rows.size(0) * (rows.size(1) - 1)
-    done = 0
-    for batch in rows.to(model.embed.weight.device).split(max(1, BATCH_TOKENS // rows.size(1))):
-        states = model.trunk(batch[:, :-1])
+    for _, batch in over_windows(*one_window_a_row(rows), _batch_rows(rows), progress):
+        tokens = torch.from_numpy(batch).to(model.embed.weight.device)
+        states = model.trunk(tokens[:, :-1])
         logits = model.head(states)
         logits.retain_grad()
-        F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").backward()
+        F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum").backward()
         assert logits.grad is not None
         uncapped = logits.grad * (1 - (logits.detach() / model.config.softcap).square())
         add(inputs, "head", _squared(norm(states)))
         add(outputs, "head", uncapped.square().sum((0, 1)))
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(rows))
     for hook in hooks:
         hook.remove()
-    moments = {name: Moments(inputs[name].cpu() / tokens, outputs[name].cpu() / tokens) for name in inputs}
+    count = rows[:, 1:].size
+    moments = {name: Moments(inputs[name].cpu() / count, outputs[name].cpu() / count) for name in inputs}
     head, table = moments.pop("head"), moments.pop("table")
     shape = head.outputs.mean() * head.inputs + table.inputs / model.config.vocab_size
     by_row = (head.outputs * head.inputs.trace() + table.outputs) / shape.trace()
@@ -103,10 +99,13 @@ def _squared(x: Tensor) -> Tensor:
     return flat.T @ flat
 
 
-@torch.inference_mode()
-def bits_per_byte(model: GPT, rows: Tensor, table: ByteTable) -> float:
+def bits_per_byte(model: GPT, rows: np.ndarray, table: ByteTable) -> float:
     """Mean over `rows` (n, T + 1) int64, each scored alone; on this rank, whatever the others do."""
     nats = 0.0
-    for batch in rows.to(model.embed.weight.device).split(max(1, BATCH_TOKENS // rows.size(1))):
-        nats += float(token_losses(model, batch, first=0).double().sum())
-    return nats / math.log(2) / int(table.count(rows[:, :-1].numpy(), rows[:, 1:].numpy()).sum())
+    for _, _, losses in batch_losses(model, *one_window_a_row(rows), _batch_rows(rows)):
+        nats += float(losses.double().sum())
+    return nats / math.log(2) / int(table.count(rows[:, :-1], rows[:, 1:]).sum())
+
+
+def _batch_rows(rows: np.ndarray) -> int:
+    return max(1, BATCH_TOKENS // rows.shape[1])

@@ -1,53 +1,76 @@
 """Trained weights -> artifact, in the way that the settings ask for.
 
 Plainly, each matrix row by row in the bits of its kind; or with the rounding and the bytes that
-training text shows to be best (`calibrate`, `export.gptq`, `export.fit`).
+training text shows to be best (`calibrate`, `gptq`, `price`).
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
-from pargolf.config.schema import RunConfig
+from torch import Tensor
+
+from pargolf.config.schema import RunConfig, validate
+from pargolf.config.settings import settled
 from pargolf.data.shards import open_split
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import pack, pack_stored
-from pargolf.export.quantize import dequantize_state
+from pargolf.export.quantize import dequantize_state, quantize_state
 from pargolf.fit.calibrate import bits_per_byte, calibrate, spread_rows
-from pargolf.fit.price import OnProgress, fit_bytes, fit_loss, prepare_state, state_at
+from pargolf.fit.price import fit_bytes, fit_loss, prepare_state, state_at
+from pargolf.fit.smallest import pack_smallest
 from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.system.errors import require
+from pargolf.system.progress import Bars, no_bar
 
-Bars = Callable[[str], AbstractContextManager[OnProgress]]
+LONGEST = 2**32  # in digits, of the settings that differ between runs to one goal
 
 
 def pack_model(
     config: RunConfig,
     model: GPT,
     tokenizer: Tokenizer,
-    bars: Bars | None = None,
+    code_bytes: Callable[[RunConfig], int],
+    bars: Bars = no_bar,
 ) -> bytes:
     """The artifact of a trained model; the same weights and settings give the same bytes.
 
-    The training shards are read if `export.model_bytes` or `export.max_loss` is set, no others ever.
+    `code_bytes` says how long the code of a configuration is, for codec or layout "auto". The
+    training shards are read if `export.model_bytes` or `export.max_loss` is set, no others ever.
     Raises UserError where the settings cannot be met.
     """
     x = config.export
     state = {name: value.cpu() for name, value in model.state_dict().items()}
     slots = tensor_kinds(model)
-    if not x.model_bytes and not x.max_loss:
-        return pack(state, slots, config.model, x, tokenizer.sha256)
+    if x.codec == "auto" or x.layout == "auto":
+        if not x.model_bytes and not x.max_loss:
+            stored = quantize_state(state, slots, x)
+            return pack_smallest(stored, slots, config, tokenizer.sha256, code_bytes)
+        # What is smallest for trained weights: range coding takes what bits a row has, however few.
+        return pack_model(replace(config, export=settled(x)), model, tokenizer, code_bytes, bars)
+    if x.model_bytes or x.max_loss:
+        return _fitted(config, model, state, tokenizer, bars)
+    return pack(state, slots, config.model, x, tokenizer.sha256)
+
+
+def _fitted(
+    config: RunConfig, model: GPT, state: dict[str, Tensor], tokenizer: Tokenizer, bars: Bars
+) -> bytes:
+    """The file of `state` that fills `export.model_bytes`, or the smallest within `export.max_loss`."""
+    x = config.export
+    slots = tensor_kinds(model)
     stream = open_split(Path(config.data.dataset), "train")
     rows, held_back = spread_rows(stream, config.model.seq_len, x.calibration_tokens)
     measured = GPT(config.model).to(model.embed.weight.device)  # in float32, whatever `model` computes in
     measured.load_state_dict(state)
-    with bars("calibrating") if bars else nullcontext() as bar:
+    with bars("calibrating") as bar:
         moments = calibrate(measured, rows, bar)
     prepared = prepare_state(state, moments)
 
     def file_at(price: float) -> bytes:
         return pack_stored(state_at(prepared, price), slots, config.model, x, tokenizer.sha256)
 
-    with bars("fitting") if bars else nullcontext() as bar:
+    with bars("fitting") as bar:
         if x.model_bytes:
             return fit_bytes(file_at, x.model_bytes, bar)
         table = tokenizer.byte_table()
@@ -58,3 +81,25 @@ def pack_model(
             return bits_per_byte(measured, held_back, table) - before
 
         return file_at(fit_loss(loss, x.max_loss, bar))
+
+
+def with_goal(
+    config: RunConfig, fit: int | None, max_loss: float | None, code_bytes: Callable[[RunConfig], int]
+) -> RunConfig:
+    """`config` with another goal for its packing: fill `fit` bytes of code and model, or lose `max_loss`.
+
+    The code is counted as long as any seed makes it, so that runs that differ in the seed alone
+    have one goal. Raises UserError unless there is one that can be met.
+    """
+    for option, value in (("--fit", fit), ("--max-loss", max_loss)):
+        require(value is None or value > 0, f"{option} must be above 0, is {value}")
+
+    def fitted(model_bytes: int) -> RunConfig:
+        export = replace(settled(config.export), model_bytes=model_bytes, max_loss=max_loss or 0.0)
+        return validate(replace(config, export=export))
+
+    if fit is None:
+        return fitted(0)
+    code = code_bytes(replace(fitted(LONGEST), train=replace(config.train, seed=LONGEST)))
+    require(code < fit, f"the code alone takes {code:,} bytes, no less than the {fit:,} to fill")
+    return fitted(fit - code)

@@ -13,6 +13,7 @@ from torch import Tensor
 from pargolf.export.quantize import Quantized, to_floats
 from pargolf.fit.gptq import Moments, PreparedMatrix, prepare, quantize_at
 from pargolf.system.errors import UserError
+from pargolf.system.progress import OnProgress, unseen
 
 # Logarithms of the least and the largest price that are tried: far beyond where every row has its
 # finest step, and where every weight is zero.
@@ -22,8 +23,6 @@ CLOSE_SIZE = 0.0005  # share of the limit: near enough to it
 CLOSE_LOSS = 0.02
 NARROW = 1e-5  # logarithms of prices this near give the same file, or nearly
 USUAL_STEPS = 10
-
-OnProgress = Callable[[float, float], None]
 
 
 def prepare_state(
@@ -42,7 +41,7 @@ def state_at(prepared: Mapping[str, PreparedMatrix | Tensor], price: float) -> d
     return {name: x if isinstance(x, Tensor) else quantize_at(x, price, name) for name, x in prepared.items()}
 
 
-def fit_bytes(pack: Callable[[float], bytes], limit: int, progress: OnProgress | None = None) -> bytes:
+def fit_bytes(pack: Callable[[float], bytes], limit: int, progress: OnProgress = unseen) -> bytes:
     """The best file of at most `limit` bytes; `pack` gives the one at a price.
 
     It fills the limit but for CLOSE_SIZE of it, or is the finest there is. Raises UserError if even
@@ -63,7 +62,7 @@ def fit_bytes(pack: Callable[[float], bytes], limit: int, progress: OnProgress |
     return files[log_price]
 
 
-def fit_loss(loss: Callable[[float], float], most: float, progress: OnProgress | None = None) -> float:
+def fit_loss(loss: Callable[[float], float], most: float, progress: OnProgress = unseen) -> float:
     """The highest price, nearly, at which `loss` (of a price) is at most `most`; UserError if none is."""
     fineness = _least(lambda x: loss(math.exp(-x)), most, -HIGHEST, -LOWEST, CLOSE_LOSS, progress)
     if fineness is None:
@@ -77,7 +76,7 @@ def _least(
     low: float,
     high: float,
     close: float,
-    progress: OnProgress | None,
+    progress: OnProgress,
 ) -> float | None:
     """The least x from low to high, nearly, where a falling `measure` is at most `limit`; None if nowhere.
 
@@ -100,6 +99,5 @@ def _least(
             high, below = x, value
         else:
             low, above = x, value
-        if progress is not None:
-            progress(len(sides), max(len(sides) + 1, USUAL_STEPS))
+        progress(len(sides), max(len(sides) + 1, USUAL_STEPS))
     return high

@@ -17,7 +17,7 @@ from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import Artifact
 from pargolf.huggingface.tokenizer import tokenizer_files
 from pargolf.model.gpt import GPT
-from pargolf.run.target import Target, load_model, open_artifact
+from pargolf.run.target import Target, load_model
 from pargolf.study.records import read_json
 from pargolf.system.errors import UserError
 from pargolf.system.files import new_folder, write_atomic, write_json
@@ -37,7 +37,7 @@ def export_target(target: Target, form: Format, out: Path | None = None) -> Path
     name = target.run.folder.resolve().name if target.run else target.artifact.stem
     out = out or Path("exports") / f"{name}-{form}"
     with new_folder(out) as folder:
-        artifact, tokenizer = open_artifact(target)
+        artifact, tokenizer = target.open()
         model = load_model(artifact)
         if form == "safetensors":
             _write_weights(folder, model, prefix="")

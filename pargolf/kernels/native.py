@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from pargolf.config.schema import ModelConfig
+from pargolf.model.gpt import GPT
+from pargolf.optim.groups import Optimizers
 from pargolf.optim.muon import plain_product
 
 # q (B, T, n_heads, d_head), k and v (B, T, kv_heads, d_head) -> causal attention, of the shape of q
@@ -41,6 +43,28 @@ TYPES = {
 
 # It holds whole rows of scores and of a head: memory that it does not get ends the process.
 WIDEST_HEAD = 256
+
+
+def install(model: GPT, optimizers: Optimizers) -> str:
+    """Put what serves here into a built model and its Muon, for training; returns a line for the log."""
+    muon = optimizers.muon
+    if serves(muon.ns_dtype, model.embed.weight.device):
+        muon.product = symmetric_product
+    return "attention: our own, compiled for this CPU" if install_attention(model) else "attention: PyTorch's"
+
+
+def install_attention(model: GPT) -> bool:
+    """Put the attention that serves here into every layer of a built model; False if that is PyTorch's."""
+    kernel = attention_kernel(model.config, model.dtype, model.embed.weight.device)
+    if kernel is None:
+        return False
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+
+    for block in model.blocks:
+        block.attn.attend = attend  # type: ignore[method-assign]
+    return True
 
 
 def attention_kernel(c: ModelConfig, dtype: torch.dtype, device: torch.device) -> AttentionKernel | None:

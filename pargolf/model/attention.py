@@ -1,7 +1,5 @@
 """Causal self-attention: low-rank queries, grouped key/value heads, RoPE, a key-value cache."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,9 +48,6 @@ class Attention(nn.Module):
         self.v = projection(c.d_model, d_kv, c.v_rank)
         self.out = projection(c.d_model, c.d_model, c.out_rank)
         self.q_gain = nn.Parameter(torch.full((c.n_heads,), c.q_gain))
-        # For training, in the place of PyTorch's: q (B, T, n_heads, d_head), k and v (B, T, kv_heads,
-        # d_head) -> the shape of q.
-        self.kernel: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def forward(
         self,
@@ -75,16 +70,22 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         # The queries belong to the last of the keys; `past` keys come before them.
-        length, past = q.size(2), k.size(2) - q.size(2)
-        if self.kernel is not None:
-            return self.out(self.kernel(*(x.transpose(1, 2) for x in (q, k, v))).flatten(2))
-        mask = None
-        if past and length > 1:
-            mask = torch.ones(length, k.size(2), dtype=torch.bool, device=x.device).tril(past)
-        y = F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=not past, enable_gqa=self.kv_heads != self.n_heads
-        )
+        past = k.size(2) - q.size(2)
+        y = self.attend(q, k, v) if not past else self._attend_after(q, k, v, past)
         return self.out(y.transpose(1, 2).flatten(2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention of q (B, n_heads, T, d_head) to k and v (B, kv_heads, T, d_head): shape of q."""
+        return F.scaled_dot_product_attention(
+            q, k, v, None, is_causal=True, enable_gqa=self.kv_heads != self.n_heads
+        )
+
+    def _attend_after(self, q: Tensor, k: Tensor, v: Tensor, past: int) -> Tensor:
+        """The same where `past` keys and values come before those of the first query."""
+        length, mask = q.size(2), None
+        if length > 1:
+            mask = torch.ones(length, k.size(2), dtype=torch.bool, device=q.device).tril(past)
+        return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=self.kv_heads != self.n_heads)
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         """(B, T, heads * d_head) -> (B, heads, T, d_head)"""

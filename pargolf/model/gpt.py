@@ -16,7 +16,7 @@ and attention over depth in the place of mixes and skips (`residual.py`).
 Source: the challenge's baseline and its pull request #215.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -167,15 +167,12 @@ class GPT(nn.Module):
         """Mean cross-entropy in nats of targets (B, T) after tokens (B, T): the training loss."""
         return self.loss(self.trunk(tokens), targets)
 
-    def compile_regions(self, kernel: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None) -> None:
+    def compile_regions(self) -> None:
         """Compile what training runs, in place: on a GPU the whole, on a CPU a layer and what is around them.
 
-        `kernel`, if there is one, takes the place of PyTorch's attention. All layers share the code
-        of one, so this starts several times faster than a compiled whole, for nearly the same step
-        time.
+        All layers share the code of one, so this starts several times faster than a compiled whole,
+        for nearly the same step time.
         """
-        for block in self.blocks:
-            block.attn.kernel = kernel
         if self.embed.weight.is_cuda:
             self.compile(dynamic=False)
             return

@@ -6,15 +6,13 @@ from torch import Tensor
 from pargolf.config.kinds import TENSOR_KINDS
 from pargolf.config.schema import OptimConfig
 from pargolf.model.gpt import GPT, tensor_kinds
-from pargolf.optim.muon import Muon, SymmetricProduct, plain_product
+from pargolf.optim.muon import Muon
 
 
 class Optimizers:
-    """All optimizers of a model, stepped together under one schedule; `product` is Muon's."""
+    """All optimizers of a model, stepped together under one schedule."""
 
-    def __init__(
-        self, model: GPT, o: OptimConfig, ns_dtype: torch.dtype, product: SymmetricProduct = plain_product
-    ):
+    def __init__(self, model: GPT, o: OptimConfig, ns_dtype: torch.dtype):
         self.model = model
         by_kind: dict[str, list[Tensor]] = {kind: [] for kind in TENSOR_KINDS}
         parameters = dict(model.named_parameters())
@@ -29,7 +27,6 @@ class Optimizers:
             weight_decay=o.muon_weight_decay,
             ns_steps=o.ns_steps,
             ns_dtype=ns_dtype,
-            product=product,
         )
         self.adam = torch.optim.Adam(
             [

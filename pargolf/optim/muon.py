@@ -94,10 +94,10 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.038,
         ns_steps: int = 5,
         ns_dtype: torch.dtype = torch.bfloat16,
-        product: SymmetricProduct = plain_product,
     ):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
-        self.ns_steps, self.ns_dtype, self.product = ns_steps, ns_dtype, product
+        self.ns_steps, self.ns_dtype = ns_steps, ns_dtype
+        self.product = plain_product
         by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for parameter in self.param_groups[0]["params"]:
             by_shape[parameter.shape].append(parameter)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from pargolf.bundle.single_file import code_bytes
 from pargolf.config.kinds import TENSOR_KINDS
 from pargolf.config.schema import ModelConfig, RunConfig, validate
 from pargolf.fit.budget import Prediction, predict_bytes
@@ -39,8 +38,8 @@ class Plan:
         return "no"
 
 
-def plan(config: RunConfig) -> Plan:
-    """Cost of `config`, computed from shapes alone; UserError if its settings do not fit together."""
+def plan(config: RunConfig, code_bytes: int) -> Plan:
+    """Cost of `config`, whose code takes so many bytes, by shapes alone; UserError if settings do not fit."""
     validate(config)
     c = config.model
     with torch.device("meta"):
@@ -61,7 +60,7 @@ def plan(config: RunConfig) -> Plan:
         dict(parameters),
         model_flops(config),
         predict_bytes(shapes, slots, config.export),
-        code_bytes(config),
+        code_bytes,
         config.export.budget,
         weight_memory,
         activation_memory(c, config.train.batch_tokens // config.train.micro_batches, config.train.dtype),

@@ -9,7 +9,7 @@ import torch
 
 from pargolf.config.presets import load_preset
 from pargolf.config.schema import ModelConfig, RunConfig
-from pargolf.kernels.native import attention_kernel
+from pargolf.kernels.native import install_attention
 from pargolf.model.gpt import GPT
 from pargolf.plan.cost import activation_memory
 from pargolf.plan.roofline import H100, least_seconds, model_flops, step_cost
@@ -84,8 +84,7 @@ def cpu_step_seconds(config: RunConfig, dtype: str) -> float:
     model = GPT(c, getattr(torch, dtype), seed=0)
     compiled = machine.resolve_compile(config.train.compile, "cpu") == "on"
     if compiled:  # then training has it too, which is the largest part of what compiling changes
-        for block in model.blocks:
-            block.attn.kernel = attention_kernel(c, model.dtype, torch.device("cpu"))
+        install_attention(model)
     tokens = torch.randint(c.vocab_size, (rows, c.seq_len + 1))
     times: list[float] = []
     end = time.perf_counter() + TRIED_SECONDS

@@ -1,22 +1,33 @@
 """The lines that close a training log, in the form of the challenge's published logs."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from pargolf.config.schema import ExportConfig
 from pargolf.score.windows import Score
 
+# How a score was taken -> what the published logs call it.
+LABELS = {"standard": "roundtrip", "sliding": "sliding_window"}
 
-def final_lines(
-    export: ExportConfig, code_bytes: int, model_bytes: int, scores: Mapping[str, tuple[Score, int, float]]
+
+class Scored(NamedTuple):
+    """A score, the stride of its windows in tokens, and the seconds it took."""
+
+    score: Score
+    stride: int
+    seconds: float
+
+
+def closing_lines(
+    export: ExportConfig, code_bytes: int, model_bytes: int, scores: Mapping[str, Scored]
 ) -> list[str]:
     """Sizes of code and artifact, then two lines a score: rounded, and exact to 8 digits.
 
-    `scores` maps a name ("roundtrip", "sliding_window") to a score of the artifact as read back
-    from disk, its stride in tokens and the seconds it took.
+    `scores` maps how they were taken, of LABELS, to scores of the artifact as read back from disk.
     """
     lines = size_lines(export, code_bytes, model_bytes)
-    for name, (score, stride, seconds) in scores.items():
-        label = f"final_{_precision(export)}_{name}"
+    for how, (score, stride, seconds) in scores.items():
+        label = f"final_{_precision(export)}_{LABELS[how]}"
         lines += [
             f"{label} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} stride:{stride}"
             f" tokens:{score.tokens} bytes:{score.bytes} eval_time:{seconds * 1000:.0f}ms",

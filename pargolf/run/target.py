@@ -64,6 +64,10 @@ class Target:
         """How the run is scored; the defaults for an artifact outside its run folder."""
         return self.config.eval if self.config else EvalConfig()
 
+    def open(self) -> tuple[Artifact, Tokenizer]:
+        """The artifact and its tokenizer; UserError if they do not belong together."""
+        return open_artifact(self.artifact, self.tokenizer)
+
     def stream(self, split: Literal["train", "val"]) -> TokenStream:
         """The tokens of a split; UserError if no dataset is known."""
         if self.dataset is None:
@@ -97,17 +101,17 @@ def find_target(path: Path, tokenizer: Path | None = None, dataset: Path | None 
     return Target(artifact, tokenizer, dataset, run, config)
 
 
-def open_artifact(target: Target) -> tuple[Artifact, Tokenizer]:
+def open_artifact(path: Path, tokenizer_path: Path) -> tuple[Artifact, Tokenizer]:
     """Read an artifact and the tokenizer it was trained with; UserError if they do not belong together."""
-    artifact, tokenizer = read_artifact(target.artifact), Tokenizer(target.tokenizer)
+    artifact, tokenizer = read_artifact(path), Tokenizer(tokenizer_path)
     if tokenizer.sha256 != artifact.tokenizer_sha256:
         raise UserError(
-            f"{target.tokenizer} is not the tokenizer {target.artifact} was trained with"
+            f"{tokenizer_path} is not the tokenizer {path} was trained with"
             f" (SHA-256 {tokenizer.sha256[:12]}, wanted {artifact.tokenizer_sha256[:12]})"
         )
     if tokenizer.vocab_size != artifact.model.vocab_size:
         raise UserError(
-            f"{target.artifact} has a vocabulary of {artifact.model.vocab_size:,}, but its tokenizer"
+            f"{path} has a vocabulary of {artifact.model.vocab_size:,}, but its tokenizer"
             f" {tokenizer.vocab_size:,} pieces; pack the run again"
         )
     return artifact, tokenizer

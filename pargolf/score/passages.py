@@ -1,7 +1,6 @@
 """What each token of the validation text costs: by its place in the window, and passage by passage."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,6 +9,7 @@ import numpy as np
 from pargolf.data.tokenizer import ByteTable, Tokenizer
 from pargolf.model.gpt import GPT
 from pargolf.score.windows import batch_losses, windows
+from pargolf.system.progress import OnProgress, unseen
 
 PASSAGE_BYTES = 300  # a passage ends at the first end of a sentence or line after so many bytes
 # Upper ends of the colours of spans, bits per byte; above the last there is one more.
@@ -46,7 +46,7 @@ def token_bits(
     tokens: np.ndarray,
     stride: int,
     batch_rows: int,
-    progress: Callable[[float, float], None] | None = None,
+    progress: OnProgress = unseen,
 ) -> np.ndarray:
     """Bits (N,) float64 that each of `tokens` (N,) costs in the windows of `score`; 0 for the first.
 
@@ -55,13 +55,9 @@ def token_bits(
     """
     plan = windows(len(tokens) - 1, model.config.seq_len, stride)
     bits = np.zeros(len(tokens))
-    done = 0
-    for batch, _, losses in batch_losses(model, tokens, plan, batch_rows):
+    for batch, _, losses in batch_losses(model, tokens, plan, batch_rows, progress):
         for window, row in zip(batch, losses.double().cpu().numpy() / math.log(2), strict=True):
             bits[window.start + window.first + 1 : window.start + window.length + 1] = row
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(plan))
     return bits
 
 

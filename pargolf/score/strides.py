@@ -3,11 +3,12 @@
 import time
 from dataclasses import dataclass
 
-from pargolf.run.target import Target, load_model, open_artifact
+from pargolf.data.shards import TokenStream
+from pargolf.data.tokenizer import ByteTable
+from pargolf.model.gpt import GPT
 from pargolf.score.windows import Score, score
-from pargolf.system import distributed
-from pargolf.system.console import Bar
-from pargolf.system.errors import UserError
+from pargolf.system.errors import require
+from pargolf.system.progress import Bars, no_bar
 
 STRIDES = (1024, 512, 256, 128, 64)
 SAMPLE_TOKENS = 16_384  # scored; 16 of the challenge's windows
@@ -30,25 +31,22 @@ class StrideSample:
     of_tokens: int
 
 
-def sample_strides(target: Target, batch_rows: int) -> StrideSample:
-    """Score an artifact's sample at those STRIDES that its window holds (else at its window's length).
+def sample_strides(
+    model: GPT, stream: TokenStream, table: ByteTable, batch_rows: int, bars: Bars = no_bar
+) -> StrideSample:
+    """Score a sample of `stream` at those STRIDES that the model's window holds (else at its length).
 
-    Writes nothing. Raises UserError as `eval_run`. Under torchrun every rank calls this.
+    Raises UserError if `batch_rows` is below 1. Under torchrun every rank calls this.
     """
-    if batch_rows < 1:
-        raise UserError(f"batch_rows must be at least 1, is {batch_rows}")
-    stream = target.stream("val")
+    require(batch_rows >= 1, f"batch_rows must be at least 1, is {batch_rows}")
     tokens = stream.read(0, min(len(stream), SAMPLE_TOKENS + 1))
-    with distributed.world(target.device_type) as device:
-        artifact, tokenizer = open_artifact(target)
-        model, table = load_model(artifact, target.dtype).to(device), tokenizer.byte_table()
-        window = artifact.model.seq_len
-        # The first batch starts threads and takes memory from the system: not timed.
-        score(model, tokens[: batch_rows * window + 1], table, window, batch_rows)
-        rows = []
-        for stride in [stride for stride in STRIDES if stride <= window] or [window]:
-            start = time.perf_counter()
-            with Bar(f"scoring at stride {stride}") as bar:
-                result = score(model, tokens, table, stride, batch_rows, bar)
-            rows.append(StrideRow(stride, result, time.perf_counter() - start))
+    window = model.config.seq_len
+    # The first batch starts threads and takes memory from the system: not timed.
+    score(model, tokens[: batch_rows * window + 1], table, window, batch_rows)
+    rows = []
+    for stride in [stride for stride in STRIDES if stride <= window] or [window]:
+        start = time.perf_counter()
+        with bars(f"scoring at stride {stride}") as bar:
+            result = score(model, tokens, table, stride, batch_rows, bar)
+        rows.append(StrideRow(stride, result, time.perf_counter() - start))
     return StrideSample(tuple(rows), len(stream) - 1)

@@ -5,8 +5,9 @@ tokens scored / UTF-8 bytes those tokens stand for.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from pargolf.data.tokenizer import ByteTable
 from pargolf.model.gpt import GPT
 from pargolf.system import distributed, launch
 from pargolf.system.errors import require
+from pargolf.system.progress import OnProgress, unseen
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def score(
     table: ByteTable,
     stride: int,
     batch_rows: int,
-    progress: Callable[[float, float], None] | None = None,
+    progress: OnProgress = unseen,
 ) -> Score:
     """Score the stream `tokens` (N,): its tokens from the second on, each once.
 
@@ -75,27 +77,23 @@ def score(
     plan = windows(len(tokens) - 1, model.config.seq_len, stride)
     mine = plan[launch.rank() :: launch.world_size()]
     sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
-    done = 0
-    for batch, rows, losses in batch_losses(model, tokens, mine, batch_rows):
+    for batch, rows, losses in batch_losses(model, tokens, mine, batch_rows, progress):
         first = batch[0].first
         sums[0] += losses.double().sum().cpu()
         sums[1] += losses.numel()
         sums[2] += int(table.count(rows[:, first:-1], rows[:, first + 1 :]).sum())
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(mine))
     nats, count, size_bytes = distributed.total(sums).tolist()
     return Score(nats / count, nats / math.log(2) / size_bytes, int(count), int(size_bytes))
 
 
 @torch.inference_mode()
 def batch_losses(
-    model: GPT, tokens: np.ndarray, plan: list[Window], batch_rows: int
+    model: GPT, tokens: np.ndarray, plan: list[Window], batch_rows: int, progress: OnProgress = unseen
 ) -> Iterator[tuple[list[Window], np.ndarray, Tensor]]:
-    """For each batch of B windows of one shape: them, their tokens (B, length + 1) int64, and the
-    cross-entropies (B, length - first) in nats of the targets they score, on the model's device."""
+    """For each batch of `over_windows`: its windows, their tokens, and the cross-entropies in nats
+    (B, length - first) of the targets they score, on the model's device."""
     device = model.embed.weight.device
-    for batch, rows in batches(tokens, plan, batch_rows):
+    for batch, rows in over_windows(tokens, plan, batch_rows, progress):
         yield batch, rows, token_losses(model, torch.from_numpy(rows).to(device), batch[0].first)
 
 
@@ -104,15 +102,26 @@ def token_losses(model: GPT, rows: Tensor, first: int) -> Tensor:
     return model.loss(model.trunk(rows[:, :-1], first=first), rows[:, first + 1 :], reduction="none")
 
 
-def batches(tokens: np.ndarray, plan: list[Window], rows: int) -> Iterator[tuple[list[Window], np.ndarray]]:
-    """Consecutive windows of one shape, B <= `rows` together, and their tokens (B, length + 1) int64."""
-    groups: list[list[Window]] = []
-    for window in plan:
-        last = groups[-1] if groups else []
-        fits = last and len(last) < rows and (last[0].length, last[0].first) == (window.length, window.first)
-        if fits:
-            last.append(window)
-        else:
-            groups.append([window])
-    for batch in groups:
-        yield batch, np.stack([tokens[w.start : w.start + w.length + 1] for w in batch]).astype(np.int64)
+def over_windows(
+    tokens: np.ndarray, plan: list[Window], batch_rows: int, progress: OnProgress = unseen
+) -> Iterator[tuple[list[Window], np.ndarray]]:
+    """Consecutive windows of one shape, B <= `batch_rows` together, and their tokens (B, length + 1) int64.
+
+    Whoever scores, explains or calibrates goes over a stream this way. `progress` is called after each
+    batch, with windows done and windows in all.
+    """
+    batch: list[Window] = []
+    for done, (window, following) in enumerate(pairwise([*plan, None]), 1):
+        assert window is not None
+        batch.append(window)
+        same = following and (following.length, following.first) == (window.length, window.first)
+        if not same or len(batch) == batch_rows:
+            yield batch, np.stack([tokens[w.start : w.start + w.length + 1] for w in batch]).astype(np.int64)
+            progress(done, len(plan))
+            batch = []
+
+
+def one_window_a_row(rows: np.ndarray) -> tuple[np.ndarray, list[Window]]:
+    """Rows (n, T + 1), each to be scored alone, as a stream and the windows in it."""
+    count, size = rows.shape
+    return rows.reshape(-1), [Window(row * size, size - 1, 0) for row in range(count)]

@@ -89,8 +89,8 @@ def _fastest_dtype(config: RunConfig) -> str:
 
 def check_data(configs: Iterable[RunConfig]) -> None:
     """Make or open the data of all runs, so that a mistake shows before the first one starts."""
-    from pargolf.train.loop import load_data
-    from pargolf.train.stages import prepare_data
+    from pargolf.data.dataset import load_data
+    from pargolf.train.runs import prepare_data
 
     for config in {(c.data, c.model.vocab_size): c for c in configs}.values():
         prepare_data(config)

@@ -1,4 +1,4 @@
-"""The program of a submission: train, pack, read back, score; with `--eval MODEL.PGZ` only the last two.
+"""The program's door for a submission: all stages; with `--eval MODEL.PGZ` the artifact's score alone.
 
 It runs under torchrun or plain Python, on GPUs or a CPU. `bundle.py` makes one file of it and of
 what it needs; as a module it runs `CONFIG` as it stands here.
@@ -7,26 +7,22 @@ what it needs; as a module it runs `CONFIG` as it stands here.
 import os
 import shutil
 import sys
-import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from pargolf.config.schema import RunConfig, validate, validate_world
+from pargolf.data.dataset import load_data
 from pargolf.data.shards import open_split
-from pargolf.data.tokenizer import Tokenizer
-from pargolf.export.artifact import read_artifact
-from pargolf.fit.pack import pack_model
-from pargolf.run.log_lines import final_lines
-from pargolf.run.target import load_model
-from pargolf.score.windows import score
+from pargolf.export.artifact import read_header
 from pargolf.system import distributed, launch, machine
 from pargolf.system.errors import UserError
-from pargolf.system.files import write_atomic
-from pargolf.train.loop import load_data, resolve, train_model
+from pargolf.train import stages
+from pargolf.train.loop import Log, Training, resolve
+from pargolf.train.recorder import Recorder
 
 CONFIG = RunConfig()
 ARTIFACT = Path("model.pgz")
@@ -95,41 +91,6 @@ def from_environment(config: RunConfig, environment: Mapping[str, str]) -> RunCo
     return validate(config)
 
 
-def make_artifact(config: RunConfig, device: torch.device, path: Path, log: Callable[[str], None]) -> None:
-    """Train a model and pack it into `path`; every rank calls this, the first one packs."""
-    data = load_data(config)
-    compile_cache = LOGS / "compile-cache"
-    if launch.is_main():
-        shutil.rmtree(compile_cache, ignore_errors=True)
-    distributed.barrier()
-    model = train_model(config, data, device, compile_cache, log)
-    if launch.is_main():
-        write_atomic(path, pack_model(config, model, data.tokenizer))
-    distributed.barrier()
-    log(f"artifact in {path}")
-
-
-def score_artifact(config: RunConfig, device: torch.device, path: Path, log: Callable[[str], None]) -> None:
-    """Score the artifact in `path` on the validation tokens, by plain rows and by the sliding window."""
-    artifact = read_artifact(path)
-    tokenizer = Tokenizer(Path(config.data.tokenizer))
-    if (artifact.model, artifact.export) != (config.model, config.export):
-        raise UserError(f"{path} was made with other settings than this script's")
-    if artifact.tokenizer_sha256 != tokenizer.sha256:
-        raise UserError(f"{path} was made with another tokenizer than {tokenizer.path}")
-    model = load_model(artifact, getattr(torch, config.train.dtype)).to(device)
-    stream = open_split(Path(config.data.dataset), "val")
-    tokens, table = stream.read(0, len(stream)), tokenizer.byte_table()
-    scores = {}
-    for name, stride in (("roundtrip", config.model.seq_len), ("sliding_window", config.eval.stride)):
-        start = time.perf_counter()
-        result = score(model, tokens, table, stride, config.eval.batch_rows)
-        scores[name] = result, stride, time.perf_counter() - start
-    code_bytes, model_bytes = (file.stat().st_size for file in (Path(__file__), path))
-    for line in final_lines(config.export, code_bytes, model_bytes, scores):
-        log(line)
-
-
 def run(arguments: list[str], environment: Mapping[str, str]) -> None:
     """Do what the command line and the environment ask for; UserError where they cannot be followed."""
     if arguments and (len(arguments) != 2 or arguments[0] != "--eval"):
@@ -146,14 +107,41 @@ def run(arguments: list[str], environment: Mapping[str, str]) -> None:
                 file.write(line + "\n")
 
     with distributed.world(machine.resolve_device(config.train.device)) as device:
-        settings = resolve(config, device.type)
+        config = resolve(config, device.type)
         if arguments:
-            path = Path(arguments[1])
+            score_artifact(config, Path(arguments[1]), device, log)
         else:
-            (taken,) = distributed.agree(float(ARTIFACT.exists()))
-            path = LOGS / ARTIFACT if taken else ARTIFACT  # a submitted artifact stays as it is
-            make_artifact(settings, device, path, log)
-        score_artifact(settings, device, path, log)
+            train(config, device, log)
+
+
+def code_bytes(config: RunConfig) -> int:
+    """This file's."""
+    return Path(__file__).stat().st_size
+
+
+def train(config: RunConfig, device: torch.device, log: Log) -> None:
+    """All stages, into ARTIFACT, or LOGS / ARTIFACT where one has been submitted already."""
+    (taken,) = distributed.agree(float(ARTIFACT.exists()))
+    compile_cache = LOGS / "compile-cache"
+    if launch.is_main():
+        shutil.rmtree(compile_cache, ignore_errors=True)
+    distributed.barrier()
+    data = load_data(config)
+    training = Training.build(config, data.train, device)
+    path = LOGS / ARTIFACT if taken else ARTIFACT
+    stages.run(training, data, Recorder(), compile_cache, path, code_bytes, log)
+
+
+def score_artifact(config: RunConfig, path: Path, device: torch.device, log: Log) -> None:
+    """The last stages for an artifact of this script's settings."""
+    header = read_header(path.read_bytes(), str(path))
+    if (header.model, header.export) != (config.model, config.export):
+        raise UserError(f"{path} was made with other settings than this script's")
+    stream, dtype = open_split(Path(config.data.dataset), "val"), getattr(torch, config.train.dtype)
+    tokenizer = Path(config.data.tokenizer)
+    stages.score_file(
+        path, tokenizer, stream, config.eval, dtype, device, lambda artifact: code_bytes(config), log
+    )
 
 
 def main() -> None:

@@ -14,11 +14,53 @@ from pargolf.score.windows import Score
 from pargolf.system import distributed, launch
 from pargolf.system.console import Bar
 from pargolf.system.errors import Stopped
-from pargolf.train.checkpoint import Progress, load_checkpoint, read_progress, read_weights, save_checkpoint
+from pargolf.train.checkpoint import (
+    Progress,
+    load_checkpoint,
+    read_progress,
+    read_weights,
+    save_checkpoint,
+)
 
 
 class Recorder:
-    """Checkpoints, metrics and progress bar of one run, for the length of a `with` block.
+    """What a run tells as it goes on. This one keeps nothing: it is for runs without a folder."""
+
+    progress = Progress()
+    """Of the last checkpoint."""
+
+    def __enter__(self) -> "Recorder":
+        """Called when the training begins."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Called when it ends, however."""
+
+    def resume(self, model: GPT, optimizers: Optimizers) -> tuple[int, float]:
+        """Put the last checkpoint into these, if there is one; returns its step and seconds."""
+        return self.progress.step, self.progress.seconds
+
+    def due(self, step: int, last: bool) -> bool:
+        """True if a checkpoint must be saved before `step`."""
+        return False
+
+    def save(self, step: int, seconds: float, finished: bool) -> None:
+        """Write a checkpoint."""
+
+    def note_loss(self, step: int, train_loss: float, scale: float, seconds: float) -> None:
+        """Record a training loss, and when it was reached."""
+
+    def note_score(self, step: int, score: Score) -> None:
+        """Record a score on the validation rows."""
+
+    def show(self, step: int, seconds: float) -> None:
+        """Show how far the run is, by steps or by the clock."""
+
+
+class FolderRecorder(Recorder):
+    """Checkpoints, metrics and progress bar of one run's folder, for the length of a `with` block.
 
     Within it SIGINT and SIGTERM are noted and end the run between two steps. Every rank has a
     recorder; the first one's writes.
@@ -31,7 +73,7 @@ class Recorder:
         self._bar = Bar("training")
         self._signal = 0
 
-    def __enter__(self) -> "Recorder":
+    def __enter__(self) -> "FolderRecorder":
         self._handlers = {
             number: signal.signal(number, self._note_signal) for number in (signal.SIGINT, signal.SIGTERM)
         }
@@ -63,7 +105,7 @@ class Recorder:
         return self.progress.step, self.progress.seconds
 
     def due(self, step: int, last: bool) -> bool:
-        """True if a checkpoint must be saved before `step`: at the end, in between, or to stop."""
+        """True at the end of the run, every `checkpoint_every` steps, and when asked to stop."""
         (stopping,) = distributed.agree(float(self._signal))
         self._signal = int(stopping)
         every = self.t.checkpoint_every
@@ -79,18 +121,15 @@ class Recorder:
             raise Stopped(self._signal, f"at step {step}, checkpoint saved")
 
     def note_loss(self, step: int, train_loss: float, scale: float, seconds: float) -> None:
-        """Record a training loss, and when it was reached."""
         if launch.is_main():
             append_line(self.run.metrics, {"step": step, "train_loss": train_loss, "lr_scale": scale})
             append_line(self.run.timing, {"step": step, "seconds": round(seconds, 4)})
 
     def note_score(self, step: int, score: Score) -> None:
-        """Record a score on the validation rows."""
         if launch.is_main():
             append_line(
                 self.run.metrics, {"step": step, "val_loss": score.val_loss, "val_bpb": score.val_bpb}
             )
 
     def show(self, step: int, seconds: float) -> None:
-        """Move the bar to how far the run is, by steps or by the clock."""
         self._bar(progress(step, seconds, self.t), 1.0)

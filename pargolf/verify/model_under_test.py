@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pargolf.model.gpt import GPT
-from pargolf.run.target import Target, load_model, open_artifact
+from pargolf.run.target import Target, load_model
 from pargolf.system.errors import UserError
 
 
@@ -58,7 +58,7 @@ class ScoredGPT:
 
 def load_own(target: Target, device: torch.device, stride: int) -> ScoredGPT:
     """The artifact's model, read from disk anew."""
-    artifact, _ = open_artifact(target)
+    artifact, _ = target.open()
     return ScoredGPT(load_model(artifact, target.dtype).to(device), stride)
 
 

@@ -22,6 +22,7 @@ from pargolf.system import distributed
 from pargolf.system.console import Bar
 from pargolf.system.errors import UserError
 from pargolf.system.files import sha256_file, write_json
+from pargolf.system.progress import OnProgress, unseen
 from pargolf.verify.model_under_test import ModelUnderTest, blaming, load_own, loader_of
 
 SUM_TOLERANCE = 1e-5  # of the probabilities at one position, from 1
@@ -123,7 +124,7 @@ def verify(
     stride: int = 64,
     positions: int = 64,
     seed: int = 0,
-    progress: Callable[[float, float], None] | None = None,
+    progress: OnProgress = unseen,
 ) -> Verdict:
     """Try each condition on a model that is scored on the stream `tokens` (N,), windows every `stride`.
 
@@ -151,8 +152,7 @@ def verify(
         def logprobs(rows: Tensor) -> Tensor:
             nonlocal done
             done += 1
-            if progress is not None:
-                progress(done, calls)
+            progress(done, calls)
             return _full_logprobs(new, rows, tokenizer.vocab_size)
 
         return logprobs

@@ -14,7 +14,7 @@ from pargolf.compress.container import pack, unpack
 from pargolf.compress.contexts import cache_bytes
 from pargolf.compress.files import compress_file, decompress_file
 from pargolf.model.gpt import GPT
-from pargolf.run.target import Target, find_target, load_model, open_artifact
+from pargolf.run.target import Target, find_target, load_model
 from pargolf.system.errors import UserError
 from support import Dataset
 
@@ -55,7 +55,7 @@ def test_the_coded_size_is_the_model_s_own_bits(
     streams: int, text: Path, target: Target, tmp_path: Path
 ) -> None:
     report = compress_file(text, tmp_path / "out", target, streams, verify=False)
-    artifact, tokenizer = open_artifact(target)
+    artifact, tokenizer = target.open()
     tokens = tokenizer.encode(text.read_text())
     model = load_model(artifact)
     parts = [part.tolist() for part in np.array_split(np.array(tokens), streams)]

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from pargolf.bundle import single_file
 from pargolf.cli import dispatch
 from pargolf.config.settings import read_config
 from pargolf.export.artifact import read_artifact
 from pargolf.fit.calibrate import bits_per_byte, spread_rows
+from pargolf.fit.pack import with_goal
 from pargolf.model.gpt import GPT
-from pargolf.run.target import find_target, load_model, open_artifact
+from pargolf.run.target import find_target, load_model
 from pargolf.train.checkpoint import load_weights
-from pargolf.train.stages import with_goal
 from support import Dataset
 
 
@@ -40,7 +41,8 @@ def total(printed: str) -> int:
 
 def code_bytes(run: Path) -> int:
     """Bytes that `--fit` takes for the code."""
-    return 15_000_000 - with_goal(read_config(run / "config.json"), 15_000_000, None).export.model_bytes
+    goal = with_goal(read_config(run / "config.json"), 15_000_000, None, single_file.code_bytes)
+    return 15_000_000 - goal.export.model_bytes
 
 
 def test_budgets_are_filled_to_a_thousandth(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +76,7 @@ def test_a_loss_is_kept_on_training_text_that_calibration_has_not_seen(finished:
     load_weights(target.run.checkpoint, trained)
     _, held_back = spread_rows(target.stream("train"), 64, target.config.export.calibration_tokens)
     assert dispatch(["pack", str(copy), "--max-loss", "0.03"]) == 0
-    artifact, tokenizer = open_artifact(target)
+    artifact, tokenizer = target.open()
     table = tokenizer.byte_table()
     before, after = (bits_per_byte(m, held_back, table) for m in (trained, load_model(artifact)))
     assert 0.027 < after - before <= 0.03

@@ -23,11 +23,10 @@ SMALL = ModelConfig(
 def test_one_token_s_gradient_is_the_product_of_its_moments() -> None:
     """For a single token d loss / d W is g x^T, whose squares are those of `outputs` and `inputs`."""
     model = shaken(SMALL)
-    row = torch.tensor([[7, 9]])
-    moments = calibrate(model, row)
+    moments = calibrate(model, np.array([[7, 9]]))
     model.requires_grad_(True)
     model.zero_grad()
-    model(row[:, :-1], row[:, 1:]).backward()
+    model(torch.tensor([[7]]), torch.tensor([[9]])).backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     assert moments.keys() == {name for name, slot in tensor_kinds(model).items() if slot.kind != "vector"}
     for name, m in moments.items():
@@ -45,7 +44,7 @@ def test_one_token_s_gradient_is_the_product_of_its_moments() -> None:
 
 
 def test_moments_are_means_over_tokens_and_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = torch.from_numpy(np.random.default_rng(0).integers(0, 40, (6, 9)))
+    rows = np.random.default_rng(0).integers(0, 40, (6, 9))
     whole = calibrate(shaken(SMALL), rows)
     monkeypatch.setattr("pargolf.fit.calibrate.BATCH_TOKENS", 18)
     parts = calibrate(shaken(SMALL), rows)
@@ -61,7 +60,7 @@ def test_rows_to_calibrate_and_to_measure_are_disjoint(length: int, count: int, 
     write_shard(tmp_path / "fineweb_train_000000.bin", np.arange(length))
     rows, held_back = spread_rows(open_split(tmp_path, "train"), 8, 40)
     assert rows.shape == held_back.shape == (count, 9)
-    targets = torch.cat((rows, held_back))[:, 1:].flatten().tolist()
+    targets = np.concatenate((rows, held_back))[:, 1:].flatten().tolist()
     assert len(set(targets)) == len(targets) == 16 * count
     with pytest.raises(UserError, match=f"has {length} tokens"):
         spread_rows(open_split(tmp_path, "train"), length, 40)
@@ -71,5 +70,5 @@ def test_bits_per_byte_are_those_of_the_score(dataset: Dataset) -> None:
     model = GPT(ModelConfig(512, 64, 3, 32, 4, 2, 8), seed=0)
     table = Tokenizer(dataset.tokenizer).byte_table()
     text = open_split(dataset.folder, "train").read(0, 65)
-    rows = torch.from_numpy(text.astype(np.int64))[None]
+    rows = text.astype(np.int64)[None]
     assert bits_per_byte(model, rows, table) == pytest.approx(score(model, text, table, 64, 1).val_bpb)

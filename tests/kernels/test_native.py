@@ -103,12 +103,9 @@ def test_pytorch_finds_nothing_wrong_with_the_operators(dtype: torch.dtype) -> N
 
 @both_types
 def test_the_model_trains_with_it_as_without(dtype: torch.dtype) -> None:
-    kernel = attention_kernel(C, dtype, CPU)
-    assert kernel is not None
     plain, ours = shaken(C), shaken(C)
     plain.dtype = ours.dtype = dtype
-    for block in ours.blocks:
-        block.attn.kernel = kernel
+    assert native.install_attention(ours)
     tokens, targets = torch.randint(64, (2, 32)), torch.randint(64, (2, 32))
     losses = [model(tokens, targets) for model in (plain, ours)]
     for loss in losses:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pargolf.config.presets import load_preset
 from pargolf.config.schema import ModelConfig, RunConfig, TrainConfig
+from pargolf.kernels import native
 from pargolf.model.gpt import GPT
 from pargolf.optim.muon import newton_schulz
 from pargolf.plan import forecast
@@ -102,7 +103,7 @@ def test_the_try_has_the_attention_of_training(compiled: Any, monkeypatch: pytes
         used.append(q.shape)
         return q + k.repeat_interleave(2, 2) + v.repeat_interleave(2, 2)
 
-    monkeypatch.setattr(forecast, "attention_kernel", lambda *_: kernel)
+    monkeypatch.setattr(native, "attention_kernel", lambda *_: kernel)
     monkeypatch.setattr("pargolf.system.machine.resolve_compile", lambda *_: compiled)
     forecast.cpu_step_seconds(replace(TINY, train=replace(TINY.train, compile=compiled)), "float32")
     assert bool(used) == (compiled == "on")

@@ -163,4 +163,4 @@ def test_an_artifact_of_other_settings_is_refused(finished: Path) -> None:
     """What the file takes for constant must be so in the artifact that it reads."""
     config = from_environment(read_config(finished / "config.json"), {"NUM_LAYERS": "4"})
     with pytest.raises(UserError, match="made with other settings"):
-        score_artifact(config, torch.device("cpu"), finished / "model.pgz", print)
+        score_artifact(config, finished / "model.pgz", torch.device("cpu"), print)

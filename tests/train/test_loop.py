@@ -10,27 +10,21 @@ import torch
 from torch import Tensor
 
 from pargolf.cli import dispatch
-from pargolf.config.schema import ExportConfig, ModelConfig, OptimConfig
-from pargolf.data.batches import Batches
-from pargolf.data.shards import open_split
+from pargolf.config.schema import ExportConfig, ModelConfig
 from pargolf.kernels import native
 from pargolf.model.gpt import GPT
-from pargolf.optim.groups import Optimizers
 from pargolf.optim.muon import plain_product
 from pargolf.system import machine
 from pargolf.system.errors import UserError
-from pargolf.train.loop import Stepper
+from pargolf.train.loop import Training
 from pargolf.train.qat import quantized
-from support import Dataset
+from support import Dataset, training_of
 
 TINY = ModelConfig(vocab_size=512, seq_len=32, n_layers=2, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
 
 
-def stepper(dataset: Dataset, micro_batches: int) -> Stepper:
-    model = GPT(TINY, seed=0)
-    batches = Batches(open_split(dataset.folder, "train"), 32, 256, micro_batches, "shuffle", 1)
-    optimizers = Optimizers(model, OptimConfig(), torch.float32)
-    return Stepper(model, model, optimizers, batches, torch.device("cpu"))
+def training(dataset: Dataset, micro_batches: int) -> Training:
+    return training_of(GPT(TINY, seed=0), dataset, 256, micro_batches)
 
 
 def test_a_step_never_waits_for_the_device(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,9 +34,7 @@ def test_a_step_never_waits_for_the_device(dataset: Dataset, monkeypatch: pytest
     monkeypatch.setattr(*fused, lambda: ["meta"])
     with device:
         model = GPT(TINY, torch.bfloat16)
-    optimizers = Optimizers(model, OptimConfig(), torch.bfloat16)
-    batches = Batches(open_split(dataset.folder, "train"), 32, 256, 2, "shuffle", 1)
-    on_meta = Stepper(model, model, optimizers, batches, device)
+    on_meta = training_of(model, dataset, 256, 2)
     for number, weights in enumerate((None, quantized(model, ExportConfig()))):
         loss = on_meta.step(number, 1.0, 0.9, weights)
         with pytest.raises(RuntimeError, match="meta"):
@@ -53,7 +45,7 @@ def test_learning_rate_and_momentum_do_not_recompile(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    compiled = stepper(dataset, 1)
+    compiled = training(dataset, 1)
     compiled.model.compile_regions()
     compiled.step(0, 1.0, 0.9)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -73,7 +65,7 @@ def test_attention_in_training_is_what_flash_kernels_take(
 
     attention = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
-    stepper(dataset, 1).step(0, 1.0, 0.9)
+    training(dataset, 1).step(0, 1.0, 0.9)
     assert calls == [(2, 1, 1, None, {"is_causal": True, "enable_gqa": True})] * TINY.n_layers
 
 
@@ -98,7 +90,7 @@ def test_a_gpu_fetches_batches_from_pinned_memory(monkeypatch: pytest.MonkeyPatc
 
 
 def test_warm_up_steps_leave_no_trace(dataset: Dataset) -> None:
-    warmed, cold = stepper(dataset, 1), stepper(dataset, 1)
+    warmed, cold = training(dataset, 1), training(dataset, 1)
     assert warmed.warm_up(3) > 0
     for number in range(3):
         assert torch.equal(warmed.step(number, 1.0, 0.9), cold.step(number, 1.0, 0.9))
@@ -108,7 +100,7 @@ def test_warm_up_steps_leave_no_trace(dataset: Dataset) -> None:
 
 
 def test_warm_up_keeps_the_state_of_a_continued_run(dataset: Dataset) -> None:
-    warmed, cold = stepper(dataset, 1), stepper(dataset, 1)
+    warmed, cold = training(dataset, 1), training(dataset, 1)
     for each in (warmed, cold):
         each.step(0, 1.0, 0.9)
     warmed.warm_up(2)
@@ -117,7 +109,7 @@ def test_warm_up_keeps_the_state_of_a_continued_run(dataset: Dataset) -> None:
 
 
 def test_accumulated_pieces_are_one_batch(dataset: Dataset) -> None:
-    whole, pieces = stepper(dataset, 1), stepper(dataset, 4)
+    whole, pieces = training(dataset, 1), training(dataset, 4)
     for number in range(3):
         loss, summed = whole.step(number, 1.0, 0.9), pieces.step(number, 1.0, 0.9)
         torch.testing.assert_close(loss, summed)
@@ -159,11 +151,11 @@ def test_the_compile_cache_is_the_runs_own(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_code_for_this_cpu_trains_only_where_compiling_is_on(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiling: str
 ) -> None:
-    seen: list[object] = []
-    monkeypatch.setattr("pargolf.train.loop.train_model", lambda *arguments: seen.extend(arguments[-2:]))
+    seen: list[Training] = []
+    monkeypatch.setattr(Training, "run", lambda self, *arguments: seen.append(self))
     options = dataset.options(train__compile=compiling, train__device="cpu")
     dispatch(["train", "demo", "--runs", str(tmp_path), "--name", "tiny", *options])
-    kernel, product = seen
+    (built,) = seen
     served = compiling == "on" and native.serves(torch.float32, torch.device("cpu"))
-    assert (kernel is not None) == served
-    assert product is (native.symmetric_product if served else plain_product)
+    assert all(("attend" in vars(block.attn)) == served for block in built.model.blocks)
+    assert built.optimizers.muon.product is (native.symmetric_product if served else plain_product)

@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 
 from pargolf.config.schema import ExportConfig, ModelConfig, OptimConfig
-from pargolf.data.batches import Batches
-from pargolf.data.shards import open_split
 from pargolf.export.quantize import dequantize_state, quantize_state
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.optim.groups import Optimizers
-from pargolf.train.loop import Stepper
 from pargolf.train.qat import quantized
-from support import Dataset, pargolf, shaken
+from support import Dataset, pargolf, shaken, training_of
 
 TINY = ModelConfig(vocab_size=512, seq_len=32, n_layers=2, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
 EXPORT = ExportConfig(attn_bits=4, mlp_bits=5, embed_bits=32, vector_bits=32)
@@ -39,10 +36,10 @@ def test_inside_are_the_matrices_of_the_artifact_and_after_it_those_from_before(
 
 
 def test_a_step_takes_the_gradient_there_and_applies_it_here(dataset: Dataset) -> None:
-    batches = Batches(open_split(dataset.folder, "train"), 32, 64, 1, "shuffle", 1)
     model, rounded = shaken(TINY), shaken(TINY)
+    training = training_of(model, dataset, 64, 1)
     rounded.load_state_dict(dequantize_state(quantize_state(weights(model), tensor_kinds(model), EXPORT)))
-    x, y = (torch.from_numpy(array) for array in batches.micro_batch(0, 0))
+    x, y = (torch.from_numpy(array) for array in training.batches.micro_batch(0, 0))
     expected_loss = rounded(x, y)
     gradients = torch.autograd.grad(expected_loss, list(rounded.parameters()))
     by_hand = GPT(TINY)
@@ -51,9 +48,7 @@ def test_a_step_takes_the_gradient_there_and_applies_it_here(dataset: Dataset) -
         p.grad = gradient
     Optimizers(by_hand, OptimConfig(), torch.float32).step(1.0, 0.9)
 
-    optimizers = Optimizers(model, OptimConfig(), torch.float32)
-    stepper = Stepper(model, model, optimizers, batches, torch.device("cpu"))
-    loss = stepper.step(0, 1.0, 0.9, quantized(model, EXPORT))
+    loss = training.step(0, 1.0, 0.9, quantized(model, EXPORT))
     assert torch.equal(loss, expected_loss)
     for (name, p), q in zip(model.named_parameters(), by_hand.parameters(), strict=True):
         assert torch.equal(p, q), name

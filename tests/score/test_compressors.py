@@ -6,7 +6,7 @@ import brotli
 import pytest
 import zstandard
 
-from pargolf.analysis.compressors import COMPRESSORS, compressor_table
+from pargolf.score.compressors import COMPRESSORS, compressor_table
 from pargolf.system.errors import UserError
 
 

@@ -1,0 +1,230 @@
+"""The program's door to a run's folder: what the commands do there, and what it then holds."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pargolf.config.schema import EvalConfig, RunConfig, validate, validate_world
+from pargolf.config.settings import read_config, with_codec
+from pargolf.data.dataset import Data, load_data
+from pargolf.data.prepare import prepare_embedded, read_text
+from pargolf.data.tokenizer import Tokenizer
+from pargolf.export.artifact import Artifact, read_header
+from pargolf.fit.budget import Ledger, ledger
+from pargolf.fit.pack import pack_model, with_goal
+from pargolf.kernels import native
+from pargolf.model.gpt import GPT
+from pargolf.run.folder import Log, Run, open_run, start_run
+from pargolf.run.log_lines import Scored
+from pargolf.run.target import Target, find_target, load_model
+from pargolf.score.compressors import compressor_table
+from pargolf.score.strides import StrideSample, sample_strides
+from pargolf.system import distributed, launch, machine
+from pargolf.system.console import Bar, console, say
+from pargolf.system.errors import UserError
+from pargolf.system.files import write_atomic, write_json
+from pargolf.train import stages
+from pargolf.train.checkpoint import load_weights
+from pargolf.train.loop import Training, resolve
+from pargolf.train.recorder import FolderRecorder
+
+# The bytes of code that a configuration takes.
+CodeBytes = Callable[[RunConfig], int]
+
+
+def prepare_data(config: RunConfig) -> None:
+    """Make the embedded dataset if `config` asks for it and it is not there yet; one rank does."""
+    if config.data.corpus == "embedded" and launch.is_main():
+        root = Path(config.data.dataset).parent.parent
+        summary = prepare_embedded(config.model.vocab_size, root=root).summary()
+        console.print(summary, highlight=False, soft_wrap=True)
+    distributed.barrier()
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run in its folder, ready to train."""
+
+    run: Run
+    training: Training
+    data: Data
+    recorder: FolderRecorder
+    log: Log
+
+
+def start(config: RunConfig, folder: Path, device: torch.device) -> Started:
+    """Build a new run in `folder`, or open the one there to go on; every rank calls this.
+
+    Raises UserError on bad settings or data, and if `folder` holds a run of other settings.
+    """
+    validate(config)
+    validate_world(config, launch.world_size())
+    prepare_data(config)
+    config = resolve(_as_recorded(config, folder), device.type)
+    data = load_data(config)
+    run = Run(folder)
+    if launch.is_main():
+        run = start_run(folder, config)
+        shutil.copyfile(config.data.tokenizer, run.tokenizer)
+    distributed.barrier()
+    log = Log(run.log if launch.is_main() else None)
+    recorder = FolderRecorder(run, config.train)
+    if config.train.start_from and not recorder.progress.step:
+        log(f"starting from the weights of {config.train.start_from}")
+    machine.keep_memory()
+    training = Training.build(config, data.train, device)
+    if config.train.compile == "on":
+        log(native.install(training.model, training.optimizers))
+    return Started(run, training, data, recorder, log)
+
+
+def train(config: RunConfig, folder: Path) -> None:
+    """Train a run in `folder` to its end, or continue the one that was interrupted there.
+
+    Raises UserError as `start` and when the loss is no longer a number, and Stopped after SIGINT or
+    SIGTERM. Under torchrun every rank calls this.
+    """
+    with distributed.world(machine.resolve_device(config.train.device)) as device:
+        x = start(config, folder, device)
+        x.training.run(x.data, x.recorder, x.log, x.run.compile_cache)
+        x.log(f"weights in {x.run.checkpoint}")
+
+
+def train_pack_and_score(config: RunConfig, folder: Path, code_bytes: CodeBytes) -> dict[str, Any]:
+    """All stages of a run; returns the content of its result.json, with the seconds of each stage.
+
+    Raises as `train` and `pack`. Under torchrun every rank calls this.
+    """
+    begin = time.perf_counter()
+    with distributed.world(machine.resolve_device(config.train.device)) as device:
+        x = start(config, folder, device)
+        ready = time.perf_counter()
+        finished, seconds = stages.run(
+            x.training, x.data, x.recorder, x.run.compile_cache, x.run.artifact, code_bytes, x.log, Bar
+        )
+        end = time.perf_counter()
+        result = _result(find_target(folder), finished, config.eval, device)
+        seconds = {"data": ready - begin, **seconds}
+        seconds["eval"] += time.perf_counter() - end
+        result["seconds"] = {stage: round(value, 1) for stage, value in seconds.items()}
+        if launch.is_main():
+            write_json(x.run.result, result)
+    return result
+
+
+def pack(
+    folder: Path,
+    code_bytes: CodeBytes,
+    codec: str = "",
+    layout: str = "",
+    fit: int | None = None,
+    max_loss: float | None = None,
+) -> Ledger:
+    """Quantize and compress a run's checkpoint into its model.pgz; returns where every byte went.
+
+    `codec`, at its highest level, and `layout` replace those of the run's settings; `fit` (bytes of
+    code and model to fill) or `max_loss` (as `export.max_loss`) their goal. Raises UserError if
+    there is no finished checkpoint, or no file that meets the goal. A file over the budget is
+    written all the same, to be looked at: `fit.budget.check_budget` refuses it.
+    """
+    run, config = open_run(folder)
+    model = GPT(config.model)
+    progress = load_weights(run.checkpoint, model)
+    if not progress.finished:
+        raise UserError(
+            f"{folder}: training stopped at step {progress.step} of {config.train.iterations};"
+            " finish it with `pargolf train` first"
+        )
+    config = replace(config, export=with_codec(config.export, codec, layout))
+    if fit is not None or max_loss is not None:
+        config = with_goal(config, fit, max_loss, code_bytes)
+    data = pack_model(config, model, Tokenizer(run.tokenizer), code_bytes, Bar)
+    write_atomic(run.artifact, data)
+    config = replace(config, export=read_header(data).export)
+    sizes = ledger(data, code_bytes(config))
+    if len(data) < 0.999 * config.export.model_bytes:
+        say(
+            f"even the best quality, 8 bits a weight, takes {sizes.total:,} bytes:"
+            f" {config.export.model_bytes - len(data):,} are left, enough for a larger model"
+        )
+    return sizes
+
+
+def evaluate(target: Target, settings: EvalConfig, code_bytes: CodeBytes) -> dict[str, Any]:
+    """Score an artifact as read back from disk; returns the content of result.json.
+
+    In a run's folder its checkpoint is scored too, the figures close the log, and result.json is
+    written. Raises UserError as `stages.score_file`. Under torchrun every rank calls this.
+    """
+    stream = target.stream("val")
+    log = Log(target.run.log if target.run and launch.is_main() else None)
+    with distributed.world(target.device_type) as device:
+        finished = stages.score_file(
+            target.artifact, target.tokenizer, stream, settings, target.dtype, device,
+            lambda artifact: code_bytes(_as_packed(target, artifact)), log, Bar,
+        )  # fmt: skip
+        result = _result(target, finished, settings, device)
+    if target.run and launch.is_main():
+        write_json(target.run.result, result)
+    return result
+
+
+def try_strides(target: Target, batch_rows: int) -> StrideSample:
+    """What smaller strides would gain and cost for an artifact (see `sample_strides`); writes nothing."""
+    stream = target.stream("val")
+    with distributed.world(target.device_type) as device:
+        artifact, tokenizer = target.open()
+        model = load_model(artifact, target.dtype).to(device)
+        return sample_strides(model, stream, tokenizer.byte_table(), batch_rows, Bar)
+
+
+def _as_packed(target: Target, artifact: Artifact) -> RunConfig:
+    """The settings of the run with the form its artifact has; defaults for an artifact on its own."""
+    return replace(target.config or RunConfig(artifact.model), export=artifact.export)
+
+
+def _result(
+    target: Target, finished: stages.Finished, settings: EvalConfig, device: torch.device
+) -> dict[str, Any]:
+    """Content of result.json; scores the checkpoint, if there is one, for what quantization costs."""
+    artifact, stream = finished.artifact, target.stream("val")
+    tokenizer = Tokenizer(target.tokenizer)
+    result: dict[str, Any] = {"artifact": _figures(finished.scores)}
+    if target.run and target.run.checkpoint.exists():
+        trained = GPT(artifact.model, target.dtype)
+        progress = load_weights(target.run.checkpoint, trained)
+        scores = stages.score_stream(trained.to(device), tokenizer, stream, settings, "checkpoint", Bar)
+        result["checkpoint"] = _figures(scores)
+        result["steps"], result["train_seconds"] = progress.step, round(progress.seconds, 1)
+    result |= {
+        "stride": settings.stride,
+        "seq_len": artifact.model.seq_len,
+        "bytes_model": finished.model_bytes,
+        "bytes_code": finished.code_bytes,
+        "bytes_total": finished.model_bytes + finished.code_bytes,
+        "budget": artifact.export.budget,
+    }
+    if settings.compressors:
+        val, train = (read_text(s, tokenizer) for s in (stream, target.stream("train")))
+        if launch.is_main():
+            result["compressors"] = [asdict(row) for row in compressor_table(val, train)]
+    return result
+
+
+def _figures(scores: dict[str, Scored]) -> dict[str, dict[str, float]]:
+    return {how: asdict(x.score) | {"seconds": round(x.seconds, 2)} for how, x in scores.items()}
+
+
+def _as_recorded(config: RunConfig, folder: Path) -> RunConfig:
+    """`config` with its "auto" replaced by what an interrupted run in `folder` recorded, if there is one."""
+    if not (folder / "config.json").exists():
+        return config
+    t, recorded = config.train, read_config(folder / "config.json").train
+    dtype = recorded.dtype if t.dtype == "auto" else t.dtype
+    compiling = recorded.compile if t.compile == "auto" else t.compile
+    return replace(config, train=replace(t, dtype=dtype, compile=compiling))
