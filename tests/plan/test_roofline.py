@@ -136,6 +136,6 @@ def test_the_tables_in_the_documentation_are_those_of_the_benchmark() -> None:
     eight, _, one = printed.partition("lowrank-q192 on 1 x H100")
     _, _, published = one.partition("published, 8 x H100")
     rows = [line.rstrip() for line in (eight + published).splitlines() if line.startswith("| ")]
-    documented = (root / "docs/performance.md").read_text().splitlines()
+    documented = (root / "docs/roofline.md").read_text().splitlines()
     assert len(rows) == 22
     assert [row for row in rows if row not in documented] == []
