@@ -60,7 +60,7 @@ def main(run: tyro.conf.Positional[Path], stride: int = 0) -> None:
     load_weights(target.run.checkpoint, model)
     state, slots = dict(model.state_dict()), tensor_kinds(model)
     rows, _ = spread_rows(target.stream("train"), config.model.seq_len, config.export.calibration_tokens)
-    prepared = prepare_state(state, calibrate(model, rows))
+    prepared = prepare_state(state, slots, calibrate(model, rows))
     nearest = {
         # With inputs that are independent there is nothing to make good later.
         name: dataclasses.replace(x, factor=torch.eye(len(x.order))) if isinstance(x, PreparedMatrix) else x

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.model.inputs import Embedding
 from pargolf.model.layers import Linear, LowRank
 
 Source = Literal["checkpoint", "artifact"]
@@ -60,7 +61,7 @@ def model_spectra(model: GPT, source: Source, energy_loss: float) -> Iterator[Ma
             up, down = module.up.weight.detach(), module.down.weight.detach()
             part, shape, layer = "product", (up.size(0), down.size(1)), layers[f"{name}.up"]
             values = product_singular_values(up, down)
-        elif isinstance(module, Linear | nn.Embedding):
+        elif isinstance(module, Linear | Embedding):
             weight = module.weight.detach()
             holder = model.get_submodule(parent)
             if isinstance(holder, LowRank):

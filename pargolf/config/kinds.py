@@ -1,7 +1,7 @@
-"""The table that says, for every kind of tensor, which optimizer trains it and how it is stored.
+"""The table that says, for every kind of parameter, how it acts, what trains it and how it is stored.
 
-No other module decides by the name of a tensor: `model.gpt.tensor_kinds` assigns each
-parameter one of these kinds, and training and export look the kind up here.
+A module gives each parameter its kind where it creates it (`model.init`). Optimizers, quantizer,
+calibration, plan and ledger look the kind up here; none of them knows a parameter by its name.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class TensorKind:
-    """One row of the table; the fields name settings of OptimConfig and ExportConfig."""
+    """One row of the table; `lr` and `bits` name settings of OptimConfig and ExportConfig."""
 
+    role: Literal["product", "table", "vector"]
+    """product: y = W x; table: a row a token, both looked up and multiplied; vector: all else, never
+    rounded to integers, whatever its shape."""
     optimizer: Literal["muon", "adam"]
     lr: str
     """Field of OptimConfig with its learning rate."""
@@ -20,10 +23,10 @@ class TensorKind:
 
 
 TENSOR_KINDS = {
-    "embed": TensorKind("adam", "embed_lr", "embed_bits"),  # tied token embedding
-    "attn": TensorKind("muon", "muon_lr", "attn_bits"),  # matrices of attention
-    "mlp": TensorKind("muon", "muon_lr", "mlp_bits"),  # matrices of the MLP
-    "vector": TensorKind("adam", "vector_lr", "vector_bits"),  # gains, scales, mixes, skip weights
+    "embed": TensorKind("table", "adam", "embed_lr", "embed_bits"),  # tied token embedding
+    "attn": TensorKind("product", "muon", "muon_lr", "attn_bits"),  # matrices of attention
+    "mlp": TensorKind("product", "muon", "muon_lr", "mlp_bits"),  # matrices of the MLP
+    "vector": TensorKind("vector", "adam", "vector_lr", "vector_bits"),  # gains, scales, mixes, skip weights
 }
 
 

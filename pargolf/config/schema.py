@@ -58,6 +58,21 @@ class ModelConfig:
     depth_order: int = 3
     """Degree of depth_attention's position bias, in Legendre polynomials of depth."""
 
+    @property
+    def d_head(self) -> int:
+        """Width of a head."""
+        return self.d_model // self.n_heads
+
+    @property
+    def d_kv(self) -> int:
+        """Width of all keys, and of all values."""
+        return self.kv_heads * self.d_head
+
+    @property
+    def d_mlp(self) -> int:
+        """Hidden width of the MLP."""
+        return self.mlp_ratio * self.d_model
+
 
 @dataclass(frozen=True)
 class DataConfig:

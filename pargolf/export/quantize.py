@@ -35,7 +35,7 @@ def top_value(bits: int) -> int:
 def kind_bits(kind: str, export: ExportConfig) -> int:
     """Bits a value of tensors of this kind: 4-8 integers, 16 or 32 floats; fitted: the most."""
     if export.model_bytes or export.max_loss:
-        return 16 if kind == "vector" else 8
+        return 16 if TENSOR_KINDS[kind].role == "vector" else 8
     bits: int = getattr(export, TENSOR_KINDS[kind].bits)
     return bits
 

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pargolf.config.kinds import TENSOR_KINDS
 from pargolf.data.shards import TokenStream
 from pargolf.data.tokenizer import ByteTable
 from pargolf.fit.gptq import Moments
-from pargolf.model.gpt import GPT
-from pargolf.model.layers import Linear, norm
+from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.model.layers import norm
 from pargolf.score.windows import batch_losses, one_window_a_row, over_windows
 from pargolf.system.errors import require
 from pargolf.system.progress import OnProgress, unseen
@@ -37,7 +38,9 @@ def spread_rows(stream: TokenStream, seq_len: int, tokens: int) -> tuple[np.ndar
 
 
 def calibrate(model: GPT, rows: np.ndarray, progress: OnProgress = unseen) -> dict[str, Moments]:
-    """Moments, on the CPU, of a float32 model's matrices and embedding on `rows` (n, T + 1) int64.
+    """Moments, on the CPU, of what a float32 model multiplies by, on `rows` (n, T + 1) int64.
+
+    These are its parameters of the role "product", each the weight of a module, and the embedding.
 
     The embedding is two matrices in one: the head's, and the table of inputs, where an error in
     row v costs wherever token v is read. Its moments are those of the sum of both costs, with the
@@ -68,9 +71,9 @@ def calibrate(model: GPT, rows: np.ndarray, progress: OnProgress = unseen) -> di
         output.register_hook(after_backward)
 
     hooks = [
-        module.register_forward_hook(watch(f"{name}.weight"))
-        for name, module in model.named_modules()
-        if isinstance(module, Linear)
+        model.get_submodule(name.removesuffix(".weight")).register_forward_hook(watch(name))
+        for name, slot in tensor_kinds(model).items()
+        if TENSOR_KINDS[slot.kind].role == "product"
     ]
     hooks.append(model.embed.register_forward_hook(watch_table))
     for _, batch in over_windows(*one_window_a_row(rows), _batch_rows(rows), progress):

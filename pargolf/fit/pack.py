@@ -65,7 +65,7 @@ def _fitted(
     measured.load_state_dict(state)
     with bars("calibrating") as bar:
         moments = calibrate(measured, rows, bar)
-    prepared = prepare_state(state, moments)
+    prepared = prepare_state(state, slots, moments)
 
     def file_at(price: float) -> bytes:
         return pack_stored(state_at(prepared, price), slots, config.model, x, tokenizer.sha256)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from pargolf.config.kinds import TENSOR_KINDS, Slot
 from pargolf.export.quantize import Quantized, to_floats
 from pargolf.fit.gptq import Moments, PreparedMatrix, prepare, quantize_at
 from pargolf.system.errors import UserError
@@ -26,14 +27,15 @@ USUAL_STEPS = 10
 
 
 def prepare_state(
-    state: Mapping[str, Tensor], moments: Mapping[str, Moments]
+    state: Mapping[str, Tensor], slots: Mapping[str, Slot], moments: Mapping[str, Moments]
 ) -> dict[str, PreparedMatrix | Tensor]:
-    """Every tensor ready for `state_at`: matrices that have moments, and the rest as float16."""
-    prepared: dict[str, PreparedMatrix | Tensor] = {}
-    for name, tensor in state.items():
-        measured = moments.get(name)
-        prepared[name] = prepare(tensor, measured) if measured else to_floats(tensor, 16, name)
-    return prepared
+    """Every tensor ready for `state_at`: "vector" by its role as float16, all others by their moments."""
+    return {
+        name: to_floats(tensor, 16, name)
+        if TENSOR_KINDS[slots[name].kind].role == "vector"
+        else prepare(tensor, moments[name])
+        for name, tensor in state.items()
+    }
 
 
 def state_at(prepared: Mapping[str, PreparedMatrix | Tensor], price: float) -> dict[str, Quantized | Tensor]:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pargolf.config.schema import ModelConfig
+from pargolf.model.init import vector
 from pargolf.model.layers import norm, projection, rotate
 
 
@@ -43,11 +44,11 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads, self.kv_heads, self.d_head = c.n_heads, c.kv_heads, c.d_model // c.n_heads
         d_kv = self.kv_heads * self.d_head
-        self.q = projection(c.d_model, c.d_model, c.q_rank)
-        self.k = projection(c.d_model, d_kv, c.k_rank)
-        self.v = projection(c.d_model, d_kv, c.v_rank)
-        self.out = projection(c.d_model, c.d_model, c.out_rank)
-        self.q_gain = nn.Parameter(torch.full((c.n_heads,), c.q_gain))
+        self.q = projection(c.d_model, c.d_model, c.q_rank, kind="attn")
+        self.k = projection(c.d_model, d_kv, c.k_rank, kind="attn")
+        self.v = projection(c.d_model, d_kv, c.v_rank, kind="attn")
+        self.out = projection(c.d_model, c.d_model, c.out_rank, kind="attn", init="zero")
+        self.q_gain = vector(c.n_heads, c.q_gain)
 
     def forward(
         self,

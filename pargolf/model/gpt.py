@@ -11,7 +11,7 @@ What is notable about it:
 - output projections start at zero, so that every layer starts as the identity.
 
 Explorations, off by default and then absent: a content-dependent rotation of attention's input,
-and attention over depth in the place of mixes and skips (`residual.py`).
+and attention over depth in the place of mixes and skips (`explorations.py`).
 
 Source: the challenge's baseline and its pull request #215.
 """
@@ -22,40 +22,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pargolf.config.kinds import Slot
+from pargolf.config.kinds import TENSOR_KINDS, Slot
 from pargolf.config.schema import ModelConfig
 from pargolf.model.attention import Attention, KVCache
-from pargolf.model.init import init_weights
-from pargolf.model.layers import Linear, norm, projection, rope_tables
-from pargolf.model.residual import ContentRotation, DepthAttention
-
-
-class MLP(nn.Module):
-    """proj(relu(fc(x))^2), hidden width mlp_ratio * d_model (squared ReLU: arXiv 2109.08668)."""
-
-    def __init__(self, c: ModelConfig):
-        super().__init__()
-        self.fc = projection(c.d_model, c.mlp_ratio * c.d_model, c.fc_rank)
-        self.proj = projection(c.mlp_ratio * c.d_model, c.d_model, c.proj_rank)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(F.relu(self.fc(x)).square())
+from pargolf.model.explorations import ContentRotation, DepthAttention
+from pargolf.model.init import init_weights, kind_of, vector
+from pargolf.model.inputs import Embedding
+from pargolf.model.layers import norm, rope_tables
+from pargolf.model.mlp import MLP
+from pargolf.model.residual import mix, mix_weights, skip_weights
 
 
 class Block(nn.Module):
     """One layer: mix with the embedding, add attention, add the MLP."""
 
-    def __init__(self, c: ModelConfig):
+    def __init__(self, c: ModelConfig, layer: int):
         super().__init__()
         self.attn = Attention(c)
         self.mlp = MLP(c)
-        self.attn_scale = nn.Parameter(torch.ones(c.d_model))
-        self.mlp_scale = nn.Parameter(torch.ones(c.d_model))
+        self.attn_scale = vector(c.d_model, 1.0)
+        self.mlp_scale = vector(c.d_model, 1.0)
         self.rotation = ContentRotation(c) if c.rotation_rank else None
-        self.resid_mix = None
-        if c.depth_attention == "off":  # else the layer's input is mixed already
-            # Row 0 weighs the residual stream, row 1 the embedding.
-            self.resid_mix = nn.Parameter(torch.stack((torch.ones(c.d_model), torch.zeros(c.d_model))))
+        # Depth attention has mixed the layer's input already.
+        self.resid_mix = mix_weights(c, layer) if c.depth_attention == "off" else None
 
     def forward(
         self,
@@ -77,8 +66,7 @@ class Block(nn.Module):
         if skip is not None:
             x = x + skip[0].to(x.dtype) * skip[1]
         if self.resid_mix is not None:
-            mix = self.resid_mix.to(x.dtype)
-            x = mix[0] * x + mix[1] * x0
+            x = mix(self.resid_mix, x, x0)
         normed = norm(x)
         if self.rotation is not None:
             normed = self.rotation(normed)
@@ -103,11 +91,11 @@ class GPT(nn.Module):
         self.config = c
         self.dtype = dtype
         self.n_encoder = c.n_layers // 2
-        self.embed = nn.Embedding(c.vocab_size, c.d_model)
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layers))  # type: ignore[assignment]
+        self.embed = Embedding(c)
+        self.blocks = nn.ModuleList(Block(c, layer) for layer in range(c.n_layers))  # type: ignore[assignment]
         self.skip_weights = self.depth = None
         if c.depth_attention == "off":
-            self.skip_weights = nn.Parameter(torch.ones(self.n_encoder, c.d_model))
+            self.skip_weights = skip_weights(c)
         else:
             self.depth = DepthAttention(c)
         cos, sin = rope_tables(c.seq_len, c.d_model // c.n_heads, c.rope_base)
@@ -187,21 +175,15 @@ class GPT(nn.Module):
 
 
 def tensor_kinds(model: GPT) -> dict[str, Slot]:
-    """Name of every parameter -> its kind (see `tensors.TENSOR_KINDS`) and layer.
+    """Name of every parameter -> its kind, as its module gave it, and its layer.
 
     Raises ValueError if a parameter has no kind, so that none is left untrained or unpacked.
     """
-    slots = {id(model.embed.weight): Slot("embed", None), id(model.skip_weights): Slot("vector", None)}
-    for vector in model.depth.parameters() if model.depth is not None else ():
-        slots[id(vector)] = Slot("vector", None)
-    for layer, block in enumerate(model.blocks):
-        for kind, module in (("attn", block.attn), ("attn", block.rotation), ("mlp", block.mlp)):
-            for part in module.modules() if module is not None else ():
-                if isinstance(part, Linear):
-                    slots[id(part.weight)] = Slot(kind, layer)
-        for scale in (block.attn_scale, block.mlp_scale, block.resid_mix, block.attn.q_gain):
-            slots[id(scale)] = Slot("vector", layer)
-    unknown = [name for name, p in model.named_parameters() if id(p) not in slots]
-    if unknown:
-        raise ValueError(f"parameters without a kind: {', '.join(unknown)}")
-    return {name: slots[id(p)] for name, p in model.named_parameters()}
+    layers = {id(p): layer for layer, block in enumerate(model.blocks) for p in block.parameters()}
+    slots = {}
+    for name, parameter in model.named_parameters():
+        kind = kind_of(parameter)
+        if kind not in TENSOR_KINDS:
+            raise ValueError(f"{name} has no kind; create it by `matrix` or `vector` of model.init")
+        slots[name] = Slot(kind, layers.get(id(parameter)))
+    return slots

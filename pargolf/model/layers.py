@@ -1,19 +1,26 @@
-"""The two building blocks that attention and MLP share: a matrix, and a norm without weights."""
+"""What the parts of the model share: a matrix, whole or of low rank, a norm without weights, RoPE."""
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pargolf.model.init import STARTS, matrix
 
-class Linear(nn.Linear):
+Init = Literal["uniform", "zero"]
+
+
+class Linear(nn.Module):
     """x @ W^T without bias; W (n_out, n_in) is kept in float32 and cast to x's dtype at the multiply.
 
     Casting the master weight, instead of autocast, leaves the optimizer in full precision
     and every other dtype in the model as written.
     """
 
-    def __init__(self, n_in: int, n_out: int):
-        super().__init__(n_in, n_out, bias=False)
+    def __init__(self, n_in: int, n_out: int, kind: str, init: Init = "uniform"):
+        super().__init__()
+        self.weight = matrix(n_out, n_in, kind, STARTS[init])
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
@@ -26,18 +33,18 @@ class LowRank(nn.Module):
     about 100 of their 512 dimensions.
     """
 
-    def __init__(self, n_in: int, n_out: int, rank: int):
+    def __init__(self, n_in: int, n_out: int, rank: int, kind: str, init: Init = "uniform"):
         super().__init__()
-        self.down = Linear(n_in, rank)
-        self.up = Linear(rank, n_out)
+        self.down = Linear(n_in, rank, kind)
+        self.up = Linear(rank, n_out, kind, init)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x))
 
 
-def projection(n_in: int, n_out: int, rank: int) -> Linear | LowRank:
+def projection(n_in: int, n_out: int, rank: int, kind: str, init: Init = "uniform") -> Linear | LowRank:
     """A full matrix, or its low-rank form where `rank` is above 0."""
-    return LowRank(n_in, n_out, rank) if rank else Linear(n_in, n_out)
+    return LowRank(n_in, n_out, rank, kind, init) if rank else Linear(n_in, n_out, kind, init)
 
 
 def norm(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from pargolf.config.kinds import TENSOR_KINDS
-from pargolf.config.schema import ModelConfig, RunConfig, validate
+from pargolf.config.schema import RunConfig, validate
 from pargolf.fit.budget import Prediction, predict_bytes
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.plan.roofline import model_flops
@@ -63,15 +63,21 @@ def plan(config: RunConfig, code_bytes: int) -> Plan:
         code_bytes,
         config.export.budget,
         weight_memory,
-        activation_memory(c, config.train.batch_tokens // config.train.micro_batches, config.train.dtype),
+        activation_memory(model, config.train.batch_tokens // config.train.micro_batches, config.train.dtype),
     )
 
 
-def activation_memory(c: ModelConfig, tokens: int, dtype: str) -> int:
-    """Bytes that a forward pass of `tokens` keeps for backward, roughly."""
-    # Tensors of width d_model (about 12 a layer), kv (6) and MLP (3) that backward reads again.
-    d_kv = c.kv_heads * c.d_model // c.n_heads
-    ranks = c.q_rank + c.k_rank + c.v_rank + c.out_rank + c.fc_rank + c.proj_rank + c.rotation_rank
-    width = c.n_layers * (12 * c.d_model + 6 * d_kv + ranks + 3 * c.mlp_ratio * c.d_model)
+def activation_memory(model: GPT, tokens: int, dtype: str) -> int:
+    """Bytes that a forward pass of `tokens` keeps for backward, roughly.
+
+    What each matrix gives out, as the model is built, and beside it in each layer about 9 tensors of
+    width d_model (norms, mixes, scales), 4 of the keys' and 2 of the MLP's.
+    """
+    c = model.config
+    slots = tensor_kinds(model)
+    outputs = sum(
+        p.size(0) for name, p in model.named_parameters() if TENSOR_KINDS[slots[name].kind].role == "product"
+    )
+    width = outputs + c.n_layers * (9 * c.d_model + 4 * c.d_kv + 2 * c.d_mlp)
     element = 2 if dtype == "bfloat16" else 4
     return tokens * (width * element + 8 * c.vocab_size)

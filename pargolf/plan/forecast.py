@@ -71,9 +71,10 @@ def _tried(c: ModelConfig) -> ModelConfig:
 
 def _tried_memory(c: ModelConfig, dtype: str) -> int:
     with torch.device("meta"):
-        values = sum(weight.numel() for weight in GPT(c).parameters())
+        model = GPT(c)
     # Weights and gradients, and casts of both
-    return 16 * values + activation_memory(c, max(TRIED_TOKENS, c.seq_len), dtype)
+    values = sum(weight.numel() for weight in model.parameters())
+    return 16 * values + activation_memory(model, max(TRIED_TOKENS, c.seq_len), dtype)
 
 
 def cpu_step_seconds(config: RunConfig, dtype: str) -> float:

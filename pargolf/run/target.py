@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
+from pargolf.config.kinds import TENSOR_KINDS
 from pargolf.config.schema import EvalConfig, RunConfig
 from pargolf.config.settings import read_config
 from pargolf.data.shards import TokenStream, open_split
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import Artifact, check_state, read_artifact
-from pargolf.model.gpt import GPT
-from pargolf.model.layers import Linear
+from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.run.folder import Run
 from pargolf.system import machine
 from pargolf.system.errors import UserError
@@ -29,9 +28,10 @@ def load_model(artifact: Artifact, dtype: torch.dtype = torch.float32) -> GPT:
     check_state(artifact.state, {name: tuple(p.shape) for name, p in model.named_parameters()})
     model = GPT(artifact.model, dtype)
     model.load_state_dict(artifact.state)
-    for module in model.modules():
-        if isinstance(module, Linear | nn.Embedding):
-            module.to(dtype)  # once, where training's float32 are cast at every use
+    slots = tensor_kinds(model)
+    for name, parameter in model.named_parameters():
+        if TENSOR_KINDS[slots[name].kind].role != "vector":
+            parameter.data = parameter.data.to(dtype)  # once, where training's float32 are cast at every use
     return model.eval()
 
 

@@ -6,7 +6,6 @@ from types import FrameType, TracebackType
 
 from pargolf.config.schema import TrainConfig
 from pargolf.model.gpt import GPT
-from pargolf.model.init import take_weights
 from pargolf.optim.groups import Optimizers
 from pargolf.optim.schedule import progress
 from pargolf.run.folder import Run, append_line
@@ -21,6 +20,7 @@ from pargolf.train.checkpoint import (
     read_weights,
     save_checkpoint,
 )
+from pargolf.train.start_from import take_weights
 
 
 class Recorder:

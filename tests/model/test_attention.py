@@ -57,6 +57,8 @@ def test_attention_is_the_formula(ranks: dict[str, Any], kv_heads: int) -> None:
     c = dataclasses.replace(TINY, seq_len=9, kv_heads=kv_heads, **ranks)
     attention = Attention(c)
     with torch.no_grad():
+        for p in attention.parameters():
+            p.uniform_(-0.3, 0.3)
         attention.q_gain.uniform_(0.5, 3.0)
     x = torch.randn(2, 9, 24)
     cos, sin = rope_tables(9, 6, c.rope_base)

@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pargolf.config.schema import ModelConfig, validate_model
 from pargolf.model.attention import KVCache
+from pargolf.model.explorations import ContentRotation, DepthAttention, legendre, mix_profile
 from pargolf.model.gpt import GPT, tensor_kinds
-from pargolf.model.init import mix_profile, take_weights
 from pargolf.model.layers import Linear, LowRank
-from pargolf.model.residual import ContentRotation, DepthAttention, legendre
 from pargolf.system.errors import UserError
+from pargolf.train.start_from import take_weights
 from support import matrix, shaken
 
 TINY = ModelConfig(vocab_size=64, seq_len=16, n_layers=5, d_model=24, n_heads=4, kv_heads=2, q_rank=5)

@@ -1,0 +1,120 @@
+"""What each parameter carries from where it is created: its kind and its first values."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pargolf.config.schema import ExportConfig, ModelConfig, OptimConfig
+from pargolf.export.quantize import Quantized
+from pargolf.fit.calibrate import calibrate
+from pargolf.fit.price import prepare_state, state_at
+from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.model.init import init_weights, matrix, uniform, vector
+from pargolf.model.layers import Linear
+from pargolf.optim.groups import Optimizers
+from pargolf.train.qat import quantized
+
+TINY = ModelConfig(vocab_size=64, seq_len=16, n_layers=5, d_model=24, n_heads=4, kv_heads=2, q_rank=0)
+# Each option that is off, on; and the tensors of both models whose start it is to change.
+OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"q_rank": 5}, ""),
+    ({"k_rank": 3}, ""),
+    ({"v_rank": 3}, ""),
+    ({"out_rank": 5}, ""),
+    ({"fc_rank": 5}, ""),
+    ({"proj_rank": 5}, ""),
+    ({"rotation_rank": 3}, ""),
+    ({"depth_attention": "softmax"}, ""),
+    ({"depth_attention": "signed"}, ""),
+    ({"mix_init": "legendre"}, "resid_mix"),
+    ({"mix_init": "sigmoid"}, "resid_mix"),
+    ({"embed_init": "spectral"}, "embed.weight"),
+    ({"embed_std": 0.1}, "embed.weight"),
+    ({"q_gain": 3.0}, "q_gain"),
+    ({"softcap": 15.0}, ""),
+    ({"rope_base": 500.0}, ""),
+    ({"n_layers": 7}, "skip_weights"),
+]
+
+
+@pytest.mark.parametrize(("option", "changes"), OPTIONS, ids=str)
+def test_an_option_leaves_the_start_of_all_other_tensors_as_it_was(
+    option: dict[str, Any], changes: str
+) -> None:
+    plain = GPT(TINY, seed=1).state_dict()
+    other = GPT(dataclasses.replace(TINY, **option), seed=1).state_dict()
+    shared = plain.keys() & other.keys()
+    assert len(shared) > 20
+    for name in shared:
+        same = plain[name].shape == other[name].shape and torch.equal(plain[name], other[name])
+        assert same or (changes and changes in name), name
+
+
+def test_every_option_of_the_model_is_tried_above() -> None:
+    shape = {"vocab_size", "seq_len", "d_model", "n_heads", "kv_heads", "mlp_ratio"}
+    orders = {"mix_order", "depth_order"}  # of options that are off
+    tried = {name for option, _ in OPTIONS for name in option}
+    assert {field.name for field in dataclasses.fields(ModelConfig)} == tried | shape | orders
+
+
+def test_seeds_and_names_start_differently() -> None:
+    one, other = GPT(TINY, seed=1).state_dict(), GPT(TINY, seed=2).state_dict()
+    for name in ("embed.weight", "blocks.0.attn.q.weight"):
+        assert not torch.equal(one[name], other[name])
+    assert not torch.equal(one["blocks.0.attn.q.weight"], one["blocks.1.attn.q.weight"])
+
+
+def test_a_start_fills_its_range() -> None:
+    layer = nn.Module()
+    layer.w = matrix(300, 400, "mlp", uniform)
+    init_weights(layer, 3)
+    bound = 1 / math.sqrt(400)
+    assert layer.w.abs().max() <= bound
+    assert layer.w.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.01)
+
+
+def test_vectors_start_at_what_they_are_given() -> None:
+    assert torch.equal(vector(3, 1.5), torch.full((3,), 1.5))
+    assert torch.equal(vector((2, 3), torch.tensor([[1.0], [0.5]])), torch.tensor([[1.0] * 3, [0.5] * 3]))
+    with torch.device("meta"):
+        assert vector((2, 3), torch.zeros(2, 1)).is_meta
+
+
+class Gated(GPT):
+    """A model with a matrix of kind "vector", as small gates are."""
+
+    def __init__(self, c: ModelConfig, seed: int):
+        super().__init__(c)
+        self.gate = Linear(c.d_model, c.d_model, kind="vector")
+        init_weights(self, seed)
+
+    def head(self, states: Tensor) -> Tensor:
+        return super().head(states + self.gate(states))
+
+
+@pytest.fixture
+def gated() -> Iterator[Gated]:
+    yield Gated(TINY, seed=0)
+
+
+def test_the_kind_decides_and_not_the_module_it_stands_in(gated: Gated) -> None:
+    """A `Linear` of kind "vector" is trained by Adam and never rounded, by no quantizer there is."""
+    optimizers = Optimizers(gated, OptimConfig(), torch.float32)
+    assert gated.gate.weight not in optimizers.muon.state
+    assert gated.blocks[0].attn.k.weight in optimizers.muon.state
+    before = gated.gate.weight.detach().clone()
+    with quantized(gated, ExportConfig(attn_bits=4, mlp_bits=4)):
+        assert torch.equal(gated.gate.weight, before)
+    slots = tensor_kinds(gated)
+    moments = calibrate(gated, torch.randint(64, (4, 17), generator=torch.Generator().manual_seed(0)).numpy())
+    assert "gate.weight" not in moments
+    stored = state_at(prepare_state(dict(gated.state_dict()), slots, moments), price=1e-3)
+    assert {name for name, x in stored.items() if not isinstance(x, Quantized)} == {
+        name for name, slot in slots.items() if slot.kind == "vector"
+    }
+    assert torch.equal(stored["gate.weight"], before.half())  # type: ignore[arg-type]
