@@ -52,7 +52,7 @@ class PackArgs:
     codec: Literal["", "zstd", "zlib", "brotli", "lzma", "auto"] = ""
     """Another codec than the run's settings name, at its highest level; "auto" takes whichever makes file
     and code smallest."""
-    layout: Literal["", "bytes", "packed", "planes", "range", "auto"] = ""
+    layout: Literal["", "bytes", "planes", "range", "auto"] = ""
     """Another layout than they name."""
     fit: int | None = None
     """Bytes of code and model to fill: training text decides how finely each row is rounded."""

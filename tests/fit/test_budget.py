@@ -81,7 +81,7 @@ def test_budget_is_inclusive_and_its_error_says_what_to_cut() -> None:
     ("layout", "codec", "level"),
     [
         ("bytes", "zstd", 22),
-        ("packed", "zstd", 3),
+        ("planes", "zstd", 3),
         ("bytes", "zstd", 13),
         ("bytes", "zlib", 9),
         ("bytes", "zlib", 1),
