@@ -9,6 +9,7 @@ from typing import Literal
 import tyro
 
 from pargolf.cli.parse import parse, run_args
+from pargolf.system.errors import require
 
 # PyTorch is imported inside the commands that need it, so that help and mistakes answer at once.
 
@@ -106,9 +107,8 @@ def data(argv: list[str]) -> None:
         return
     from pargolf.data.prepare import prepare_embedded, prepare_files
 
-    # "tokenize" names the step that the plain command does as well.
-    argv = argv[1:] if argv[:1] == ["tokenize"] else argv
-    args = parse(DataArgs, argv, "pargolf data [tokenize | fineweb]")
+    require(argv[:1] != ["tokenize"], "there is no `tokenize`: write `pargolf data`")
+    args = parse(DataArgs, argv, "pargolf data [fineweb]")
     if args.text:
         name = args.name or args.text[0].stem
         done = prepare_files(

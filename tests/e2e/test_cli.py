@@ -227,6 +227,8 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["analyze", "nowhere"], "is this a run folder"),
         (["data", "--text", "nowhere.txt"], "nowhere.txt"),
         (["data", "--vocab-size", "5"], "vocabulary size 5"),
+        (["data", "tokenize", "--text", "a.txt"], "write `pargolf data`"),
+        (["train", "demo", "--export.layout", "packed"], "invalid choice 'packed'"),
     ],
 )
 def test_mistakes_are_one_clear_line(
@@ -370,7 +372,7 @@ def test_pack_takes_the_smallest_form_when_asked(finished: Path, tmp_path: Path)
 def test_data_from_files_is_made_once(articles: list[str], tmp_path: Path) -> None:
     source = tmp_path / "two.txt"
     source.write_text("<|end|>".join(articles))
-    arguments = ["data", "tokenize", "--text", str(source), "--separator", "<|end|>", "--vocab-size", "400"]
+    arguments = ["data", "--text", str(source), "--separator", "<|end|>", "--vocab-size", "400"]
     first, second = (pargolf(*arguments, "--root", tmp_path / "data") for _ in range(2))
     assert "made" in first.stdout
     assert "already there" in second.stdout
