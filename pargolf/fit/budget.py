@@ -79,13 +79,6 @@ class Ledger:
             totals[row.kind] = (values + row.values, size + row.bytes)
         return dict(sorted(totals.items(), key=lambda item: -item[1][1]))
 
-    def by_layer(self) -> dict[int | None, int]:
-        """Bytes a layer in order; None, last, is everything outside the layers and all vectors."""
-        totals: dict[int | None, int] = {}
-        for row in sorted(self.rows, key=lambda row: (row.layer is None, row.layer or 0)):
-            totals[row.layer] = totals.get(row.layer, 0) + row.bytes
-        return totals
-
 
 @dataclass(frozen=True)
 class Prediction:
