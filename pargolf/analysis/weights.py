@@ -25,7 +25,7 @@ class QuantizationError:
     """How far the artifact's tensors of one kind are from the checkpoint's."""
 
     kind: str
-    """Of `tensors.TENSOR_KINDS`."""
+    """Of `config.kinds.TENSOR_KINDS`."""
     values: int
     """Parameters of this kind."""
     bits: int

@@ -1,7 +1,7 @@
 """Trained weights -> artifact, in the way that the settings ask for.
 
 Plainly, each matrix row by row in the bits of its kind; or with the rounding and the bytes that
-training text shows to be best (`calibrate`, `export.gptq`, `export.fit`).
+training text shows to be best (`calibrate`, `gptq`, `price`).
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which tensor goes to which optimizer: the rows of `tensors.TENSOR_KINDS`, made real."""
+"""Which tensor goes to which optimizer: the rows of `config.kinds.TENSOR_KINDS`, made real."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,6 @@
 """The program of a submission: train, pack, read back, score; with `--eval MODEL.PGZ` only the last two.
 
-It runs under torchrun or plain Python, on GPUs or a CPU. `bundle.py` makes one file of it and of
+It runs under torchrun or plain Python, on GPUs or a CPU. `bundle.single_file` makes one file of it and of
 what it needs; as a module it runs `CONFIG` as it stands here.
 """
 

@@ -31,12 +31,12 @@ def target(seq_len: int, dataset: Dataset, folder: Path) -> Target:
 def test_strides_that_fit_are_scored_on_one_sample(
     seq_len: int, strides: list[int], dataset: Dataset, tmp_path: Path
 ) -> None:
-    subject = target(seq_len, dataset, tmp_path)
-    sample = sample_strides(subject, batch_rows=8)
+    where = target(seq_len, dataset, tmp_path)
+    sample = sample_strides(where, batch_rows=8)
     stream = open_split(dataset.folder, "val")
     assert sample.of_tokens == len(stream) - 1 < SAMPLE_TOKENS
     assert [row.stride for row in sample.rows] == strides
-    artifact, tokenizer = open_artifact(subject)
+    artifact, tokenizer = open_artifact(where)
     tokens = stream.read(0, len(stream))
     for row in sample.rows:
         whole = score(load_model(artifact), tokens, tokenizer.byte_table(), row.stride, 8)
