@@ -12,12 +12,11 @@ from pargolf.check.folder import Folder, Unreadable
 from pargolf.check.leaks import Leaks, find_leaks
 from pargolf.check.sources import LARGEST_CODE, Broken, Source, read_source
 from pargolf.check.submission_json import LARGEST_TEXT, StatedFigures, read_stated_figures
-from pargolf.run.logs import TrainLog, parse_log
+from pargolf.run.logs import LARGEST_LOG, TrainLog, parse_log
 from pargolf.system.errors import UserError
 
 CODE = "train_gpt.py"
 SUBMISSION_JSON = "submission.json"
-LARGEST_LOG = 16_000_000  # bytes; logs may print the code, and every chunk of test-time training
 # How published records name a compressed model, and one that is not compressed.
 COMPRESSED = frozenset({".br", ".gz", ".lzma", ".pgz", ".ptz", ".xz", ".zlib", ".zst"})
 PLAIN = frozenset({".bin", ".npz", ".pt", ".pth", ".safetensors"})

@@ -11,7 +11,7 @@ import tyro
 from pargolf.cli.parse import parse, run_args
 from pargolf.system.errors import require
 
-# PyTorch is imported inside the commands that need it, so that help and mistakes answer at once.
+# Commands import what they need after their arguments are read, so that help and mistakes answer at once.
 
 
 @dataclass
@@ -99,16 +99,16 @@ class SampleArgs:
 def data(argv: list[str]) -> None:
     """Make or download tokens: embedded articles, your own text, or FineWeb."""
     if argv[:1] == ["fineweb"]:
+        fineweb = parse(FinewebArgs, argv[1:], "pargolf data fineweb")
         from pargolf.data.fineweb import download
 
-        fineweb = parse(FinewebArgs, argv[1:], "pargolf data fineweb")
         download(fineweb.variant, fineweb.train_shards, fineweb.root)
         print(f"{fineweb.root}/datasets/fineweb10B_{fineweb.variant}: {fineweb.train_shards} training shards")
         return
-    from pargolf.data.prepare import prepare_embedded, prepare_files
-
     require(argv[:1] != ["tokenize"], "there is no `tokenize`: write `pargolf data`")
     args = parse(DataArgs, argv, "pargolf data [fineweb]")
+    from pargolf.data.prepare import prepare_embedded, prepare_files
+
     if args.text:
         name = args.name or args.text[0].stem
         done = prepare_files(
@@ -121,28 +121,28 @@ def data(argv: list[str]) -> None:
 
 def plan(argv: list[str]) -> None:
     """Parameters, arithmetic, bytes, memory and time of a preset, before training."""
+    args = run_args(argv, "plan")
     from pargolf.cli import tables
     from pargolf.plan import cost as planning
     from pargolf.plan.forecast import forecasts
 
-    args = run_args(argv, "plan")
     tables.show_plan(args.preset, args.config, planning.plan(args.config), forecasts(args.config))
 
 
 def train(argv: list[str]) -> None:
     """Train a preset into runs/<name>/; continues a run that was interrupted."""
+    args = run_args(argv, "train")
     from pargolf.train.stages import train_run
 
-    args = run_args(argv, "train")
     train_run(args.config, args.folder)
 
 
 def pack(argv: list[str]) -> None:
     """Quantize and compress a trained run into model.pgz, with its byte ledger."""
+    args = parse(PackArgs, argv, "pargolf pack")
     from pargolf.cli import tables
     from pargolf.train.stages import check_run_budget, pack_run
 
-    args = parse(PackArgs, argv, "pargolf pack")
     sizes = pack_run(args.run, args.codec, args.layout, args.fit, args.max_loss)
     tables.show_ledger(sizes)
     check_run_budget(args.run, sizes)
@@ -150,12 +150,12 @@ def pack(argv: list[str]) -> None:
 
 def evaluate(argv: list[str]) -> None:
     """Score an artifact from disk alone: val_bpb, standard and sliding."""
+    args = parse(EvalArgs, argv, "pargolf eval")
     from pargolf.cli import tables
     from pargolf.run.target import find_target
     from pargolf.score.strides import sample_strides
     from pargolf.train.stages import eval_run
 
-    args = parse(EvalArgs, argv, "pargolf eval")
     target = find_target(args.target, args.tokenizer, args.dataset)
     settings = target.scoring
     batch_rows = args.batch_rows or settings.batch_rows
@@ -168,11 +168,11 @@ def evaluate(argv: list[str]) -> None:
 
 def run(argv: list[str]) -> None:
     """All of it: train, pack, eval, and the table of results."""
+    args = run_args(argv, "run")
     from pargolf.cli import tables
     from pargolf.system.console import console
     from pargolf.train.stages import check_run_budget, run_all
 
-    args = run_args(argv, "run")
     sizes, result = run_all(args.config, args.folder)
     tables.show_ledger(sizes)
     tables.show_result(result)
@@ -186,11 +186,11 @@ def run(argv: list[str]) -> None:
 
 def sample(argv: list[str]) -> None:
     """Continue a prompt with an artifact's model."""
+    args = parse(SampleArgs, argv, "pargolf sample")
     from pargolf.run.target import find_target, load_model, open_artifact
     from pargolf.score.sample import continue_text
     from pargolf.system.escape import visible
 
-    args = parse(SampleArgs, argv, "pargolf sample")
     artifact, tokenizer = open_artifact(find_target(args.artifact, args.tokenizer))
     model = load_model(artifact)
     for piece in continue_text(

@@ -12,6 +12,7 @@ from decimal import Decimal
 from pargolf.system.errors import UserError
 
 LOSSES: tuple[str, ...] = ("train_loss", "val_loss", "val_bpb", "lr_scale")
+LARGEST_LOG = 16_000_000  # bytes; logs may print the code, and every chunk of test-time training
 LONGEST_LINE = 2000  # characters; what is longer is no line that a training script prints
 UNITS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "": Decimal("0.001")}  # in seconds
 

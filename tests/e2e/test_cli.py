@@ -4,6 +4,8 @@ import json
 import re
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +209,22 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         dispatch([command, "--help"])
     assert leaving.value.code == 0
     assert "usage" in capsys.readouterr().out
+
+
+def test_help_and_mistakes_answer_before_pytorch_is_there() -> None:
+    """It takes seconds to import."""
+    program = """
+import contextlib, sys
+from pargolf.cli import COMMANDS, dispatch
+for command in COMMANDS:
+    with contextlib.suppress(SystemExit):
+        dispatch([command, "--help"])
+    dispatch([command, "--no-such-option"])
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert done.stderr.count("pargolf: error") == len(COMMANDS) == len(done.stderr.splitlines())
 
 
 @pytest.mark.parametrize(
