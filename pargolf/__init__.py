@@ -21,8 +21,8 @@ def load(path: "str | os.PathLike[str]", tokenizer: "str | os.PathLike[str] | No
     """The model in an artifact: `path` is a run's folder, or a model.pgz.
 
     The tokenizer is the tokenizer.model beside it, or that of the path `tokenizer`. Nothing of the
-    file is unpickled, so it may come from a stranger. Raises `pargolf.errors.UserError` if a file is
-    missing or malformed, or the tokenizer is not the one that the model was trained with.
+    file is unpickled, so it may come from a stranger. Raises `pargolf.system.errors.UserError` if a
+    file is missing or malformed, or the tokenizer is not the one that the model was trained with.
     """
     from pargolf.library import Model  # brings PyTorch, which `import pargolf` alone does not
 

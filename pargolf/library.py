@@ -105,7 +105,7 @@ class Model:
         ]
 
     def bits_per_byte(self, text: str, stride: int = 64) -> float:
-        """What `text` costs as one document, by the sliding window of `pargolf.score.score`.
+        """What `text` costs as one document, by the sliding window of `score.windows.score`.
 
         Each window after the first scores its last `stride` tokens; stride = seq_len gives plain
         rows. Bytes are those of the text that the tokens stand for. Raises as `logprobs`, and

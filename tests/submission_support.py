@@ -120,7 +120,7 @@ def write_good(folder: Path) -> None:
     (folder / "final_model.int6.ptz").write_bytes(bytes(MODEL_BYTES))
     for seed in LOSSES:
         (folder / f"train_seed{seed}.log").write_text(log_text(seed, len(CODE)))
-    statement = {
+    stated = {
         "author": "A. Golfer",
         "github_id": "agolfer",
         "name": "Low-rank queries",
@@ -140,7 +140,7 @@ def write_good(folder: Path) -> None:
             for seed in LOSSES
         },
     }
-    (folder / "submission.json").write_text(json.dumps(statement, indent=2))
+    (folder / "submission.json").write_text(json.dumps(stated, indent=2))
 
 
 def by_rule(folder: Path, against: RecordToBeat | None = RECORD) -> dict[str, Finding]:
@@ -177,7 +177,7 @@ def log(folder: Path, seed: int, old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new))
 
 
-def statement(folder: Path, **changes: Any) -> None:
+def submission_json(folder: Path, **changes: Any) -> None:
     """Change fields of submission.json; `...` removes one."""
     path = folder / "submission.json"
     values = json.loads(path.read_text()) | changes

@@ -40,10 +40,8 @@ class MatrixSpectrum:
     """Largest over smallest of `singular_values`; None if the matrix is singular, to float64's precision."""
     entropy_rank: float
     """See `entropy_rank`."""
-    energy_rank: int
-    """Fewest singular values that hold 99 % of the energy; see `rank_for_loss`."""
     needed_rank: int
-    """Fewest that leave out at most the `energy_loss` asked for; see `rank_for_loss`."""
+    """Fewest singular values that leave out at most the `energy_loss` asked for; see `rank_for_loss`."""
 
     @property
     def label(self) -> str:
@@ -76,7 +74,6 @@ def model_spectra(model: GPT, source: Source, energy_loss: float) -> Iterator[Ma
             tuple(values.tolist()),
             condition(values),
             entropy_rank(values),
-            rank_for_loss(values, 0.01),
             rank_for_loss(values, energy_loss),
         )  # fmt: skip
 

@@ -14,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pargolf.check import figures, rules
-from pargolf.check.evidence import STATEMENT, Finding, gather
+from pargolf.check.evidence import SUBMISSION_JSON, Finding, gather
 from pargolf.check.figures import RecordToBeat
 from pargolf.check.folder import Folder, Unreadable, open_folder
 from pargolf.check.run_script import Limits, run_submission
-from pargolf.check.submission_json import LARGEST_SCORE, LARGEST_TEXT, read_statement
+from pargolf.check.submission_json import LARGEST_SCORE, LARGEST_TEXT, read_stated_figures
 from pargolf.system.console import console
 from pargolf.system.errors import UserError
 
@@ -31,27 +31,27 @@ def check_folder(root: Path, against: RecordToBeat | None = None, run: Limits | 
     `against` is the record it claims to beat; with `run`, train_gpt.py is run as well, within these
     limits. UserError if `root` is no folder.
     """
-    s = gather(open_folder(root))
+    evidence = gather(open_folder(root))
     findings = [
-        rules.folder(s),
-        rules.readme(s),
-        rules.statement(s),
-        rules.one_file(s),
-        rules.syntax(s),
-        rules.requirements(s),
-        rules.logs(s),
-        figures.seeds(s),
-        figures.size(s),
-        figures.stated_size(s),
-        figures.stated_scores(s),
-        figures.record(s, against),
-        figures.training_time(s),
-        figures.evaluation_time(s),
-        rules.network(s),
-        rules.validation(s),
-        rules.score_first(s),
+        rules.folder(evidence),
+        rules.readme(evidence),
+        rules.submission_json(evidence),
+        rules.one_file(evidence),
+        rules.syntax(evidence),
+        rules.requirements(evidence),
+        rules.logs(evidence),
+        figures.seeds(evidence),
+        figures.size(evidence),
+        figures.stated_size(evidence),
+        figures.stated_scores(evidence),
+        figures.record(evidence, against),
+        figures.training_time(evidence),
+        figures.evaluation_time(evidence),
+        rules.network(evidence),
+        rules.validation(evidence),
+        rules.score_first(evidence),
     ]
-    return [*findings, run_submission(s, run)] if run else findings
+    return [*findings, run_submission(evidence, run)] if run else findings
 
 
 def find_record(against: str) -> RecordToBeat:
@@ -61,17 +61,17 @@ def find_record(against: str) -> RecordToBeat:
         if not 0 < number < LARGEST_SCORE:
             raise UserError(f"--against {against}: a val_bpb lies between 0 and {LARGEST_SCORE}")
         return RecordToBeat(against, number)
-    path = Path(against, STATEMENT) if Path(against).is_dir() else Path(against)
+    path = Path(against, SUBMISSION_JSON) if Path(against).is_dir() else Path(against)
     if not path.is_file():
         raise UserError(f"--against {against}: neither a number nor a submission.json or its folder")
     folder = Folder(path.parent, {path.name: path.stat().st_size}, ())
     try:
-        statement = read_statement(folder.read_text(path.name, LARGEST_TEXT))
+        stated = read_stated_figures(folder.read_text(path.name, LARGEST_TEXT))
     except (Unreadable, UserError) as problem:
         raise UserError(f"--against {against}: {problem}") from None
-    if "val_bpb" not in statement.values:
+    if "val_bpb" not in stated.values:
         raise UserError(f"--against {against}: it states no val_bpb")
-    return RecordToBeat(statement.values.get("name", against), float(statement.values["val_bpb"]))
+    return RecordToBeat(stated.values.get("name", against), float(stated.values["val_bpb"]))
 
 
 def show_findings(root: Path, findings: list[Finding]) -> None:

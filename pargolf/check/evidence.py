@@ -11,13 +11,12 @@ from typing import Literal, TypeVar
 from pargolf.check.folder import Folder, Unreadable
 from pargolf.check.leaks import Leaks, find_leaks
 from pargolf.check.sources import LARGEST_CODE, Broken, Source, read_source
-from pargolf.check.submission_json import LARGEST_TEXT, StatedFigures, read_statement
-from pargolf.run.logs import TrainLog, parse_log
+from pargolf.check.submission_json import LARGEST_TEXT, StatedFigures, read_stated_figures
+from pargolf.run.logs import LARGEST_LOG, TrainLog, parse_log
 from pargolf.system.errors import UserError
 
 CODE = "train_gpt.py"
-STATEMENT = "submission.json"
-LARGEST_LOG = 16_000_000  # bytes; logs may print the code, and every chunk of test-time training
+SUBMISSION_JSON = "submission.json"
 # How published records name a compressed model, and one that is not compressed.
 COMPRESSED = frozenset({".br", ".gz", ".lzma", ".pgz", ".ptz", ".xz", ".zlib", ".zst"})
 PLAIN = frozenset({".bin", ".npz", ".pt", ".pth", ".safetensors"})
@@ -72,7 +71,7 @@ class Evidence:
     """A folder and all that could be read in it."""
 
     folder: Folder
-    statement: StatedFigures | None = None
+    stated: StatedFigures | None = None
     source: Source | None = None
     logs: list[RunLog] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
@@ -113,15 +112,17 @@ class Evidence:
 
 def gather(folder: Folder) -> Evidence:
     """Read a folder's texts, logs and code; what cannot be read is noted, and nothing is run."""
-    s = Evidence(folder)
-    s.statement = _attempt(s, STATEMENT, lambda: read_statement(folder.read_text(STATEMENT, LARGEST_TEXT)))
-    s.source = _attempt(s, CODE, lambda: read_source(folder.read(CODE, LARGEST_CODE)))
+    evidence = Evidence(folder)
+    evidence.stated = _attempt(
+        evidence, SUBMISSION_JSON, lambda name: read_stated_figures(folder.read_text(name, LARGEST_TEXT))
+    )
+    evidence.source = _attempt(evidence, CODE, lambda name: read_source(folder.read(name, LARGEST_CODE)))
     digests: dict[bytes, str] = {}
     for name in folder.sizes:
         path = PurePosixPath(name)
         if path.suffix not in (".log", ".txt") or path.name.startswith("requirements"):
             continue
-        text = _attempt(s, name, partial(folder.read_text, name, LARGEST_LOG))
+        text = _attempt(evidence, name, partial(folder.read_text, limit=LARGEST_LOG))
         if text is None:
             continue
         try:
@@ -130,19 +131,19 @@ def gather(folder: Folder) -> Evidence:
             continue  # notes, or another program's log
         digest = hashlib.sha256(text.encode()).digest()
         if digest in digests:
-            s.copies.append(f"{name} is a copy of {digests[digest]}")
+            evidence.copies.append(f"{name} is a copy of {digests[digest]}")
         else:
             digests[digest] = name
-            s.logs.append(RunLog(name, log))
-    return s
+            evidence.logs.append(RunLog(name, log))
+    return evidence
 
 
-def _attempt(s: Evidence, name: str, read: Callable[[], T]) -> T | None:
+def _attempt(evidence: Evidence, name: str, read: Callable[[str], T]) -> T | None:
     """What `read` makes of a file that is there; None, and a note why, if it cannot."""
-    if name not in s.folder.sizes:
+    if name not in evidence.folder.sizes:
         return None
     try:
-        return read()
+        return read(name)
     except (Unreadable, UserError, Broken) as problem:
-        s.problems[name] = problem
+        evidence.problems[name] = problem
         return None

@@ -5,47 +5,47 @@ from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
 from pargolf.challenge import BUDGET, RECORD_LEVEL, RECORD_NATS, TIME_LIMIT
-from pargolf.check.evidence import CODE, STATEMENT, Evidence, Finding, RunLog, finding, judge
+from pargolf.check.evidence import CODE, SUBMISSION_JSON, Evidence, Finding, RunLog, finding, judge
 from pargolf.run.logs import LoggedScore
 from pargolf.study.statistics import t_test
 
 FEWEST_DECIMALS = 4  # a score that is stated with fewer is compared as if it had these
 
 
-def seeds(s: Evidence) -> Finding:
+def seeds(evidence: Evidence) -> Finding:
     """Each stated seed has its log, and each log its own seed."""
     faults = [
         f"{run.name} is the log of seed {run.log.seed}"
-        for run in s.logs
+        for run in evidence.logs
         if run.log.seed is not None and run.named_seed not in (None, run.log.seed)
     ]
-    stated = s.statement.seeds if s.statement else set()
-    faults += [f"there is no log of seed {seed}" for seed in sorted(stated) if not s.logs_of(seed)]
-    found = [run.seed for run in s.logs if run.seed is not None]
+    stated = evidence.stated.seeds if evidence.stated else set()
+    faults += [f"there is no log of seed {seed}" for seed in sorted(stated) if not evidence.logs_of(seed)]
+    found = [run.seed for run in evidence.logs if run.seed is not None]
     doubts = [
         f"seed {seed} has {found.count(seed)} logs" for seed in sorted(set(found)) if found.count(seed) > 1
     ]
     if stated:
-        doubts += [f"{run.name} is of a seed not stated" for run in s.logs if run.seed not in stated]
-    if not s.logs:
+        doubts += [f"{run.name} is of a seed not stated" for run in evidence.logs if run.seed not in stated]
+    if not evidence.logs:
         return finding("seeds", "not checked", "there is no training log")
     return judge("seeds", faults, doubts, ", ".join(map(str, found)) or "not stated")
 
 
-def size(s: Evidence) -> Finding:
+def size(evidence: Evidence) -> Finding:
     """Code and compressed model take at most 16,000,000 bytes."""
-    if s.code_bytes is None:
+    if evidence.code_bytes is None:
         return finding("bytes", "not checked", f"there is no {CODE}")
-    if s.models:
-        name, model_bytes = max(s.models.items(), key=lambda item: item[1])
-        total = s.code_bytes + model_bytes
-        parts = f"code {s.code_bytes:,} + {name} {model_bytes:,} = {total:,} bytes"
+    if evidence.models:
+        name, model_bytes = max(evidence.models.items(), key=lambda item: item[1])
+        total = evidence.code_bytes + model_bytes
+        parts = f"code {evidence.code_bytes:,} + {name} {model_bytes:,} = {total:,} bytes"
         return judge("bytes", _over(total, parts), [], parts)
-    logged = [run.log.model_bytes for run in s.logs if run.log.model_bytes is not None]
-    totals = [run.log.total_bytes for run in s.logs if run.log.total_bytes is not None]
+    logged = [run.log.model_bytes for run in evidence.logs if run.log.model_bytes is not None]
+    totals = [run.log.total_bytes for run in evidence.logs if run.log.total_bytes is not None]
     if not logged and not totals:
         return finding("bytes", "not checked", "there is no model file, and no log states its size")
-    total = max([s.code_bytes + n for n in logged] + totals)
+    total = max([evidence.code_bytes + n for n in logged] + totals)
     parts = f"{total:,} bytes by the logs; there is no model file to measure"
     return finding("bytes", "fault" if _over(total, parts) else "not checked", parts)
 
@@ -55,17 +55,17 @@ def _over(total: int, parts: str) -> list[str]:
     return [f"{parts}, {over:,} over {BUDGET:,}"] if over > 0 else []
 
 
-def stated_size(s: Evidence) -> Finding:
+def stated_size(evidence: Evidence) -> Finding:
     """The bytes in submission.json are those of the files and the logs."""
-    if s.statement is None or s.code_bytes is None:
-        return finding("bytes stated", "not checked", f"needs {STATEMENT} and {CODE}")
+    if evidence.stated is None or evidence.code_bytes is None:
+        return finding("bytes stated", "not checked", f"needs {SUBMISSION_JSON} and {CODE}")
     faults: list[str] = []
     doubts: list[str] = []
-    code, total = (s.statement.values.get(name) for name in ("bytes_code", "bytes_total"))
-    if code is not None and code != s.code_bytes:
-        faults.append(f"bytes_code is {code:,}, {CODE} has {s.code_bytes:,}")
-    measured = {s.code_bytes + model for model in s.models.values()}
-    logged = {run.log.total_bytes for run in s.logs if run.log.total_bytes is not None}
+    code, total = (evidence.stated.values.get(name) for name in ("bytes_code", "bytes_total"))
+    if code is not None and code != evidence.code_bytes:
+        faults.append(f"bytes_code is {code:,}, {CODE} has {evidence.code_bytes:,}")
+    measured = {evidence.code_bytes + model for model in evidence.models.values()}
+    logged = {run.log.total_bytes for run in evidence.logs if run.log.total_bytes is not None}
     if total is not None and not measured | logged:
         doubts.append("bytes_total cannot be compared: no model file, and no log states its size")
     elif total is not None and total not in measured | logged:
@@ -73,17 +73,19 @@ def stated_size(s: Evidence) -> Finding:
         faults.append(f"bytes_total is {total:,}, worked out: {known}")
     elif total is not None and measured and total not in measured:
         doubts.append(f"bytes_total is {total:,} as a log states it; the model file gives another")
-    for seed, figures in s.statement.seed_results.items():
-        sizes = {n for run in s.logs_of(seed) for n in (run.log.total_bytes, run.log.model_bytes) if n}
+    for seed, figures in evidence.stated.seed_results.items():
+        sizes = {n for run in evidence.logs_of(seed) for n in (run.log.total_bytes, run.log.model_bytes) if n}
         if "bytes_total" in figures and sizes and figures["bytes_total"] not in sizes:
             faults.append(f"seed {seed}: {figures['bytes_total']:,} bytes, its log states {max(sizes):,}")
-    for run in s.logs:
+    for run in evidence.logs:
         log = run.log
         parts = (log.code_bytes or 0) + (log.model_bytes or 0)
         if log.code_bytes and log.model_bytes and log.total_bytes not in (None, parts):
             doubts.append(f"{run.name}: code and model do not add up to the total it states")
-        if log.code_bytes and log.code_bytes != s.code_bytes:
-            doubts.append(f"{run.name} ran {log.code_bytes:,} bytes of code, {CODE} has {s.code_bytes:,}")
+        if log.code_bytes and log.code_bytes != evidence.code_bytes:
+            doubts.append(
+                f"{run.name} ran {log.code_bytes:,} bytes of code, {CODE} has {evidence.code_bytes:,}"
+            )
     good = "equal to files and logs" if total is not None or code is not None else "none stated"
     return judge("bytes stated", faults, doubts, good)
 
@@ -99,27 +101,27 @@ def _decimals(value: Decimal) -> int:
     return -exponent if isinstance(exponent, int) else 0
 
 
-def stated_scores(s: Evidence) -> Finding:
+def stated_scores(evidence: Evidence) -> Finding:
     """val_loss and val_bpb in submission.json are those that the logs end with."""
     rule = "scores stated"
-    if s.statement is None or not s.logs:
-        return finding(rule, "not checked", f"needs {STATEMENT} and a training log")
-    scored = [run for run in s.logs if run.log.final is not None]
+    if evidence.stated is None or not evidence.logs:
+        return finding(rule, "not checked", f"needs {SUBMISSION_JSON} and a training log")
+    scored = [run for run in evidence.logs if run.log.final is not None]
     faults: list[str] = []
-    doubts = [f"{run.name} holds no score of the artifact" for run in s.logs if run.log.final is None]
+    doubts = [f"{run.name} holds no score of the artifact" for run in evidence.logs if run.log.final is None]
     if not scored:
         return finding(rule, "fault", "; ".join(doubts))
     for run in scored:
         if run.log.final and not fits(run.log.final):
             faults.append(f"{run.name}: val_bpb is not val_loss / ln 2 x tokens / bytes")
-    for seed, figures in s.statement.seed_results.items():
+    for seed, figures in evidence.stated.seed_results.items():
         for name in ("val_loss", "val_bpb"):
-            if name in figures and s.logs_of(seed):
-                _compare(f"seed {seed}: {name}", figures[name], name, s.logs_of(seed), faults, doubts)
+            if name in figures and evidence.logs_of(seed):
+                _compare(f"seed {seed}: {name}", figures[name], name, evidence.logs_of(seed), faults, doubts)
     for name in ("val_loss", "val_bpb"):
-        if name in s.statement.values:
-            stated = s.statement.values[name]
-            means = _means(s, scored, name)
+        if name in evidence.stated.values:
+            stated = evidence.stated.values[name]
+            means = _means(evidence, scored, name)
             if not any(agrees(stated, mean) for mean in means):
                 _compare(name, stated, name, scored, faults, doubts)
                 if len(scored) > 1 and not faults:
@@ -136,10 +138,10 @@ def fits(score: LoggedScore) -> bool:
     return abs(worked_out - float(score.val_bpb)) < 2 * 10.0 ** -_decimals(score.val_bpb)
 
 
-def _means(s: Evidence, scored: list[RunLog], name: str) -> list[Decimal]:
+def _means(evidence: Evidence, scored: list[RunLog], name: str) -> list[Decimal]:
     """The mean over the seeds that are stated, and over all logs; with as many decimals as they have."""
-    assert s.statement is not None
-    given = [figures[name] for figures in s.statement.seed_results.values() if name in figures]
+    assert evidence.stated is not None
+    given = [figures[name] for figures in evidence.stated.seed_results.values() if name in figures]
     logged = [getattr(run.log.final, name) for run in scored]
     with localcontext(prec=100):
         return [
@@ -173,7 +175,7 @@ class RecordToBeat:
     val_bpb: float
 
 
-def record(s: Evidence, against: RecordToBeat | None) -> Finding:
+def record(evidence: Evidence, against: RecordToBeat | None) -> Finding:
     """The record is beaten by 0.005 nats at p < 0.01: a one-sided t-test of one score a seed.
 
     Records are known by val_bpb, and nats a token depend on the tokenizer: the record's val_bpb is
@@ -184,7 +186,7 @@ def record(s: Evidence, against: RecordToBeat | None) -> Finding:
         return finding(rule, "not checked", "name the record to beat with --against")
     finals = {
         run.name if run.seed is None else run.seed: run.log.final
-        for run in reversed(s.logs)  # of two logs of one seed the first counts
+        for run in reversed(evidence.logs)  # of two logs of one seed the first counts
     }
     scores = [score for score in finals.values() if score is not None]
     if len(scores) < 2:
@@ -201,31 +203,37 @@ def record(s: Evidence, against: RecordToBeat | None) -> Finding:
     return finding(rule, "ok" if test.p < RECORD_LEVEL else "fault", text)
 
 
-def training_time(s: Evidence) -> Finding:
+def training_time(evidence: Evidence) -> Finding:
     """Training takes at most 600 s, plus the step in progress."""
     rule = "training time"
-    times = {run.name: float(run.log.train_seconds) for run in s.logs if run.log.train_seconds is not None}
+    times = {
+        run.name: float(run.log.train_seconds) for run in evidence.logs if run.log.train_seconds is not None
+    }
     if not times:
         return finding(rule, "not checked", "no log states train_time")
     over: list[str] = []
-    for run in s.logs:
+    for run in evidence.logs:
         seconds = times.get(run.name, 0.0)
         steps = run.log.steps[-1].step if run.log.steps else 0
         if seconds > TIME_LIMIT + seconds / max(steps, 1):
             over.append(f"{run.name}: {seconds:,.1f} s, the limit is {TIME_LIMIT}")
     good = f"{max(times.values()):.1f} s at most"
-    if s.statement is not None and "non" in s.statement.track.lower():
+    if evidence.stated is not None and "non" in evidence.stated.track.lower():
         return judge(rule, [], [f"{line} in all tracks but the unlimited" for line in over], good)
     return judge(rule, over, [], good)
 
 
-def evaluation_time(s: Evidence) -> Finding:
+def evaluation_time(evidence: Evidence) -> Finding:
     """The evaluation that gives the score takes at most 600 s."""
     rule = "evaluation time"
-    times = {run.name: float(run.log.eval_seconds) for run in s.logs if run.log.eval_seconds is not None}
+    times = {
+        run.name: float(run.log.eval_seconds) for run in evidence.logs if run.log.eval_seconds is not None
+    }
     if not times:
         return finding(rule, "not checked", "no log states eval_time")
     faults = [f"{name}: {t:,.1f} s, the limit is {TIME_LIMIT}" for name, t in times.items() if t > TIME_LIMIT]
-    sums = {run.name: float(sum(x.seconds or 0 for x in run.log.scores if x.of_artifact)) for run in s.logs}
+    sums = {
+        run.name: float(sum(x.seconds or 0 for x in run.log.scores if x.of_artifact)) for run in evidence.logs
+    }
     doubts = [f"{name}: all evaluations take {t:,.1f} s" for name, t in sums.items() if t > TIME_LIMIT]
     return judge(rule, faults, doubts, f"{max(times.values()):.1f} s at most")

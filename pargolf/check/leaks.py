@@ -2,8 +2,8 @@
 
 Names are followed through assignments and calls in the order of the lines. A value is validation
 data if it comes from a name such as `val_tokens`, from a file pattern that matches the validation
-shards, or from a call that is given "val". The rules are those of REFERENCE.md, section 9: no
-training and no calibration on validation data, except test-time training on tokens scored before.
+shards, or from a call that is given "val". The challenge's rules: no training and no calibration on
+validation data, except test-time training on tokens scored before.
 """
 
 import ast

@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import PurePosixPath
 
-from pargolf.check.evidence import CODE, STATEMENT, Evidence, Finding, finding, judge
+from pargolf.check.evidence import CODE, SUBMISSION_JSON, Evidence, Finding, finding, judge
 from pargolf.check.folder import Unreadable
 from pargolf.check.network import network_use
 from pargolf.check.sources import Source, aliases, calls, imports, qualified, third_party
@@ -16,17 +16,17 @@ DISTRIBUTIONS = {"flash_attn_interface": "flash-attn-3", "PIL": "pillow", "sklea
                  "yaml": "pyyaml"}  # fmt: skip
 
 
-def folder(s: Evidence) -> Finding:
+def folder(evidence: Evidence) -> Finding:
     """Nothing but files and folders, and no link that leaves."""
-    return judge("folder", list(s.folder.oddities[:5]), [], f"{len(s.folder.sizes)} files")
+    return judge("folder", list(evidence.folder.oddities[:5]), [], f"{len(evidence.folder.sizes)} files")
 
 
-def readme(s: Evidence) -> Finding:
+def readme(evidence: Evidence) -> Finding:
     """README.md explains the submission."""
-    if "README.md" not in s.folder.sizes:
+    if "README.md" not in evidence.folder.sizes:
         return finding("README.md", "fault", "README.md is missing")
     try:
-        text = s.folder.read_text("README.md", LARGEST_TEXT)
+        text = evidence.folder.read_text("README.md", LARGEST_TEXT)
     except Unreadable as problem:
         return finding("README.md", "fault", str(problem))
     return judge(
@@ -34,28 +34,29 @@ def readme(s: Evidence) -> Finding:
     )
 
 
-def statement(s: Evidence) -> Finding:
+def submission_json(evidence: Evidence) -> Finding:
     """submission.json holds the fields that records carry, of the right types."""
-    if s.statement is None:
-        return finding(STATEMENT, "fault", str(s.problems.get(STATEMENT, f"{STATEMENT} is missing")))
-    stated = len(s.statement.values)
-    return judge(STATEMENT, s.statement.faults, s.statement.doubts, f"{stated} known fields")
+    if evidence.stated is None:
+        problem = evidence.problems.get(SUBMISSION_JSON, f"{SUBMISSION_JSON} is missing")
+        return finding(SUBMISSION_JSON, "fault", str(problem))
+    stated = len(evidence.stated.values)
+    return judge(SUBMISSION_JSON, evidence.stated.faults, evidence.stated.doubts, f"{stated} known fields")
 
 
-def one_file(s: Evidence) -> Finding:
+def one_file(evidence: Evidence) -> Finding:
     """All code that counts lies in one train_gpt.py."""
-    if CODE not in s.folder.sizes:
+    if CODE not in evidence.folder.sizes:
         return finding(CODE, "fault", f"{CODE} is missing")
-    if s.source is None:
-        return finding(CODE, "not checked", str(s.problems[CODE]))
+    if evidence.source is None:
+        return finding(CODE, "not checked", str(evidence.problems[CODE]))
     faults = [
         f"{where} imports {found.module}, which is not counted in the bytes"
-        for where, tree in _layers(s.source)
+        for where, tree in _layers(evidence.source)
         for found in imports(tree)
-        if _is_local(found.module, s)
+        if _is_local(found.module, evidence)
     ]
-    faults += [f"{where} runs code from another file" for where in _runs_files(s.source)]
-    others = [name for name in s.folder.sizes if PurePosixPath(name).name == CODE and name != CODE]
+    faults += [f"{where} runs code from another file" for where in _runs_files(evidence.source)]
+    others = [name for name in evidence.folder.sizes if PurePosixPath(name).name == CODE and name != CODE]
     doubts = [f"there is another {CODE}: {others[0]}"] if others else []
     return judge(CODE, faults, doubts, "all code in one file")
 
@@ -65,9 +66,9 @@ def _layers(source: Source) -> list[tuple[str, ast.Module]]:
     return [("it" if n == 0 else "its unpacked code", tree) for n, tree in enumerate(source.trees)]
 
 
-def _is_local(module: str, s: Evidence) -> bool:
+def _is_local(module: str, evidence: Evidence) -> bool:
     top = module.split(".")[0]
-    return not top or f"{top}.py" in s.folder.sizes or f"{top}/__init__.py" in s.folder.sizes
+    return not top or f"{top}.py" in evidence.folder.sizes or f"{top}/__init__.py" in evidence.folder.sizes
 
 
 def _runs_files(source: Source) -> list[str]:
@@ -87,36 +88,40 @@ def _runs_files(source: Source) -> list[str]:
     return found
 
 
-def syntax(s: Evidence) -> Finding:
+def syntax(evidence: Evidence) -> Finding:
     """train_gpt.py compiles on this Python."""
-    if s.source is not None:
-        layers = len(s.source.trees) - 1
+    if evidence.source is not None:
+        layers = len(evidence.source.trees) - 1
         return finding("syntax", "ok", f"compiles, with {layers} packed layers" if layers else "compiles")
-    problem = s.problems.get(CODE)
+    problem = evidence.problems.get(CODE)
     broken = problem is not None and not isinstance(problem, Unreadable)
     return finding("syntax", "fault" if broken else "not checked", str(problem or f"no {CODE}"))
 
 
-def logs(s: Evidence) -> Finding:
+def logs(evidence: Evidence) -> Finding:
     """There are training logs, and each can be read."""
-    doubts = list(s.copies)
-    doubts += [str(problem) for name, problem in s.problems.items() if name not in (CODE, STATEMENT)]
-    if not s.logs:
+    doubts = list(evidence.copies)
+    doubts += [
+        str(problem) for name, problem in evidence.problems.items() if name not in (CODE, SUBMISSION_JSON)
+    ]
+    if not evidence.logs:
         return finding("train logs", "fault", "; ".join(["there is no training log", *doubts]))
-    return judge("train logs", [], doubts, ", ".join(run.name for run in s.logs))
+    return judge("train logs", [], doubts, ", ".join(run.name for run in evidence.logs))
 
 
-def requirements(s: Evidence) -> Finding:
+def requirements(evidence: Evidence) -> Finding:
     """requirements.txt names the packages beyond the challenge's own."""
-    if s.source is None:
+    if evidence.source is None:
         return finding(REQUIREMENTS, "not checked", f"no {CODE} that can be read")
-    needed = {name: opt for name, opt in third_party(s.source).items() if not _is_local(name, s)}
-    if REQUIREMENTS not in s.folder.sizes:
+    needed = {
+        name: opt for name, opt in third_party(evidence.source).items() if not _is_local(name, evidence)
+    }
+    if REQUIREMENTS not in evidence.folder.sizes:
         missing = [f"{name} is imported, and there is no {REQUIREMENTS}" for name in needed]
         certain = not all(needed.values())
         return judge(REQUIREMENTS, missing if certain else [], missing, "none needed")
     try:
-        text = s.folder.read_text(REQUIREMENTS, LARGEST_TEXT)
+        text = evidence.folder.read_text(REQUIREMENTS, LARGEST_TEXT)
     except Unreadable as problem:
         return finding(REQUIREMENTS, "fault", str(problem))
     named = {_normal(line) for line in re.findall(r"^\s*([A-Za-z0-9][\w.-]*)", text, re.MULTILINE)}
@@ -129,34 +134,40 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def network(s: Evidence) -> Finding:
+def network(evidence: Evidence) -> Finding:
     """No network calls."""
-    if s.source is None:
+    if evidence.source is None:
         return finding("network", "not checked", f"no {CODE} that can be read")
-    faults, doubts = network_use(s.source)
-    return _if_seen(s.source, judge("network", faults, doubts, "no call of network modules or programs"))
+    faults, doubts = network_use(evidence.source)
+    return _if_seen(
+        evidence.source, judge("network", faults, doubts, "no call of network modules or programs")
+    )
 
 
-def validation(s: Evidence) -> Finding:
+def validation(evidence: Evidence) -> Finding:
     """The training path reads no validation data."""
     rule = "validation data"
-    if s.source is None or s.leaks is None:
+    if evidence.source is None or evidence.leaks is None:
         return finding(rule, "not checked", f"no {CODE} that can be followed")
     good = "kept out of training, as far as names tell"
-    result = _if_seen(s.source, judge(rule, s.leaks.training, s.leaks.perhaps_training, good))
-    if result.level == "ok" and not s.leaks.sees_shards:
+    result = _if_seen(
+        evidence.source, judge(rule, evidence.leaks.training, evidence.leaks.perhaps_training, good)
+    )
+    if result.level == "ok" and not evidence.leaks.sees_shards:
         return finding(rule, "not checked", "the code does not name the shards it reads")
     return result
 
 
-def score_first(s: Evidence) -> Finding:
+def score_first(evidence: Evidence) -> Finding:
     """No token is scored after it was trained on."""
     rule = "score first"
-    if s.source is None or s.leaks is None:
+    if evidence.source is None or evidence.leaks is None:
         return finding(rule, "not checked", f"no {CODE} that can be followed")
-    doubts = [f"{line}: whether each was scored before cannot be told here" for line in s.leaks.perhaps_late]
+    doubts = [
+        f"{line}: whether each was scored before cannot be told here" for line in evidence.leaks.perhaps_late
+    ]
     good = "no training on validation tokens found"
-    return _if_seen(s.source, judge(rule, s.leaks.late, doubts, good))
+    return _if_seen(evidence.source, judge(rule, evidence.leaks.late, doubts, good))
 
 
 def _if_seen(source: Source, result: Finding) -> Finding:

@@ -38,18 +38,18 @@ class Limits:
     """Address space in 10^9 bytes; 0 means no limit (CUDA reserves far more than it uses)."""
 
 
-def run_submission(s: Evidence, limits: Limits) -> Finding:
+def run_submission(evidence: Evidence, limits: Limits) -> Finding:
     """Run train_gpt.py in a copy of its folder, as `python train_gpt.py`, and report its last line."""
     rule = "run"
     if limits.seconds < 1 or limits.memory_gb < 0:
         raise UserError("--run-seconds must be at least 1, and --run-memory-gb not negative")
-    if CODE not in s.folder.sizes:
+    if CODE not in evidence.folder.sizes:
         return finding(rule, "not checked", f"there is no {CODE}")
-    if s.folder.oddities or sum(s.folder.sizes.values()) > LARGEST_FOLDER:
+    if evidence.folder.oddities or sum(evidence.folder.sizes.values()) > LARGEST_FOLDER:
         return finding(rule, "not checked", "not run: the folder holds odd files, or more than 1 GiB")
     with tempfile.TemporaryDirectory(prefix="pargolf-run-") as place:
         copy, output = Path(place, "submission"), Path(place, "output")
-        shutil.copytree(s.folder.root, copy, symlinks=True)
+        shutil.copytree(evidence.folder.root, copy, symlinks=True)
         code = _run(copy, output, limits)
         last = _last_line(output)
     if code is None:

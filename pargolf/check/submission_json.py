@@ -45,7 +45,7 @@ class StatedFigures:
     doubts: list[str] = field(default_factory=list)
 
 
-def read_statement(text: str) -> StatedFigures:
+def read_stated_figures(text: str) -> StatedFigures:
     """Read submission.json; what is wrong with its fields is noted in the result.
 
     Raises UserError if it is no JSON object.
@@ -57,17 +57,17 @@ def read_statement(text: str) -> StatedFigures:
     if not isinstance(raw, dict):
         raise UserError("it holds no JSON object")
     track = raw.get("track")
-    statement = StatedFigures(track=track if isinstance(track, str) else "")
-    statement.values = _fields(raw, statement.faults)
-    statement.faults += [f"{name} is missing" for name in REQUIRED if not _stated(raw, name)]
+    figures = StatedFigures(track=track if isinstance(track, str) else "")
+    figures.values = _fields(raw, figures.faults)
+    figures.faults += [f"{name} is missing" for name in REQUIRED if not _stated(raw, name)]
     missing = [name for name in NAMES if name not in REQUIRED and not _stated(raw, name)]
     if missing:
-        statement.doubts.append(f"{', '.join(missing)} not stated")
-    statement.seed_results = _seed_results(raw.get("seed_results"), statement)
+        figures.doubts.append(f"{', '.join(missing)} not stated")
+    figures.seed_results = _seed_results(raw.get("seed_results"), figures)
     listed = raw.get("seeds")
     listed = listed if isinstance(listed, list) else []
-    statement.seeds = {seed for seed in listed if _is_int(seed)} | set(statement.seed_results)
-    return statement
+    figures.seeds = {seed for seed in listed if _is_int(seed)} | set(figures.seed_results)
+    return figures
 
 
 def _refuse(constant: str) -> None:
@@ -120,7 +120,7 @@ def _is_date(text: str) -> bool:
     return True
 
 
-def _seed_results(raw: Any, statement: StatedFigures) -> dict[int, dict[str, Any]]:
+def _seed_results(raw: Any, figures: StatedFigures) -> dict[int, dict[str, Any]]:
     """{"42": {...}} or [{"seed": 42, ...}], as figures by seed; a bare number is a val_bpb."""
     if raw is None:
         return {}
@@ -129,16 +129,16 @@ def _seed_results(raw: Any, statement: StatedFigures) -> dict[int, dict[str, Any
     elif isinstance(raw, dict):
         pairs = list(raw.items())
     else:
-        statement.faults.append("seed_results must be an object, or a list of objects with a seed each")
+        figures.faults.append("seed_results must be an object, or a list of objects with a seed each")
         return {}
     results: dict[int, dict[str, Any]] = {}
     for key, item in pairs:
         seed = re.fullmatch(r"(?:seed[_ ]?)?(\d{1,12})", key)
         if seed is None:
-            statement.faults.append(f"seed_results: {key!r} is no seed")
+            figures.faults.append(f"seed_results: {key!r} is no seed")
             continue
         values = item if isinstance(item, dict) else {"val_bpb": item}
         faults: list[str] = []
         results[int(seed[1])] = _fields(values, faults)
-        statement.faults += [f"seed {seed[1]}: {fault}" for fault in faults]
+        figures.faults += [f"seed {seed[1]}: {fault}" for fault in faults]
     return results

@@ -47,12 +47,12 @@ class DecompressArgs:
 
 def compress(argv: list[str]) -> None:
     """Make any file smaller, without loss, by an artifact's model."""
+    args = parse(CompressArgs, argv, "pargolf compress")
     from pargolf.cli import tables
     from pargolf.compress.files import compress_file
     from pargolf.run.target import find_target
     from pargolf.study.records import read_record
 
-    args = parse(CompressArgs, argv, "pargolf compress")
     target = find_target(args.model, args.tokenizer)
     record = read_record(target.run.folder) if target.run and target.run.result.exists() else None
     report = compress_file(args.file, args.out, target, args.streams, args.dtype, args.threads, args.verify)
@@ -61,9 +61,9 @@ def compress(argv: list[str]) -> None:
 
 def decompress(argv: list[str]) -> None:
     """Bring back a file made smaller by `pargolf compress`."""
+    args = parse(DecompressArgs, argv, "pargolf decompress")
     from pargolf.cli import tables
     from pargolf.compress.files import decompress_file
     from pargolf.run.target import find_target
 
-    args = parse(DecompressArgs, argv, "pargolf decompress")
     tables.show_restored(decompress_file(args.file, args.out, find_target(args.model, args.tokenizer)))

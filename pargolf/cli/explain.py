@@ -8,8 +8,6 @@ import tyro
 
 from pargolf.cli.parse import parse
 
-# PyTorch is imported inside the command, as in the other modules.
-
 
 @dataclass
 class ExplainArgs:
@@ -32,6 +30,7 @@ class ExplainArgs:
 
 def explain(argv: list[str]) -> None:
     """Show a text's bits token by token, on the terminal or as an HTML page."""
+    args = parse(ExplainArgs, argv, "pargolf explain")
     import pargolf
     from pargolf.analysis import explained
     from pargolf.analysis.explain import explain
@@ -39,7 +38,6 @@ def explain(argv: list[str]) -> None:
     from pargolf.system.console import Bar, say
     from pargolf.system.errors import require
 
-    args = parse(ExplainArgs, argv, "pargolf explain")
     text = read_utf8(args.text)
     require(bool(text), f"{args.text} is empty: there is no byte to score")
     model = pargolf.load(args.artifact, args.tokenizer)

@@ -26,8 +26,8 @@ class ExportArgs:
 
 def export(argv: list[str]) -> None:
     """Write the model as a folder for transformers, or as plain safetensors."""
+    args = parse(ExportArgs, argv, "pargolf export")
     from pargolf.huggingface.folder import export_target
     from pargolf.run.target import find_target
 
-    args = parse(ExportArgs, argv, "pargolf export")
     print(export_target(find_target(args.run, args.tokenizer), args.format, args.out))

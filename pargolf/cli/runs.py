@@ -9,8 +9,9 @@ from typing import Literal
 import tyro
 
 from pargolf.cli.parse import parse, run_args
+from pargolf.system.errors import require
 
-# PyTorch is imported inside the commands that need it, so that help and mistakes answer at once.
+# Commands import what they need after their arguments are read, so that help and mistakes answer at once.
 
 
 @dataclass
@@ -52,7 +53,7 @@ class PackArgs:
     codec: Literal["", "zstd", "zlib", "brotli", "lzma", "auto"] = ""
     """Another codec than the run's settings name, at its highest level; "auto" takes whichever makes file
     and code smallest."""
-    layout: Literal["", "bytes", "packed", "planes", "range", "auto"] = ""
+    layout: Literal["", "bytes", "planes", "range", "auto"] = ""
     """Another layout than they name."""
     fit: int | None = None
     """Bytes of code and model to fill: training text decides how finely each row is rounded."""
@@ -98,17 +99,16 @@ class SampleArgs:
 def data(argv: list[str]) -> None:
     """Make or download tokens: embedded articles, your own text, or FineWeb."""
     if argv[:1] == ["fineweb"]:
+        fineweb = parse(FinewebArgs, argv[1:], "pargolf data fineweb")
         from pargolf.data.fineweb import download
 
-        fineweb = parse(FinewebArgs, argv[1:], "pargolf data fineweb")
         download(fineweb.variant, fineweb.train_shards, fineweb.root)
         print(f"{fineweb.root}/datasets/fineweb10B_{fineweb.variant}: {fineweb.train_shards} training shards")
         return
+    require(argv[:1] != ["tokenize"], "there is no `tokenize`: write `pargolf data`")
+    args = parse(DataArgs, argv, "pargolf data [fineweb]")
     from pargolf.data.prepare import prepare_embedded, prepare_files
 
-    # "tokenize" names the step that the plain command does as well.
-    argv = argv[1:] if argv[:1] == ["tokenize"] else argv
-    args = parse(DataArgs, argv, "pargolf data [tokenize | fineweb]")
     if args.text:
         name = args.name or args.text[0].stem
         done = prepare_files(
@@ -121,33 +121,33 @@ def data(argv: list[str]) -> None:
 
 def plan(argv: list[str]) -> None:
     """Parameters, arithmetic, bytes, memory and time of a preset, before training."""
+    args = run_args(argv, "plan")
     from pargolf.bundle.single_file import code_bytes
     from pargolf.cli import tables
     from pargolf.plan import cost as planning
     from pargolf.plan.forecast import forecasts
 
-    args = run_args(argv, "plan")
     cost = planning.plan(args.config, code_bytes(args.config))
     tables.show_plan(args.preset, args.config, cost, forecasts(args.config))
 
 
 def train(argv: list[str]) -> None:
     """Train a preset into runs/<name>/; continues a run that was interrupted."""
+    args = run_args(argv, "train")
     from pargolf.train import runs
 
-    args = run_args(argv, "train")
     runs.train(args.config, args.folder)
 
 
 def pack(argv: list[str]) -> None:
     """Quantize and compress a trained run into model.pgz, with its byte ledger."""
+    args = parse(PackArgs, argv, "pargolf pack")
     from pargolf.bundle.single_file import code_bytes
     from pargolf.cli import tables
     from pargolf.fit.budget import check_budget
     from pargolf.run.folder import open_run
     from pargolf.train import runs
 
-    args = parse(PackArgs, argv, "pargolf pack")
     sizes = runs.pack(args.run, code_bytes, args.codec, args.layout, args.fit, args.max_loss)
     tables.show_ledger(sizes)
     check_budget(sizes, open_run(args.run)[1].export.budget)
@@ -155,12 +155,12 @@ def pack(argv: list[str]) -> None:
 
 def evaluate(argv: list[str]) -> None:
     """Score an artifact from disk alone: val_bpb, standard and sliding."""
+    args = parse(EvalArgs, argv, "pargolf eval")
     from pargolf.bundle.single_file import code_bytes
     from pargolf.cli import tables
     from pargolf.run.target import find_target
     from pargolf.train import runs
 
-    args = parse(EvalArgs, argv, "pargolf eval")
     target = find_target(args.target, args.tokenizer, args.dataset)
     settings = target.scoring
     batch_rows = args.batch_rows or settings.batch_rows
@@ -173,6 +173,7 @@ def evaluate(argv: list[str]) -> None:
 
 def run(argv: list[str]) -> None:
     """All of it: train, pack, eval, and the table of results."""
+    args = run_args(argv, "run")
     from pargolf.bundle.single_file import code_bytes
     from pargolf.cli import tables
     from pargolf.fit.budget import check_budget, ledger
@@ -180,7 +181,6 @@ def run(argv: list[str]) -> None:
     from pargolf.system.console import say
     from pargolf.train import runs
 
-    args = run_args(argv, "run")
     result = runs.train_pack_and_score(args.config, args.folder, code_bytes)
     sizes = ledger(Run(args.folder).artifact.read_bytes(), result["bytes_code"])
     tables.show_ledger(sizes)
@@ -191,11 +191,11 @@ def run(argv: list[str]) -> None:
 
 def sample(argv: list[str]) -> None:
     """Continue a prompt with an artifact's model."""
+    args = parse(SampleArgs, argv, "pargolf sample")
     from pargolf.run.target import find_target, load_model
     from pargolf.score.sample import continue_text
     from pargolf.system.escape import visible
 
-    args = parse(SampleArgs, argv, "pargolf sample")
     artifact, tokenizer = find_target(args.artifact, args.tokenizer).open()
     model = load_model(artifact)
     for piece in continue_text(

@@ -93,12 +93,12 @@ class ReportArgs:
 
 def analyze(argv: list[str]) -> None:
     """Ranks of a run's matrices, quantization errors, mixes and gains by depth."""
+    args = parse(AnalyzeArgs, argv, "pargolf analyze")
     from pargolf.analysis import plots
     from pargolf.analysis.weights import analyze_run, save_analysis
     from pargolf.cli import weight_tables as tables
     from pargolf.system.console import console
 
-    args = parse(AnalyzeArgs, argv, "pargolf analyze")
     analysis = analyze_run(args.run, args.energy_loss)
     save_analysis(args.run, analysis)
     plots.save_overview(args.run, analysis)
@@ -108,12 +108,12 @@ def analyze(argv: list[str]) -> None:
 
 def compare(argv: list[str]) -> None:
     """Means over seeds, differences from a baseline, and whether they are significant."""
+    args = parse(CompareArgs, argv, "pargolf compare")
     from pargolf.cli.study_tables import show_comparison
     from pargolf.study.compare import compare, read_published, to_json
     from pargolf.study.records import read_records
     from pargolf.system.files import write_json
 
-    args = parse(CompareArgs, argv, "pargolf compare")
     records = read_records(args.runs)
     for values in args.values:
         records += read_published(values, args.bytes_per_token)
@@ -125,10 +125,10 @@ def compare(argv: list[str]) -> None:
 
 def ablate(argv: list[str]) -> None:
     """Run a grid of settings over several seeds, and compare the results."""
+    args = preset_args(AblateArgs, argv, "ablate")
     from pargolf.cli.study_tables import show_comparison
     from pargolf.study.ablate import ablate, read_axis
 
-    args = preset_args(AblateArgs, argv, "ablate")
     axes = [read_axis(text) for text in args.vary]
     show_comparison(
         ablate(args.preset, args.config, args.folder, axes, args.seeds, args.jobs, args.one_at_a_time)
@@ -137,17 +137,17 @@ def ablate(argv: list[str]) -> None:
 
 def sweep(argv: list[str]) -> None:
     """Search settings for a low val_bpb in few bytes, and show the Pareto front."""
+    args = preset_args(SweepArgs, argv, "sweep")
     from pargolf.cli.study_tables import show_front
     from pargolf.study.sweep import read_search, sweep
 
-    args = preset_args(SweepArgs, argv, "sweep")
     search = dict(read_search(text) for text in args.search)
     show_front(sweep(args.preset, args.config, args.folder, search, args.trials, args.storage))
 
 
 def report(argv: list[str]) -> None:
     """One HTML page about a run, or about several side by side."""
+    args = parse(ReportArgs, argv, "pargolf report")
     from pargolf.analysis.report import write_report
 
-    args = parse(ReportArgs, argv, "pargolf report")
     print(write_report(args.runs, args.out, args.tokens))

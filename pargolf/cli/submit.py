@@ -100,12 +100,12 @@ def submit(argv: list[str]) -> None:
 
 def check(argv: list[str]) -> None:
     """Judge a submission's folder, anybody's, against the written rules."""
+    args = parse(CheckArgs, argv, "pargolf check")
     from pargolf.check.check import as_json, check_folder, faults, find_record, show_findings
     from pargolf.check.run_script import Limits
     from pargolf.system.errors import UserError
     from pargolf.system.files import write_json
 
-    args = parse(CheckArgs, argv, "pargolf check")
     record = find_record(args.against) if args.against else None
     limits = Limits(args.run_seconds, args.run_memory_gb) if args.run else None
     findings = check_folder(args.folder, record, limits)
@@ -118,11 +118,11 @@ def check(argv: list[str]) -> None:
 
 def verify(argv: list[str]) -> None:
     """Prove on the running model that its score is valid: causal, normalized, repeatable, all counted."""
+    args = parse(VerifyArgs, argv, "pargolf verify")
     from pargolf.cli import tables
     from pargolf.run.target import find_target
     from pargolf.verify.verify import check_verdict, verify_target, write_verdict
 
-    args = parse(VerifyArgs, argv, "pargolf verify")
     target = find_target(args.artifact, args.tokenizer, args.dataset)
     stride = args.stride or target.scoring.stride
     verdict = verify_target(target, args.module, stride, args.positions, args.seed)
@@ -134,7 +134,7 @@ def verify(argv: list[str]) -> None:
 
 def import_log(argv: list[str]) -> None:
     """Turn a published training log into a run's folder."""
+    args = parse(ImportLogArgs, argv, "pargolf import-log")
     from pargolf.run.imported import import_run
 
-    args = parse(ImportLogArgs, argv, "pargolf import-log")
     print(import_run(args.log, args.runs, args.name))

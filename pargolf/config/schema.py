@@ -171,10 +171,10 @@ class ExportConfig:
     """Floats of gains, scales, mixes and skip weights."""
     clip_quantile: float = 0.9999984
     """Each row is clipped at this quantile of its absolute values before it is quantized."""
-    layout: Literal["bytes", "packed", "planes", "range", "auto"] = "bytes"
+    layout: Literal["bytes", "planes", "range", "auto"] = "bytes"
     """How values are written before the codec compresses them. bytes: one byte a quantized value;
-    packed: its bits without gaps; planes: bytes, and those of floats sorted by significance; range:
-    planes, and quantized values range-coded. auto: whichever makes file and code smallest."""
+    planes: bytes, and those of floats sorted by significance; range: planes, and quantized values
+    range-coded. auto: whichever makes file and code smallest."""
     codec: Literal["zstd", "zlib", "brotli", "lzma", "auto"] = "zstd"
     """auto: whichever makes file and code smallest."""
     level: int = 22

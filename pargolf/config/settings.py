@@ -125,6 +125,11 @@ def _typed(hint: Any, value: Any, path: str, base: Any = None) -> Any:
     if get_origin(hint) is Literal:
         if value in get_args(hint) and type(value) in {type(choice) for choice in get_args(hint)}:
             return value
+        if (path, value) == ("export.layout", "packed"):
+            raise UserError(
+                "export.layout packed was removed; pargolf 0.1.0 before 2026-11-28 reads it:"
+                " set another layout in the run's config.json and pack the run again"
+            )
         raise UserError(f"{path} must be one of {', '.join(map(str, get_args(hint)))}; is {value!r}")
     if hint is float and type(value) is int:
         require(abs(value) < 2**1023, f"{path} is too large")

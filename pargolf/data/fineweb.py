@@ -14,12 +14,9 @@ from pargolf.system.errors import UserError, require
 REPO = "willdepueoai/parameter-golf"
 REMOTE = "datasets"  # folder of the repository that everything is in
 
-Fetch = Callable[[str, str, Path, bool], Path]
-"""fetch(repo, file in it, local folder, force) -> the file below that folder; UserError if it cannot."""
 
-
-def hub_fetch(repo: str, file: str, folder: Path, force: bool) -> Path:
-    """Fetch one file of a Hugging Face dataset into `folder`, going on where a broken download stopped.
+def fetch(file: str, folder: Path, force: bool) -> Path:
+    """Fetch one file of REPO into `folder`, going on where a broken download stopped; its path there.
 
     `force` fetches it anew even if a copy is there. Raises UserError if the hub or the network fails.
     """
@@ -27,23 +24,17 @@ def hub_fetch(repo: str, file: str, folder: Path, force: bool) -> Path:
 
     try:
         path = huggingface_hub.hf_hub_download(
-            repo, file, repo_type="dataset", local_dir=folder, force_download=force
+            REPO, file, repo_type="dataset", local_dir=folder, force_download=force
         )
     except Exception as error:  # the hub client raises its HTTP library's own exceptions, too
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"cannot download {file} of {repo}: {reason}; check the network and try again"
+            f"cannot download {file} of {REPO}: {reason}; check the network and try again"
         ) from None
     return Path(path)
 
 
-def download(
-    variant: str = "sp1024",
-    train_shards: int = 1,
-    root: Path = Path("data"),
-    repo: str = REPO,
-    fetch: Fetch = hub_fetch,
-) -> None:
+def download(variant: str, train_shards: int, root: Path) -> None:
     """Fetch the tokenizer, all validation shards and the first `train_shards` training shards.
 
     They go to root/datasets/fineweb10B_{variant}/ and root/tokenizers/; files that are there and
@@ -57,13 +48,13 @@ def download(
     name = f"fineweb10B_{variant}"
 
     def get(remote: str, path: Path, check: Callable[[Path], object]) -> None:
-        _get(repo, f"{REMOTE}/{remote}", path, root / ".download", check, fetch)
+        _get(f"{REMOTE}/{remote}", path, root / ".download", check)
 
     manifest_path = root / "manifest.json"
     get("manifest.json", manifest_path, lambda path: _read_manifest(path, name))
     counts, tokenizer = _read_manifest(manifest_path, name)
     if train_shards > counts["train"]:
-        raise UserError(f"{repo} has {counts['train']} training shards of {variant}, not {train_shards}")
+        raise UserError(f"{REPO} has {counts['train']} training shards of {variant}, not {train_shards}")
     get(tokenizer, root / "tokenizers" / PurePosixPath(tokenizer).name, Tokenizer)
     for split, count in (("val", counts["val"]), ("train", train_shards)):
         for index in range(count):
@@ -71,22 +62,20 @@ def download(
             get(f"datasets/{name}/{file}", root / "datasets" / name / file, read_header)
 
 
-def _get(
-    repo: str, remote: str, path: Path, folder: Path, check: Callable[[Path], object], fetch: Fetch
-) -> None:
+def _get(remote: str, path: Path, folder: Path, check: Callable[[Path], object]) -> None:
     """Make sure that a file for which `check` raises no UserError is at `path`."""
     if path.exists() and not _fault(path, check):
         return
     fault = None
     for force in (False, True):
-        fetched = fetch(repo, remote, folder, force)
+        fetched = fetch(remote, folder, force)
         fault = _fault(fetched, check)
         if not fault:
             path.parent.mkdir(parents=True, exist_ok=True)
             fetched.replace(path)
             return
         fetched.unlink(missing_ok=True)
-    raise UserError(f"{remote} of {repo} arrived damaged twice: {fault}")
+    raise UserError(f"{remote} of {REPO} arrived damaged twice: {fault}")
 
 
 def _fault(path: Path, check: Callable[[Path], object]) -> str | None:

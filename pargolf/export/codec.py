@@ -1,4 +1,4 @@
-"""Bytes to fewer bytes and back, and small integers to bits without gaps and back.
+"""Bytes to fewer bytes and back.
 
 Everything that decodes trusts nothing: the sizes are known beforehand, no more is ever
 allocated, and whatever does not fit is a UserError.
@@ -11,11 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import brotli
-import numpy as np
 import zstandard
-from numpy.typing import NDArray
 
-from pargolf.export.quantize import top_value
 from pargolf.system.errors import UserError
 
 
@@ -123,31 +120,3 @@ def decompress(data: bytes, codec: str, raw_size: int) -> bytes:
     except ValueError as error:
         raise UserError(f"corrupt {codec} data: {error}") from None
     return raw
-
-
-def pack_bits(values: NDArray[np.int8], bits: int) -> bytes:
-    """Integers in -top..top, any shape, as `bits` bits each, offset by top, low bit first, no gaps."""
-    top = top_value(bits)
-    if np.any(values < -top) or np.any(values > top):
-        raise ValueError(f"values outside -{top}..{top} do not fit in {bits} bits")
-    codes = (values.reshape(-1, 1).astype(np.int16) + top).astype(np.uint8)
-    return np.packbits(
-        np.unpackbits(codes, axis=1, count=bits, bitorder="little"), bitorder="little"
-    ).tobytes()
-
-
-def unpack_bits(data: bytes, bits: int, count: int) -> NDArray[np.int8]:
-    """The (count,) integers that `pack_bits` made `data` of.
-
-    Raises UserError if the length does not fit `count` or a code lies outside the range.
-    """
-    top = top_value(bits)
-    if count < 0 or len(data) != (count * bits + 7) // 8:
-        raise UserError(f"{len(data)} bytes cannot hold {count} values of {bits} bits")
-    loose = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    if loose[count * bits :].any():
-        raise UserError("packed values are followed by stray bits")
-    codes = np.packbits(loose[: count * bits].reshape(count, bits), axis=1, bitorder="little").reshape(count)
-    if np.any(codes > 2 * top):
-        raise UserError(f"a packed value lies outside -{top}..{top}")
-    return (codes.astype(np.int16) - top).astype(np.int8)

@@ -12,13 +12,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pargolf.export.codec import pack_bits, unpack_bits
 from pargolf.export.entropy import ValueModel, decode_matrix, encode_matrix
 from pargolf.export.quantize import FLOATS, QUANTIZED_BITS, Quantized, dequantize, top_value
 from pargolf.system.errors import UserError, require
 
 # Layout -> what a matrix has beside its values and scales.
-LAYOUTS = {"bytes": (), "packed": ("cols",), "planes": (), "range": ("levels",)}
+LAYOUTS = {"bytes": (), "planes": (), "range": ("levels",)}
 FLOAT_OF_SIZE = {dtype.itemsize: dtype for dtype in FLOATS.values()}
 
 
@@ -32,9 +31,6 @@ def encode_section(stored: Mapping[str, Quantized | Tensor], layout: str) -> tup
             continue
         values = x.values.cpu().contiguous()
         tensors[f"scale/{name}"] = _write_floats(x.scale.cpu(), layout)
-        if layout == "packed":
-            tensors[f"cols/{name}"] = torch.tensor([values.size(1)], dtype=torch.int32)
-            values = torch.frombuffer(bytearray(pack_bits(values.numpy(), x.bits)), dtype=torch.uint8)
         if layout == "range":
             code, model = encode_matrix(values.numpy(), x.bits)
             codes.append(code)
@@ -86,14 +82,6 @@ def _decode_matrix(
     values, scale = parts[f"int{bits}"], _read_floats(parts["scale"], layout)
     require(scale.dtype == torch.float16 and scale.ndim == 1, "scales must be a float16 vector")
     require(bool((scale > 0).all()), "scales must be positive")
-    if layout == "packed":
-        cols = parts["cols"]
-        require(cols.dtype == torch.int32 and cols.shape == (1,), "the column count must be one int32")
-        require(values.dtype == torch.uint8 and values.ndim == 1, "packed values must be uint8 bytes")
-        shape = (scale.numel(), int(cols.item()))
-        require(0 < shape[0] * shape[1] <= most, "a matrix of wrong size")
-        values = torch.from_numpy(unpack_bits(values.numpy().tobytes(), bits, shape[0] * shape[1]))
-        values = values.reshape(shape)
     if layout == "range":
         levels = parts["levels"]
         require(levels.dtype == torch.uint8 and levels.ndim == 1, "levels must be uint8 bytes")

@@ -79,13 +79,6 @@ class Ledger:
             totals[row.kind] = (values + row.values, size + row.bytes)
         return dict(sorted(totals.items(), key=lambda item: -item[1][1]))
 
-    def by_layer(self) -> dict[int | None, int]:
-        """Bytes a layer in order; None, last, is everything outside the layers and all vectors."""
-        totals: dict[int | None, int] = {}
-        for row in sorted(self.rows, key=lambda row: (row.layer is None, row.layer or 0)):
-            totals[row.layer] = totals.get(row.layer, 0) + row.bytes
-        return totals
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -129,23 +122,23 @@ def predict_bytes(
 
     `at_most` gives every value its full bits, and what the codec can lose (see LOST_BITS).
     `expected` takes off what the codec saved on published trained models (see SAVED_BITS): a
-    rough prior, which barely trained weights exceed. Packed values are taken to save nothing.
+    rough prior, which barely trained weights exceed.
     Neither is above `export.model_bytes`.
     Raises ValueError if names differ.
     """
     if shapes.keys() != slots.keys():
         raise ValueError(f"shapes and slots differ: {sorted(shapes.keys() ^ slots.keys())}")
     export = settled(export)
-    by_bytes = export.layout in ("bytes", "planes")
-    saved = SAVED_BITS[export.codec] if by_bytes else SAVED_BY_RANGE if export.layout == "range" else 0.0
-    lost = LOST_BITS[export.codec] if by_bytes else {}
-    saved_floats = SAVED_BY_PLANES if export.layout in ("planes", "range") else {}
+    ranged = export.layout == "range"
+    saved = SAVED_BY_RANGE if ranged else SAVED_BITS[export.codec]
+    lost = {} if ranged else LOST_BITS[export.codec]
+    saved_floats = {} if export.layout == "bytes" else SAVED_BY_PLANES
     expected = at_most = 0.0
     for name, shape in shapes.items():
         bits = kind_bits(slots[name].kind, export)
         quantized = bits <= 8
         side = 2 * shape[0] if quantized else 0  # scales
-        levels = sum(shape) if quantized and export.layout == "range" else 0
+        levels = sum(shape) if quantized and ranged else 0
         at_most += prod(shape) * (bits + lost.get(bits, 0.0)) / 8 + side + levels
         expected += prod(shape) * (bits - (saved if quantized else saved_floats.get(bits, 0.0))) / 8
         expected += side + levels / 3  # they compress to about that

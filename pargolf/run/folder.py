@@ -69,7 +69,7 @@ class Run:
 
     @property
     def analysis(self) -> Path:
-        """What `pargolf analyze` found: an `analysis.analyze.Analysis` as JSON."""
+        """What `pargolf analyze` found: an `analysis.weights.Analysis` as JSON."""
         return self.folder / "analysis.json"
 
     @property

@@ -11,9 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pargolf.check.evidence import LARGEST_LOG
 from pargolf.run.folder import Run, append_line
-from pargolf.run.logs import LoggedScore, Setting, TrainLog, parse_log
+from pargolf.run.logs import LARGEST_LOG, LoggedScore, Setting, TrainLog, parse_log
 from pargolf.system.errors import UserError
 from pargolf.system.files import write_atomic, write_json
 

@@ -12,13 +12,14 @@ from decimal import Decimal
 from pargolf.system.errors import UserError
 
 LOSSES: tuple[str, ...] = ("train_loss", "val_loss", "val_bpb", "lr_scale")
+LARGEST_LOG = 16_000_000  # bytes; logs may print the code, and every chunk of test-time training
 LONGEST_LINE = 2000  # characters; what is longer is no line that a training script prints
 UNITS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "": Decimal("0.001")}  # in seconds
 
 # Short, so that no arithmetic on a number from a stranger's log can overflow.
 NUMBER = r"[-+]?\d[\d,]{0,23}(?:\.\d{0,20})?(?:[eE][-+]?\d{1,2})?"
 FIELD = re.compile(rf"(?<!\S)([A-Za-z][\w/]*):\s?({NUMBER})(ms|s|m)?(?!\S)")
-STEP = re.compile(r"(?:step:\s?)?(\d{1,12})/(\d{1,12})\s")
+STEP = re.compile(r"(?:step:\s?)?(\d{1,12})/\d{1,12}\s")
 SIZE = re.compile(rf"(Serialized model|Code size|Total submission size)\b([^:]*):\s*({NUMBER}) bytes")
 SETTING = re.compile(r"([A-Za-z]\w*):([\w.+-]+)")  # one of several on a line
 BLOCK_SETTING = re.compile(r"\s+([A-Za-z]\w*): (.*)")  # one a line, under "Hyperparameters:"
@@ -35,7 +36,6 @@ class Step:
     """One line of the training: losses, and seconds of training so far where the line states them."""
 
     step: int
-    iterations: int
     losses: dict[str, Decimal]
     """Those of LOSSES that are on the line."""
     seconds: Decimal | None
@@ -123,7 +123,7 @@ class _Reader:
         if "train_time" in fields:
             self.train_seconds = _seconds(*fields["train_time"])
         if step := STEP.match(line):
-            self._step(int(step[1]), int(step[2]), fields)
+            self._step(int(step[1]), fields)
         elif "val_loss" in fields and "val_bpb" in fields:
             self._score(line[: line.index("val_loss")].strip(), fields)
         elif size := SIZE.match(line):
@@ -134,11 +134,11 @@ class _Reader:
         elif not self.steps:
             self._setting(line)
 
-    def _step(self, step: int, iterations: int, fields: dict[str, tuple[Decimal, str]]) -> None:
+    def _step(self, step: int, fields: dict[str, tuple[Decimal, str]]) -> None:
         losses = {name: fields[name][0] for name in LOSSES if name in fields}
         if losses:
             seconds = _seconds(*fields["train_time"]) if "train_time" in fields else None
-            self.steps.append(Step(step, iterations, losses, seconds))
+            self.steps.append(Step(step, losses, seconds))
 
     def _score(self, label: str, fields: dict[str, tuple[Decimal, str]]) -> None:
         seconds = _seconds(*fields["eval_time"]) if "eval_time" in fields else None

@@ -16,9 +16,12 @@ from typing import Any
 from pargolf.config.presets import load_preset
 from pargolf.config.schema import RunConfig
 from pargolf.config.settings import flatten, to_dict, with_settings
+from pargolf.data.dataset import load_data
 from pargolf.run.folder import Run, first_difference
 from pargolf.study.compare import NOT_COMPARED
+from pargolf.system import machine
 from pargolf.system.errors import Stopped, UserError
+from pargolf.train.runs import prepare_data
 
 POLL_SECONDS = 0.2
 LONGEST_NAME = 100  # characters of a run's name, before a hash replaces it
@@ -82,16 +85,11 @@ def settle(base: RunConfig, recorded: RunConfig | None, folder: Path) -> RunConf
 
 
 def _fastest_dtype(config: RunConfig) -> str:
-    from pargolf.system import machine
-
     return machine.resolve_dtype("auto", machine.resolve_device(config.train.device))
 
 
 def check_data(configs: Iterable[RunConfig]) -> None:
     """Make or open the data of all runs, so that a mistake shows before the first one starts."""
-    from pargolf.data.dataset import load_data
-    from pargolf.train.runs import prepare_data
-
     for config in {(c.data, c.model.vocab_size): c for c in configs}.values():
         prepare_data(config)
         load_data(config)

@@ -89,7 +89,7 @@ def submit(
     """Write a submission folder; `out` is by default submissions/<date>_<name>.
 
     `record_loss` is the val_loss in nats of the record to beat. The best seed's artifact is
-    verified at so many `positions` (see verify.py), for the README. Raises UserError, and writes
+    verified at so many `positions` (see `verify`), for the README. Raises UserError, and writes
     nothing, unless the runs are finished, start from scratch, differ in nothing but the seed, fit
     the budget, are valid, and their logs hold their scores; or if `out` already holds something.
     """

@@ -96,7 +96,7 @@ def test_either_checkpoint_or_artifact_is_enough(handmade: Run) -> None:
 def test_a_larger_loss_needs_fewer_ranks(handmade: Run) -> None:
     little, much = analyze_run(handmade.folder, 0.01), analyze_run(handmade.folder, 0.3)
     for a, b in zip(little.matrices, much.matrices, strict=True):
-        assert b.needed_rank < a.needed_rank == a.energy_rank == b.energy_rank
+        assert b.needed_rank < a.needed_rank
 
 
 @pytest.mark.parametrize("loss", [0.0, 1.0, -0.1, float("nan")])

@@ -60,7 +60,7 @@ def test_what_the_configuration_does_not_reach_is_left_out() -> None:
     found = definitions(bundle(SEED))
     assert {"GPT", "LowRank", "Muon", "train_model", "pack", "unpack", "score", "main"} <= found.keys()
     assert not found.keys() & {
-        "KVCache", "Recorder", "Run", "Console", "pack_bits", "unpack_bits", "encode_matrix",
+        "KVCache", "Recorder", "Run", "Console", "encode_matrix",
         "train_tokenizer", "eval_run", "write_shard", "load_preset", "read_config", "Batches._shuffled",
         "save_checkpoint", "from_dict",
     }  # fmt: skip
@@ -90,21 +90,21 @@ def test_what_the_configuration_does_not_reach_is_left_out() -> None:
             "",
         ),
         (
-            changed(SEED, data={"order": "shuffle"}, train={"dtype": "auto"}, export={"layout": "packed"}),
-            {"pack_bits", "unpack_bits", "Batches._row", "Batches._shuffled", "_matmul_seconds"},
+            changed(SEED, data={"order": "shuffle"}, train={"dtype": "auto"}, export={"layout": "planes"}),
+            {"Batches._row", "Batches._shuffled", "_matmul_seconds"},
             {"encode_matrix", "_brotli_compress"},
             "zstandard",
         ),
         (
             changed(SEED, export={"layout": "range", "codec": "brotli", "level": 11}),
             {"encode_matrix", "decode_matrix", "_brotli_compress", "_brotli_decompress"},
-            {"pack_bits", "unpack_bits", "_zstd_compress", "_lzma_compress", "pack_smallest"},
+            {"_zstd_compress", "_lzma_compress", "pack_smallest"},
             "brotli constriction",
         ),
         (
             changed(SEED, export={"layout": "planes", "codec": "lzma", "level": 9}),
             {"_lzma_compress", "_lzma_decompress"},
-            {"encode_matrix", "pack_bits", "_zstd_compress", "_brotli_compress"},
+            {"encode_matrix", "_zstd_compress", "_brotli_compress"},
             "",
         ),
     ],

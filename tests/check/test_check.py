@@ -13,7 +13,7 @@ from pargolf.check.check import find_record
 from pargolf.check.figures import RecordToBeat
 from pargolf.cli import dispatch
 from pargolf.system.errors import UserError
-from submission_support import by_rule, code, log, packed, statement
+from submission_support import by_rule, code, log, packed, submission_json
 from support import pargolf
 
 
@@ -27,7 +27,7 @@ def one_seed(folder: Path) -> None:
     for seed in (42, 7):
         (folder / f"train_seed{seed}.log").unlink()
     figures = json.loads((folder / "submission.json").read_text())["seed_results"]["1337"]
-    statement(folder, seed_results={"1337": figures}, val_loss=1.95012345, val_bpb=1.15498765)
+    submission_json(folder, seed_results={"1337": figures}, val_loss=1.95012345, val_bpb=1.15498765)
 
 
 def grow(folder: Path) -> None:
@@ -73,35 +73,35 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str, str, set[str]]] = {
     "no README": (lambda f: (f / "README.md").unlink(), "README.md", "missing", set()),
     "empty README": (lambda f: (f / "README.md").write_text(" \n"), "README.md", "empty", set()),
     "huge README": (lambda f: os.truncate(f / "README.md", 10**12), "README.md", "not read", set()),
-    "no statement": (
+    "no submission.json": (
         lambda f: (f / "submission.json").unlink(), "submission.json", "missing",
         {"bytes stated", "scores stated"},
     ),
-    "statement is no JSON": (
+    "submission.json is no JSON": (
         lambda f: (f / "submission.json").write_text("{'author': 1}"), "submission.json",
         "not valid JSON", {"bytes stated", "scores stated"},
     ),
-    "statement with NaN": (
+    "submission.json with NaN": (
         lambda f: (f / "submission.json").write_text('{"val_bpb": NaN}'), "submission.json",
         "NaN is no JSON number", {"bytes stated", "scores stated"},
     ),
-    "statement nested too deep": (
+    "submission.json nested too deep": (
         lambda f: (f / "submission.json").write_text("[" * 100_000), "submission.json",
         "not valid JSON", {"bytes stated", "scores stated"},
     ),
     "no github_id": (
-        lambda f: statement(f, github_id=...), "submission.json", "github_id is missing", set()
+        lambda f: submission_json(f, github_id=...), "submission.json", "github_id is missing", set()
     ),
     "score as text": (
-        lambda f: statement(f, val_loss="1.95112345"), "submission.json", "val_loss must be a number", set()
+        lambda f: submission_json(f, val_loss="1.95"), "submission.json", "val_loss must be a number", set()
     ),
     "null for a score": (
-        lambda f: statement(f, val_bpb=None), "submission.json", "val_bpb is missing", set()
+        lambda f: submission_json(f, val_bpb=None), "submission.json", "val_bpb is missing", set()
     ),
     "true for bytes": (
-        lambda f: statement(f, bytes_code=True), "submission.json", "bytes_code must be a whole", set()
+        lambda f: submission_json(f, bytes_code=True), "submission.json", "bytes_code must be a whole", set()
     ),
-    "date": (lambda f: statement(f, date="20th of March"), "submission.json", "ISO date", set()),
+    "date": (lambda f: submission_json(f, date="20th of March"), "submission.json", "ISO date", set()),
     "no code": (
         lambda f: (f / "train_gpt.py").unlink(), "train_gpt.py", "missing",
         {"syntax", "requirements.txt", "bytes", "bytes stated", "network", "validation data", "score first"},
@@ -135,20 +135,20 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str, str, set[str]]] = {
     ),
     "over the limit": (grow, "bytes", "1 over 16,000,000", set()),
     "bytes of the code": (
-        lambda f: statement(f, bytes_code=47_642), "bytes stated", "bytes_code is 47,642", set()
+        lambda f: submission_json(f, bytes_code=47_642), "bytes stated", "bytes_code is 47,642", set()
     ),
     "bytes in all": (
-        lambda f: statement(f, bytes_total=1_000_000), "bytes stated", "bytes_total is 1,000,000", set()
+        lambda f: submission_json(f, bytes_total=1_000_000), "bytes stated", "bytes_total is 1,000,000", set()
     ),
     "bytes of a seed": (
         lambda f: log(f, 42, "Total submission size int6+zstd: 1", "Total submission size int6+zstd: 2"),
         "bytes stated", "seed 42:", set(),
     ),
     "val_bpb": (
-        lambda f: statement(f, val_bpb=1.1541), "scores stated", "val_bpb is 1.1541", set()
+        lambda f: submission_json(f, val_bpb=1.1541), "scores stated", "val_bpb is 1.1541", set()
     ),
     "val_loss": (
-        lambda f: statement(f, val_loss=1.9401), "scores stated", "val_loss is 1.9401", set()
+        lambda f: submission_json(f, val_loss=1.9401), "scores stated", "val_loss is 1.9401", set()
     ),
     "score of a seed": (
         lambda f: log(f, 42, "1.95112345", "1.95122345"), "scores stated",
@@ -228,6 +228,6 @@ def test_the_record_is_a_number_or_a_folder(good: Path, tmp_path: Path) -> None:
         find_record(str(tmp_path / "none"))
     with pytest.raises(UserError, match="between 0 and"):
         find_record("inf")
-    statement(good, val_bpb=None)
+    submission_json(good, val_bpb=None)
     with pytest.raises(UserError, match="states no val_bpb"):
         find_record(str(good))

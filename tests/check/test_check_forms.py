@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from submission_support import by_rule, code, log, packed, statement
+from submission_support import by_rule, code, log, packed, submission_json
 
 
 def flash_attention(folder: Path) -> None:
@@ -15,7 +15,7 @@ def flash_attention(folder: Path) -> None:
 
 def four_hours(folder: Path) -> None:
     log(folder, 42, "train_time:600021ms", "train_time:14400000ms")
-    statement(folder, track="non-record-unlimited-compute-16mb")
+    submission_json(folder, track="non-record-unlimited-compute-16mb")
 
 
 OPTIONAL = "try:\n    import brotli\nexcept ImportError:\n    brotli = None\n"
@@ -24,26 +24,28 @@ OPTIONAL = "try:\n    import brotli\nexcept ImportError:\n    brotli = None\n"
 VARIANTS: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
     "packed code": (lambda f: packed(f, ""), {}),
     "seed results in a list": (
-        lambda f: statement(
+        lambda f: submission_json(
             f, seed_results=[{"seed": 1337, "val_bpb": 1.1550}, {"seed": 42, "val_bpb": 1.1556}]
         ),
         {"seeds": "warning"},
     ),
     "seeds in a list, other names": (
-        lambda f: statement(
+        lambda f: submission_json(
             f, seed_results=..., seeds=[1337, 42, 7], val_bpb=..., mean_val_bpb=1.1556, bytes_code=...,
             blurb=..., technique_summary="low rank",
         ),
         {"submission.json": "warning"},
     ),
     "one seed's figures": (
-        lambda f: statement(f, val_loss=1.95012345, val_bpb=1.1550), {"scores stated": "warning"}
+        lambda f: submission_json(f, val_loss=1.95012345, val_bpb=1.1550), {"scores stated": "warning"}
     ),
     "an earlier score of the log": (
-        lambda f: statement(f, val_loss=1.98123456, val_bpb=1.1734), {"scores stated": "warning"}
+        lambda f: submission_json(f, val_loss=1.98123456, val_bpb=1.1734), {"scores stated": "warning"}
     ),
     "hardly any field": (
-        lambda f: statement(f, blurb=..., val_loss=..., bytes_total=..., bytes_code=..., seed_results=...),
+        lambda f: submission_json(
+            f, blurb=..., val_loss=..., bytes_total=..., bytes_code=..., seed_results=...
+        ),
         {"submission.json": "warning"},
     ),
     "no model file": (lambda f: (f / "final_model.int6.ptz").unlink(), {"bytes": "not checked"}),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pargolf.cli import dispatch
-from submission_support import by_rule, pack, statement
+from submission_support import by_rule, pack, submission_json
 
 
 def test_nothing_in_the_folder_is_run(good: Path) -> None:
@@ -46,7 +46,7 @@ def test_twisted_code_is_judged_without_a_crash(good: Path, code: str) -> None:
 
 
 def test_hostile_words_stay_words(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    statement(good, date="[red]\x1b[31m\ud800 not a date")
+    submission_json(good, date="[red]\x1b[31m\ud800 not a date")
     (good / "\x1b[31m[bold]").symlink_to("/")
     out = tmp_path / "findings.json"
     assert dispatch(["check", str(good), "--json", str(out)]) == 2

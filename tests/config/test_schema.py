@@ -119,6 +119,7 @@ def test_world_size_must_divide_the_micro_batches() -> None:
         ({"model": {"q_rank": "3"}}, "model.q_rank must be of type int"),
         ({"model": {"q_rank": True}}, "model.q_rank must be of type int"),
         ({"export": {"codec": "gzip"}}, "export.codec must be one of zstd, zlib, brotli, lzma, auto"),
+        ({"export": {"layout": "packed"}}, "layout packed was removed; .* pack the run again"),
         ({"export": {"attn_bits": 3}}, "export.attn_bits must be one of"),
         ({"model": 3}, "must be a table"),
         ({"optim": {"muon_lr": float("inf")}}, "optim.muon_lr must be finite, is inf"),

@@ -5,7 +5,8 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from pargolf.data.fineweb import REPO, download, hub_fetch
+from pargolf.data import fineweb
+from pargolf.data.fineweb import REPO, download, fetch
 from pargolf.data.shards import open_split, write_shard
 from pargolf.data.tokenizer import Tokenizer, train_tokenizer
 from pargolf.system.errors import UserError
@@ -21,8 +22,7 @@ class Hub:
         self.damaged: dict[str, int] = {}
         self.fetched: list[tuple[str, bool]] = []
 
-    def fetch(self, repo: str, file: str, folder: Path, force: bool) -> Path:
-        assert repo == REPO
+    def fetch(self, file: str, folder: Path, force: bool) -> Path:
         self.fetched.append((file, force))
         source = self.folder / file
         if not source.exists():
@@ -41,7 +41,7 @@ class Hub:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Hub:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     folder = tmp_path / "hub"
     for name in ("train_000000", "train_000001", "train_000002", "val_000000"):
         write_shard(folder / SHARDS / f"fineweb_{name}.bin", np.arange(500))
@@ -58,23 +58,25 @@ def hub(tmp_path: Path) -> Hub:
         "tokenizers": [{"name": "sp_bpe_1024", "model_path": "tokenizers/fineweb_1024_bpe.model"}],
     }
     (folder / "datasets/manifest.json").write_text(json.dumps(manifest))
-    return Hub(folder)
+    hub = Hub(folder)
+    monkeypatch.setattr(fineweb, "fetch", hub.fetch)
+    return hub
 
 
 def test_download_and_go_on(hub: Hub, tmp_path: Path) -> None:
     root = tmp_path / "data"
-    download(train_shards=2, root=root, fetch=hub.fetch)
+    download("sp1024", 2, root)
     dataset = root / "datasets" / "fineweb10B_sp1024"
     assert len(open_split(dataset, "train")) == 1000 and len(open_split(dataset, "val")) == 500
     assert Tokenizer(root / "tokenizers" / "fineweb_1024_bpe.model").vocab_size == 300
     assert (root / "manifest.json").exists()
 
     hub.fetched.clear()
-    download(train_shards=2, root=root, fetch=hub.fetch)
+    download("sp1024", 2, root)
     assert hub.fetched == []
     broken = dataset / "fineweb_train_000001.bin"
     broken.write_bytes(broken.read_bytes()[:-10])
-    download(train_shards=3, root=root, fetch=hub.fetch)
+    download("sp1024", 3, root)
     assert hub.names() == ["fineweb_train_000001.bin", "fineweb_train_000002.bin"]
     assert len(open_split(dataset, "train")) == 1500
 
@@ -89,7 +91,7 @@ def test_download_and_go_on(hub: Hub, tmp_path: Path) -> None:
 )
 def test_damaged_file_is_fetched_once_more(hub: Hub, tmp_path: Path, file: str) -> None:
     hub.damaged[file] = 1
-    download(root=tmp_path / "data", fetch=hub.fetch)
+    download("sp1024", 1, tmp_path / "data")
     assert [force for name, force in hub.fetched if name == file] == [False, True]
 
 
@@ -97,7 +99,7 @@ def test_file_damaged_twice_is_an_error(hub: Hub, tmp_path: Path) -> None:
     file = f"{SHARDS}/fineweb_val_000000.bin"
     hub.damaged[file] = 9
     with pytest.raises(UserError, match=r"arrived damaged twice: .*truncated"):
-        download(root=tmp_path / "data", fetch=hub.fetch)
+        download("sp1024", 1, tmp_path / "data")
     assert hub.names().count("fineweb_val_000000.bin") == 2
     assert not list(tmp_path.glob("data/**/fineweb_val*"))
 
@@ -105,16 +107,16 @@ def test_file_damaged_twice_is_an_error(hub: Hub, tmp_path: Path) -> None:
 def test_missing_shard_and_bad_requests(hub: Hub, tmp_path: Path) -> None:
     root = tmp_path / "data"
     with pytest.raises(UserError, match="has 3 training shards of sp1024, not 4"):
-        download(train_shards=4, root=root, fetch=hub.fetch)
+        download("sp1024", 4, root)
     with pytest.raises(UserError, match="negative"):
-        download(train_shards=-1, root=root, fetch=hub.fetch)
+        download("sp1024", -1, root)
     with pytest.raises(UserError, match="lists no dataset fineweb10B_sp9"):
-        download(variant="sp9", root=root, fetch=hub.fetch)
+        download("sp9", 1, root)
     with pytest.raises(UserError, match="unknown variant"):
-        download(variant="../sp1024", root=root, fetch=hub.fetch)
+        download("../sp1024", 1, root)
     (hub.folder / SHARDS / "fineweb_train_000001.bin").unlink()
     with pytest.raises(UserError, match=r"cannot download .*train_000001"):
-        download(train_shards=2, root=root, fetch=hub.fetch)
+        download("sp1024", 2, root)
     assert (root / "datasets" / "fineweb10B_sp1024" / "fineweb_train_000000.bin").exists()
 
 
@@ -125,7 +127,7 @@ def test_a_manifest_cannot_name_a_file_elsewhere(hub: Hub, tmp_path: Path, model
     manifest["tokenizers"][0]["model_path"] = model
     path.write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="tokenizer path"):
-        download(root=tmp_path / "data", fetch=hub.fetch)
+        download("sp1024", 1, tmp_path / "data")
     assert set(hub.names()) == {"manifest.json"}
 
 
@@ -138,7 +140,7 @@ def test_hub_errors_become_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(UserError) as raised:
-        hub_fetch(REPO, "datasets/manifest.json", tmp_path, True)
+        fetch("datasets/manifest.json", tmp_path, True)
     assert "no route to host" in str(raised.value) and "\n" not in str(raised.value)
     expected = {"repo_type": "dataset", "local_dir": tmp_path, "force_download": True}
     assert calls == [((REPO, "datasets/manifest.json"), expected)]

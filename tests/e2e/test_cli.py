@@ -4,6 +4,8 @@ import json
 import re
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +211,22 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert "usage" in capsys.readouterr().out
 
 
+def test_help_and_mistakes_answer_before_pytorch_is_there() -> None:
+    """It takes seconds to import."""
+    program = """
+import contextlib, sys
+from pargolf.cli import COMMANDS, dispatch
+for command in COMMANDS:
+    with contextlib.suppress(SystemExit):
+        dispatch([command, "--help"])
+    dispatch([command, "--no-such-option"])
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert done.stderr.count("pargolf: error") == len(COMMANDS) == len(done.stderr.splitlines())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -227,6 +245,8 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["analyze", "nowhere"], "is this a run folder"),
         (["data", "--text", "nowhere.txt"], "nowhere.txt"),
         (["data", "--vocab-size", "5"], "vocabulary size 5"),
+        (["data", "tokenize", "--text", "a.txt"], "write `pargolf data`"),
+        (["train", "demo", "--export.layout", "packed"], "invalid choice 'packed'"),
     ],
 )
 def test_mistakes_are_one_clear_line(
@@ -370,7 +390,7 @@ def test_pack_takes_the_smallest_form_when_asked(finished: Path, tmp_path: Path)
 def test_data_from_files_is_made_once(articles: list[str], tmp_path: Path) -> None:
     source = tmp_path / "two.txt"
     source.write_text("<|end|>".join(articles))
-    arguments = ["data", "tokenize", "--text", str(source), "--separator", "<|end|>", "--vocab-size", "400"]
+    arguments = ["data", "--text", str(source), "--separator", "<|end|>", "--vocab-size", "400"]
     first, second = (pargolf(*arguments, "--root", tmp_path / "data") for _ in range(2))
     assert "made" in first.stdout
     assert "already there" in second.stdout

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from artifact_support import LEVEL_3, SHA, SLOTS, TINY, parts, random_state, small_artifact
-from pargolf.config.kinds import Slot
 from pargolf.config.schema import ExportConfig, ModelConfig
 from pargolf.export import artifact
 from pargolf.export.artifact import check_state, pack, pack_stored, read_artifact, unpack
@@ -200,14 +199,3 @@ def test_check_state_names_the_difference() -> None:
         check_state(state, {"a": (2, 3), "b": (1,)})
     with pytest.raises(UserError, match="holds tensor 'a'"):
         check_state(state, {})
-
-
-def test_bytes_compress_smaller_than_packed_bits() -> None:
-    """The measurement behind the default layout."""
-    g = torch.Generator().manual_seed(0)
-    state = {"a": torch.randn(512, 1536, generator=g)}
-    sizes = {
-        layout: len(pack(state, {"a": Slot("attn", 0)}, TINY, ExportConfig(layout=layout), SHA))
-        for layout in ("bytes", "packed")
-    }
-    assert sizes["bytes"] < 0.94 * sizes["packed"]

@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pargolf.export.codec import CODECS, compress, decompress, pack_bits, unpack_bits
+from pargolf.export.codec import CODECS, compress, decompress
 from pargolf.system.errors import UserError
 
 codecs = st.sampled_from(sorted(CODECS))
@@ -83,32 +83,3 @@ def test_unknown_codec_is_refused() -> None:
         compress(b"", "gzip", 1)
     with pytest.raises(UserError, match="unknown codec 'gzip'"):
         decompress(b"", "gzip", 0)
-
-
-@settings(max_examples=100, deadline=None)
-@given(data=st.data(), bits=st.integers(2, 8))
-def test_bits_round_trip(data: st.DataObject, bits: int) -> None:
-    top = 2 ** (bits - 1) - 1
-    values = np.array(data.draw(st.lists(st.integers(-top, top), max_size=50)), dtype=np.int8)
-    packed = pack_bits(values, bits)
-    assert len(packed) == -(-len(values) * bits // 8)
-    # The same by Python's long integers: value i at bit i * bits, offset by top.
-    number = sum((int(v) + top) << (i * bits) for i, v in enumerate(values))
-    assert packed == number.to_bytes(len(packed), "little")
-    back = unpack_bits(packed, bits, len(values))
-    assert back.dtype == np.int8 and np.array_equal(back, values)
-
-
-def test_bits_that_fit_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match="do not fit"):
-        pack_bits(np.array([8], dtype=np.int8), 4)
-    with pytest.raises(ValueError, match="do not fit"):
-        pack_bits(np.array([-128], dtype=np.int8), 8)
-    with pytest.raises(UserError, match="cannot hold"):
-        unpack_bits(b"\0\0", 4, 2)
-    with pytest.raises(UserError, match="cannot hold"):
-        unpack_bits(b"", 4, -1)
-    with pytest.raises(UserError, match=r"outside -7\.\.7"):
-        unpack_bits(b"\xff", 4, 2)
-    with pytest.raises(UserError, match="stray bits"):
-        unpack_bits(b"\x10", 4, 1)

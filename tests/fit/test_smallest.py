@@ -45,7 +45,7 @@ def test_file_and_code_together_decide(range_code: int, won: bool) -> None:
     assert data == pack_stored(stored, SLOTS, TINY, chosen, SHA)
 
 
-@pytest.mark.parametrize("given", [{"codec": "zlib", "level": 9}, {"layout": "packed"}, {"layout": "range"}])
+@pytest.mark.parametrize("given", [{"codec": "zlib", "level": 9}, {"layout": "planes"}, {"layout": "range"}])
 def test_what_is_set_stays(given: dict[str, Any]) -> None:
     export = replace(AUTO, **given)
     stored = quantize_state(state(), SLOTS, export)
