@@ -20,7 +20,7 @@ from pargolf.bundle.modules import Key, Node, find_definition, mentions, parts_o
 from pargolf.config.schema import RunConfig
 
 # Class of settings -> its section: {"ModelConfig": "model", ...}.
-SECTIONS = {hint.__name__: name for name, hint in get_type_hints(RunConfig).items()}
+SECTIONS = {hint.__name__: name for name, hint in get_type_hints(RunConfig).items() if hint is not str}
 COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,

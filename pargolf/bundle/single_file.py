@@ -11,7 +11,7 @@ import base64
 import json
 import lzma
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 
 import libcst as cst
@@ -24,7 +24,7 @@ from pargolf.bundle.learn import learn
 from pargolf.bundle.modules import Key, Node, mentions, parts_of, read_module, tree_of
 from pargolf.bundle.shake import reach
 from pargolf.config.schema import RunConfig
-from pargolf.config.settings import settled, to_dict
+from pargolf.config.settings import settled
 
 ENTRY = ("pargolf.submission.script", "main")
 DOCSTRING = f"""A submission to the parameter-golf challenge, made by pargolf {__version__} from its modules.
@@ -66,8 +66,9 @@ def bundle_classes(module: str, names: tuple[str, ...], docstring: str) -> str:
     Raises ValueError if the package holds something that cannot be moved into one file.
     """
     entries = [(module, name) for name in names]
-    every = {(section, name) for section, fields in to_dict(RunConfig()).items() for name in fields}
-    return write_out(_reduce({}, entries, Settings(RunConfig(), frozenset(every))), entries, docstring)
+    sections = [(section, getattr(RunConfig(), section)) for section in SECTIONS.values()]
+    every = frozenset((section, field.name) for section, part in sections for field in fields(part))
+    return write_out(_reduce({}, entries, Settings(RunConfig(), every)), entries, docstring)
 
 
 def code_bytes(config: RunConfig) -> int:

@@ -192,6 +192,8 @@ class EvalConfig:
 class RunConfig:
     """Everything about one run, as written to its config.json."""
 
+    preset: str = field(default="", kw_only=True, compare=False)
+    """The stack it was made of, such as "demo+legendre-mix": a name for people, and no setting."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -241,9 +243,9 @@ def validate_model(m: ModelConfig) -> None:
 def validate(c: RunConfig) -> RunConfig:
     """Return `c` if its settings fit together; raise UserError naming the first that do not."""
     validate_model(c.model)
-    for part in dataclasses.fields(c):
-        for name, value in dataclasses.asdict(getattr(c, part.name)).items():
-            require_plain(f"{part.name}.{name}", value)
+    for section, values in dataclasses.asdict(c).items():
+        for name, value in values.items() if isinstance(values, dict) else ():
+            require_plain(f"{section}.{name}", value)
     t, o, x, e = c.train, c.optim, c.export, c.eval
     for section, name in (
         ("train", "batch_tokens"), ("train", "micro_batches"), ("train", "iterations"),

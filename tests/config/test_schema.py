@@ -1,16 +1,13 @@
-"""Settings: presets list everything, fields are typed, contradictions are refused in one line."""
+"""Settings: fields are typed, contradictions are refused in one line."""
 
 import dataclasses
-import tomllib
-from importlib import resources
 from pathlib import Path
 
 import pytest
 
-from pargolf.config.presets import load_preset, preset_names
+from pargolf.config.presets import load_preset
 from pargolf.config.schema import RunConfig, validate, validate_world
 from pargolf.config.settings import from_dict, model_from_dict, read_config, to_dict
-from pargolf.model.gpt import GPT
 from pargolf.system.errors import UserError
 
 
@@ -20,50 +17,6 @@ def changed(**sections: dict[str, object]) -> RunConfig:
         config,
         **{name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()},
     )
-
-
-def preset_text(name: str) -> str:
-    return (resources.files("pargolf.config") / "presets" / f"{name}.toml").read_text()
-
-
-EXPLORATIONS = [name for name in preset_names() if "base" in tomllib.loads(preset_text(name))]
-
-
-@pytest.mark.parametrize("name", sorted({*preset_names()} - {*EXPLORATIONS}))
-def test_a_preset_shows_every_field_and_is_valid(name: str) -> None:
-    assert {s: list(f) for s, f in tomllib.loads(preset_text(name)).items()} == {
-        s: list(f) for s, f in to_dict(RunConfig()).items()
-    }
-    validate(load_preset(name))
-
-
-@pytest.mark.parametrize("name", EXPLORATIONS)
-def test_an_exploration_is_the_seed_system_with_what_its_file_says(name: str) -> None:
-    file = tomllib.loads(preset_text(name))
-    config, base = to_dict(validate(load_preset(name))), to_dict(load_preset(file.pop("base")))
-    changes = {
-        section: {field: value for field, value in fields.items() if value != base[section][field]}
-        for section, fields in config.items()
-    }
-    assert {section: fields for section, fields in changes.items() if fields} == file
-    GPT(load_preset(name).model)
-
-
-def test_a_file_of_ones_own_may_build_on_a_preset(tmp_path: Path) -> None:
-    file = tmp_path / "mine.toml"
-    file.write_text('base = "demo"\n[model]\nq_rank = 7\n')
-    demo = load_preset("demo")
-    assert load_preset(str(file)) == dataclasses.replace(
-        demo, model=dataclasses.replace(demo.model, q_rank=7)
-    )
-    file.write_text('base = "demmo"\n')
-    with pytest.raises(UserError, match="builds on 'demmo'; it must be one of baseline"):
-        load_preset(str(file))
-
-
-def test_the_defaults_are_the_seed_system() -> None:
-    assert load_preset("lowrank-q192") == RunConfig()
-    assert load_preset("full-q") == changed(model={"q_rank": 0})
 
 
 def test_a_config_survives_json_and_toml(tmp_path: Path) -> None:
@@ -148,10 +101,3 @@ def test_a_file_that_holds_no_settings_is_one_clear_line(tmp_path: Path, text: b
 def test_a_model_from_outside_is_validated() -> None:
     with pytest.raises(UserError, match="n_heads"):
         model_from_dict({"n_heads": 0})
-
-
-def test_unknown_presets_name_the_known_ones() -> None:
-    with pytest.raises(UserError, match="there are: baseline, demo"):
-        load_preset("nope")
-    with pytest.raises(UserError, match=r"no preset file nope\.toml"):
-        load_preset("nope.toml")
