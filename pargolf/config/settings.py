@@ -6,14 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from pargolf.config.schema import (
-    TOP_LEVEL,
-    ExportConfig,
-    ModelConfig,
-    RunConfig,
-    require_plain,
-    validate_model,
-)
+from pargolf.config.bounds import require_plain
+from pargolf.config.schema import TOP_LEVEL, ExportConfig, ModelConfig, RunConfig, validate_model
 from pargolf.system.errors import UserError, did_you_mean, require
 from pargolf.system.escape import visible
 

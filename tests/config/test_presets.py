@@ -120,7 +120,7 @@ def test_the_name_of_a_stack_is_no_setting() -> None:
             "lowrank-q192+spectral-embed+legendre-mix+depth-attention",
             "overlay depth-attention does not fit lowrank-q192+spectral-embed+legendre-mix: model.mix_init",
         ),
-        ("demo+lowrank-all", "overlay lowrank-all does not fit demo: model.v_rank"),
+        ("demo+lowrank-all", "overlay lowrank-all does not fit demo: model.v_rank must be in 0..128"),
     ],
 )
 def test_a_stack_that_cannot_be_is_one_clear_line(stack: str, message: str) -> None:
