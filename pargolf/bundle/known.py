@@ -49,8 +49,9 @@ class Settings:
 
     def value(self, section: str, name: str) -> Any:
         """The setting's value in every run; Unknown if it may vary."""
-        value = getattr(getattr(self.config, section), name)
-        if (section, name) in self.changeable or value == "auto":
+        part = getattr(self.config, section)
+        value, is_property = getattr(part, name), isinstance(getattr(type(part), name, None), property)
+        if (section, name) in self.changeable or value == "auto" or is_property:
             raise Unknown
         return value
 

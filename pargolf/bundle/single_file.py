@@ -54,7 +54,9 @@ def bundle(config: RunConfig) -> str:
     # What a finished run has recorded of its own machine is left open.
     t = replace(config.train, device="auto", compile="off" if config.train.compile == "off" else "auto")
     config = replace(config, train=t)
-    frozen: dict[Key, Node] = {("pargolf.config.schema", kind): _freeze(kind, config) for kind in SECTIONS}
+    schema = read_module("pargolf.config.schema").nodes  # of which the settings' properties stay as they are
+    frozen = {key: node for key, node in schema.items() if key[1] in SECTIONS}
+    frozen |= {key: _freeze(key[1], config) for key in frozen if len(key) == 2}
     settings = Settings(config, frozenset(_environment().values()))
     return write_out(_reduce(frozen, [ENTRY], settings), [ENTRY], DOCSTRING, ENDING)
 
@@ -152,7 +154,7 @@ def _read_settings(live: Mapping[Key, Node], known: Known) -> dict[Key, Node]:
     return {
         key: _without_fields(node, words)
         for key, node in live.items()
-        if key[0] == "pargolf.config.schema" and key[1] in SECTIONS and key[1] not in whole
+        if key[0] == "pargolf.config.schema" and key[-1] in SECTIONS and key[1] not in whole
     }
 
 

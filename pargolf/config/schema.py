@@ -10,7 +10,7 @@ from pargolf.system.errors import require
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the GPT. `d_head` is d_model / n_heads."""
+    """Shape of the GPT."""
 
     vocab_size: Annotated[int, Bounds(1, 65_536)] = 1024
     """Token ids 0 .. vocab_size - 1; must match the tokenizer. Shards hold 16-bit ids."""
@@ -56,6 +56,21 @@ class ModelConfig:
     """What replaces mixes and skips: attention of each layer over the outputs of all earlier ones."""
     depth_order: Annotated[int, Bounds(0, 16)] = 3
     """Degree of depth_attention's position bias, in Legendre polynomials of depth."""
+
+    @property
+    def d_head(self) -> int:
+        """Width of a head."""
+        return self.d_model // self.n_heads
+
+    @property
+    def d_kv(self) -> int:
+        """Width of all keys of a token, and of all values."""
+        return self.kv_heads * self.d_head
+
+    @property
+    def d_mlp(self) -> int:
+        """Hidden width of the MLP."""
+        return self.mlp_ratio * self.d_model
 
 
 @dataclass(frozen=True)
@@ -209,16 +224,15 @@ def validate_model(m: ModelConfig) -> None:
         f"model.d_model {m.d_model} is not a multiple of model.n_heads {m.n_heads}",
     )
     require(
-        m.d_model // m.n_heads % 2 == 0,
-        f"head size {m.d_model // m.n_heads} is odd; RoPE rotates pairs, so d_model / n_heads must be even",
+        m.d_head % 2 == 0,
+        f"head size {m.d_head} is odd; RoPE rotates pairs, so d_model / n_heads must be even",
     )
     require(
         m.n_heads % m.kv_heads == 0,
         f"model.n_heads {m.n_heads} is not a multiple of model.kv_heads {m.kv_heads}",
     )
-    d_kv = m.kv_heads * m.d_model // m.n_heads
     for name, most in (
-        ("q_rank", m.d_model), ("k_rank", d_kv), ("v_rank", d_kv), ("out_rank", m.d_model),
+        ("q_rank", m.d_model), ("k_rank", m.d_kv), ("v_rank", m.d_kv), ("out_rank", m.d_model),
         ("fc_rank", m.d_model), ("proj_rank", m.d_model), ("rotation_rank", m.d_model // 2),
     ):  # fmt: skip
         rank = getattr(m, name)

@@ -17,7 +17,7 @@ class KVCache:
     """
 
     def __init__(self, c: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
-        shape = (c.n_layers, 2, batch, c.kv_heads, c.seq_len, c.d_model // c.n_heads)
+        shape = (c.n_layers, 2, batch, c.kv_heads, c.seq_len, c.d_head)
         self.store = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
 
@@ -43,11 +43,10 @@ class Attention(nn.Module):
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.n_heads, self.kv_heads, self.d_head = c.n_heads, c.kv_heads, c.d_model // c.n_heads
-        d_kv = self.kv_heads * self.d_head
+        self.n_heads, self.kv_heads, self.d_head = c.n_heads, c.kv_heads, c.d_head
         self.q = projection(c.d_model, c.d_model, c.q_rank)
-        self.k = projection(c.d_model, d_kv, c.k_rank)
-        self.v = projection(c.d_model, d_kv, c.v_rank)
+        self.k = projection(c.d_model, c.d_kv, c.k_rank)
+        self.v = projection(c.d_model, c.d_kv, c.v_rank)
         self.out = projection(c.d_model, c.d_model, c.out_rank)
         self.q_gain = nn.Parameter(torch.full((c.n_heads,), c.q_gain))
         # For training, in the place of PyTorch's: q (B, T, n_heads, d_head), k and v (B, T, kv_heads,

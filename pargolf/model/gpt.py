@@ -31,12 +31,12 @@ from pargolf.model.residual import ContentRotation, DepthAttention
 
 
 class MLP(nn.Module):
-    """proj(relu(fc(x))^2), hidden width mlp_ratio * d_model (squared ReLU: arXiv 2109.08668)."""
+    """proj(relu(fc(x))^2), hidden width d_mlp (squared ReLU: arXiv 2109.08668)."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.fc = projection(c.d_model, c.mlp_ratio * c.d_model, c.fc_rank)
-        self.proj = projection(c.mlp_ratio * c.d_model, c.d_model, c.proj_rank)
+        self.fc = projection(c.d_model, c.d_mlp, c.fc_rank)
+        self.proj = projection(c.d_mlp, c.d_model, c.proj_rank)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(F.relu(self.fc(x)).square())
@@ -110,7 +110,7 @@ class GPT(nn.Module):
             self.skip_weights = nn.Parameter(torch.ones(self.n_encoder, c.d_model))
         else:
             self.depth = DepthAttention(c)
-        cos, sin = rope_tables(c.seq_len, c.d_model // c.n_heads, c.rope_base)
+        cos, sin = rope_tables(c.seq_len, c.d_head, c.rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         if seed is not None:

@@ -71,8 +71,7 @@ def plan(config: RunConfig) -> Plan:
 def activation_memory(c: ModelConfig, tokens: int, dtype: str) -> int:
     """Bytes that a forward pass of `tokens` keeps for backward, roughly."""
     # Tensors of width d_model (about 12 a layer), kv (6) and MLP (3) that backward reads again.
-    d_kv = c.kv_heads * c.d_model // c.n_heads
     ranks = c.q_rank + c.k_rank + c.v_rank + c.out_rank + c.fc_rank + c.proj_rank + c.rotation_rank
-    width = c.n_layers * (12 * c.d_model + 6 * d_kv + ranks + 3 * c.mlp_ratio * c.d_model)
+    width = c.n_layers * (12 * c.d_model + 6 * c.d_kv + ranks + 3 * c.d_mlp)
     element = 2 if dtype == "bfloat16" else 4
     return tokens * (width * element + 8 * c.vocab_size)

@@ -19,6 +19,12 @@ def changed(**sections: dict[str, object]) -> RunConfig:
     )
 
 
+def test_shapes_follow_from_widths_and_heads() -> None:
+    m = RunConfig().model
+    assert (m.d_head, m.d_kv, m.d_mlp) == (64, 256, 1536)
+    assert not {"d_head", "d_kv", "d_mlp"} & to_dict(m).keys()
+
+
 def test_a_config_survives_json_and_toml(tmp_path: Path) -> None:
     config = changed(model={"q_rank": 7}, train={"max_seconds": 1.5, "compile": "off"})
     assert from_dict(to_dict(config)) == config
