@@ -21,8 +21,9 @@ from pargolf.bundle.fold import fold
 from pargolf.bundle.known import SECTIONS, Known, Settings, scope_of
 from pargolf.bundle.layout import write_out
 from pargolf.bundle.learn import learn
-from pargolf.bundle.modules import Key, Node, mentions, parts_of, read_module, tree_of
+from pargolf.bundle.modules import Key, Node, mentions, parts_of, read_module
 from pargolf.bundle.shake import reach
+from pargolf.config.environment import ENVIRONMENT
 from pargolf.config.schema import RunConfig
 from pargolf.config.settings import settled
 
@@ -57,7 +58,8 @@ def bundle(config: RunConfig) -> str:
     schema = read_module("pargolf.config.schema").nodes  # of which the settings' properties stay as they are
     frozen = {key: node for key, node in schema.items() if key[1] in SECTIONS}
     frozen |= {key: _freeze(key[1], config) for key in frozen if len(key) == 2}
-    settings = Settings(config, frozenset(_environment().values()))
+    changeable = [setting.split(".") for setting in ENVIRONMENT.values()]
+    settings = Settings(config, frozenset((section, name) for section, name in changeable))
     return write_out(_reduce(frozen, [ENTRY], settings), [ENTRY], DOCSTRING, ENDING)
 
 
@@ -109,15 +111,6 @@ def _reduce(nodes: dict[Key, Node], entries: Sequence[Key], settings: Settings) 
         nodes |= changed
 
 
-def _environment() -> dict[str, tuple[str, str]]:
-    """The script's table of environment variables, read and not imported: that would load PyTorch."""
-    module = ENTRY[0]
-    table = tree_of(read_module(module).nodes[module, "ENVIRONMENT"])
-    assert isinstance(table, ast.Assign)
-    variables: dict[str, tuple[str, str]] = ast.literal_eval(table.value)
-    return variables
-
-
 def _freeze(kind: str, config: RunConfig) -> Node:
     """The class of settings `kind` with the values of `config` for defaults."""
     section = getattr(config, SECTIONS[kind])
@@ -143,6 +136,7 @@ def _literal(value: str | bool | int | float) -> str:
 def _read_settings(live: Mapping[Key, Node], known: Known) -> dict[Key, Node]:
     """The classes of settings with those fields alone that the program reads."""
     words = {word for key, node in live.items() if key[-1] not in SECTIONS for word in mentions(node).words}
+    words |= {word.rpartition(".")[2] for word in words}  # "section.field", as ENVIRONMENT has them
     whole: set[str] = set()  # handed to a function that looks at all fields
     for key, node in live.items():
         scope = scope_of(key, node, known)
