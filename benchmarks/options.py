@@ -57,11 +57,10 @@ def main(args: Args) -> None:
     for column in ("option", "parameters", "plain ms", "with it ms", "ratio", "ratio on a GPU"):
         table.add_column(column, justify="left" if column == "option" else "right")
     table.add_row("none", f"{plain.parameters:,}", "", "", "1", "not yet run")
-    d_kv = config.model.kv_heads * config.model.d_model // config.model.n_heads
     for name, changes in OPTIONS.items():
         # A share stands for that part of the rank the matrix has by its shape.
         ranks = {
-            key: int(value * (d_kv if key in ("k_rank", "v_rank") else config.model.d_model))
+            key: int(value * (config.model.d_kv if key in ("k_rank", "v_rank") else config.model.d_model))
             for key, value in changes.items()
             if isinstance(value, float)
         }

@@ -60,10 +60,10 @@ class Attention(nn.Module):
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.c, self.d_head = c, c.d_model // c.n_heads
+        self.c, self.d_head = c, c.d_head
         self.q = Factored(c.d_model, c.d_model, c.q_rank) if c.q_rank else CastedLinear(c.d_model, c.d_model)
-        self.k = CastedLinear(c.d_model, c.kv_heads * self.d_head)
-        self.v = CastedLinear(c.d_model, c.kv_heads * self.d_head)
+        self.k = CastedLinear(c.d_model, c.d_kv)
+        self.v = CastedLinear(c.d_model, c.d_kv)
         self.out = CastedLinear(c.d_model, c.d_model)
         self.q_gain = nn.Parameter(torch.full((c.n_heads,), c.q_gain))
         self.rotary = Rotary(self.d_head, c.rope_base)
@@ -92,8 +92,8 @@ class MLP(nn.Module):
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.fc = CastedLinear(c.d_model, c.mlp_ratio * c.d_model)
-        self.proj = CastedLinear(c.mlp_ratio * c.d_model, c.d_model)
+        self.fc = CastedLinear(c.d_model, c.d_mlp)
+        self.proj = CastedLinear(c.d_mlp, c.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(torch.relu(self.fc(x)).square())

@@ -60,8 +60,8 @@ class Page:
     name: str
     folders: tuple[Path, ...]
     """Of the run, and of those it is compared with."""
-    settings: dict[str, dict[str, Any]] | Missing
-    """As config.json has them, by section."""
+    settings: dict[str, Any] | Missing
+    """What config.json holds: the stack's name, and settings by section."""
     scores: Scores | Missing
     comparison: Comparison | Missing | None
     """None for a single run."""
@@ -103,7 +103,7 @@ def gather(folders: Sequence[Path], max_tokens: int) -> Page:
     return Page(
         name=run.folder.resolve().name,
         folders=tuple(folders),
-        settings=_part(lambda: _settings(run)),
+        settings=_part(lambda: read_json(_existing(run.config))),
         scores=_part(lambda: _scores(run)),
         comparison=_part(lambda: compare(read_records(folders))) if len(runs) > 1 else None,
         training=_part(lambda: _training(runs)),
@@ -140,6 +140,7 @@ def _facts(page: Page) -> list[str]:
     if not isinstance(page.ledger, Missing):
         facts.append(f"{sum(row.values for row in page.ledger.rows):,} parameters")
     if not isinstance(page.settings, Missing):
+        facts += [page.settings["preset"]] if page.settings.get("preset") else []
         known = flatten(page.settings)
         facts += [words.format(known[name]) for name, words in FACTS.items() if name in known]
     if not isinstance(page.scores, Missing):
@@ -147,11 +148,6 @@ def _facts(page: Page) -> list[str]:
         facts += [f"{steps:,} steps"] if steps else []
         facts += [f"{seconds:,.0f} s of training"] if seconds else []
     return facts
-
-
-def _settings(run: Run) -> dict[str, dict[str, Any]]:
-    sections = read_json(_existing(run.config))
-    return {section: fields for section, fields in sections.items() if isinstance(fields, dict)}
 
 
 def _scores(run: Run) -> Scores:

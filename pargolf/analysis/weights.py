@@ -147,10 +147,7 @@ def analyze_run(folder: Path, energy_loss: float = 0.01) -> Analysis:
             Skip(model.n_encoder + i, model.n_encoder - 1 - i, channels(weight))
             for i, weight in enumerate(skips)
         ),
-        gains=tuple(
-            gain(layer, heads, config.model.d_model // config.model.n_heads)
-            for layer, heads in _in_layers(model, "q_gain")
-        ),
+        gains=tuple(gain(layer, heads, config.model.d_head) for layer, heads in _in_layers(model, "q_gain")),
     )
 
 

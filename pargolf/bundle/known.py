@@ -20,7 +20,7 @@ from pargolf.bundle.modules import Key, Node, find_definition, mentions, parts_o
 from pargolf.config.schema import RunConfig
 
 # Class of settings -> its section: {"ModelConfig": "model", ...}.
-SECTIONS = {hint.__name__: name for name, hint in get_type_hints(RunConfig).items()}
+SECTIONS = {hint.__name__: name for name, hint in get_type_hints(RunConfig).items() if hint is not str}
 COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
@@ -49,8 +49,9 @@ class Settings:
 
     def value(self, section: str, name: str) -> Any:
         """The setting's value in every run; Unknown if it may vary."""
-        value = getattr(getattr(self.config, section), name)
-        if (section, name) in self.changeable or value == "auto":
+        part = getattr(self.config, section)
+        value, is_property = getattr(part, name), isinstance(getattr(type(part), name, None), property)
+        if (section, name) in self.changeable or value == "auto" or is_property:
             raise Unknown
         return value
 

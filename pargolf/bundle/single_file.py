@@ -11,7 +11,7 @@ import base64
 import json
 import lzma
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 
 import libcst as cst
@@ -21,10 +21,11 @@ from pargolf.bundle.fold import fold
 from pargolf.bundle.known import SECTIONS, Known, Settings, scope_of
 from pargolf.bundle.layout import write_out
 from pargolf.bundle.learn import learn
-from pargolf.bundle.modules import Key, Node, mentions, parts_of, read_module, tree_of
+from pargolf.bundle.modules import Key, Node, mentions, parts_of, read_module
 from pargolf.bundle.shake import reach
+from pargolf.config.environment import ENVIRONMENT
 from pargolf.config.schema import RunConfig
-from pargolf.config.settings import settled, to_dict
+from pargolf.config.settings import settled
 
 ENTRY = ("pargolf.submission.script", "main")
 DOCSTRING = f"""A submission to the parameter-golf challenge, made by pargolf {__version__} from its modules.
@@ -54,8 +55,11 @@ def bundle(config: RunConfig) -> str:
     # What a finished run has recorded of its own machine is left open.
     t = replace(config.train, device="auto", compile="off" if config.train.compile == "off" else "auto")
     config = replace(config, train=t)
-    frozen: dict[Key, Node] = {("pargolf.config.schema", kind): _freeze(kind, config) for kind in SECTIONS}
-    settings = Settings(config, frozenset(_environment().values()))
+    schema = read_module("pargolf.config.schema").nodes  # of which the settings' properties stay as they are
+    frozen = {key: node for key, node in schema.items() if key[1] in SECTIONS}
+    frozen |= {key: _freeze(key[1], config) for key in frozen if len(key) == 2}
+    changeable = [setting.split(".") for setting in ENVIRONMENT.values()]
+    settings = Settings(config, frozenset((section, name) for section, name in changeable))
     return write_out(_reduce(frozen, [ENTRY], settings), [ENTRY], DOCSTRING, ENDING)
 
 
@@ -66,8 +70,9 @@ def bundle_classes(module: str, names: tuple[str, ...], docstring: str) -> str:
     Raises ValueError if the package holds something that cannot be moved into one file.
     """
     entries = [(module, name) for name in names]
-    every = {(section, name) for section, fields in to_dict(RunConfig()).items() for name in fields}
-    return write_out(_reduce({}, entries, Settings(RunConfig(), frozenset(every))), entries, docstring)
+    sections = [(section, getattr(RunConfig(), section)) for section in SECTIONS.values()]
+    every = frozenset((section, field.name) for section, part in sections for field in fields(part))
+    return write_out(_reduce({}, entries, Settings(RunConfig(), every)), entries, docstring)
 
 
 def code_bytes(config: RunConfig) -> int:
@@ -106,15 +111,6 @@ def _reduce(nodes: dict[Key, Node], entries: Sequence[Key], settings: Settings) 
         nodes |= changed
 
 
-def _environment() -> dict[str, tuple[str, str]]:
-    """The script's table of environment variables, read and not imported: that would load PyTorch."""
-    module = ENTRY[0]
-    table = tree_of(read_module(module).nodes[module, "ENVIRONMENT"])
-    assert isinstance(table, ast.Assign)
-    variables: dict[str, tuple[str, str]] = ast.literal_eval(table.value)
-    return variables
-
-
 def _freeze(kind: str, config: RunConfig) -> Node:
     """The class of settings `kind` with the values of `config` for defaults."""
     section = getattr(config, SECTIONS[kind])
@@ -140,6 +136,7 @@ def _literal(value: str | bool | int | float) -> str:
 def _read_settings(live: Mapping[Key, Node], known: Known) -> dict[Key, Node]:
     """The classes of settings with those fields alone that the program reads."""
     words = {word for key, node in live.items() if key[-1] not in SECTIONS for word in mentions(node).words}
+    words |= {word.rpartition(".")[2] for word in words}  # "section.field", as ENVIRONMENT has them
     whole: set[str] = set()  # handed to a function that looks at all fields
     for key, node in live.items():
         scope = scope_of(key, node, known)
@@ -151,7 +148,7 @@ def _read_settings(live: Mapping[Key, Node], known: Known) -> dict[Key, Node]:
     return {
         key: _without_fields(node, words)
         for key, node in live.items()
-        if key[0] == "pargolf.config.schema" and key[1] in SECTIONS and key[1] not in whole
+        if key[0] == "pargolf.config.schema" and key[-1] in SECTIONS and key[1] not in whole
     }
 
 

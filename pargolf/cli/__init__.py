@@ -7,15 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 from pargolf.cli import compress, explain, export, runs, study, submit
-from pargolf.config.presets import preset_names
+from pargolf.config.presets import known_names
 from pargolf.system import launch
-from pargolf.system.errors import Stopped, UserError
+from pargolf.system.errors import Stopped, UserError, did_you_mean
 from pargolf.system.escape import visible
 
 # In the order of the work, as `pargolf` alone shows them.
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "data": runs.data,
     "plan": runs.plan,
+    "config": runs.config,
     "train": runs.train,
     "pack": runs.pack,
     "eval": runs.evaluate,
@@ -49,7 +50,8 @@ def dispatch(argv: list[str]) -> int:
         return 0
     try:
         if argv[0] not in COMMANDS:
-            raise UserError(f"no command '{argv[0]}'; there are: {', '.join(COMMANDS)}")
+            near = did_you_mean(argv[0], COMMANDS)
+            raise UserError(f"no command '{argv[0]}'{near} (there are: {', '.join(COMMANDS)})")
         COMMANDS[argv[0]](argv[1:])
         return 0
     except UserError as error:
@@ -86,7 +88,7 @@ def _overview() -> str:
     lines = [f"  {name:<{width}}  {_first_line(function)}" for name, function in COMMANDS.items()]
     return "\n".join(
         ["usage: pargolf COMMAND ... (--help after a command for its options)", "", *lines, "",
-         f"presets: {', '.join(preset_names())}"]
+         *known_names().split("; "), "a preset with overlays laid over it: pargolf run demo+legendre-mix"]
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import tyro
 
-from pargolf.config.presets import load_preset, preset_names
+from pargolf.config.presets import SEED_SYSTEM, known_names, load_preset, validated
 from pargolf.config.schema import (
     DataConfig,
     EvalConfig,
@@ -20,9 +20,8 @@ from pargolf.config.schema import (
     OptimConfig,
     RunConfig,
     TrainConfig,
-    validate,
 )
-from pargolf.config.settings import to_dict
+from pargolf.config.settings import flatten, to_dict
 from pargolf.system.errors import UserError
 
 T = TypeVar("T")
@@ -32,9 +31,10 @@ LONGEST_NAME = 100  # characters of a run's default name, before a hash of its s
 
 @dataclass
 class RunArgs:
-    """A preset, or a TOML file of that form, with any of its fields changed."""
+    """A preset, overlays laid over it, and any of their settings changed."""
 
     preset: tyro.conf.Positional[str]
+    """PRESET+OVERLAY+..., such as demo+legendre-mix; each a name or a path to a TOML file."""
     name: str = ""
     """Name of the run's folder; default: the preset and what was changed."""
     runs: Path = Path("runs")
@@ -48,7 +48,8 @@ class RunArgs:
 
     @property
     def config(self) -> RunConfig:
-        return RunConfig(self.model, self.data, self.train, self.optim, self.export, self.eval)
+        parts = (self.model, self.data, self.train, self.optim, self.export, self.eval)
+        return RunConfig(*parts, preset=self.preset)
 
     @property
     def folder(self) -> Path:
@@ -60,23 +61,19 @@ class RunArgs:
         return ()
 
     def _default_name(self) -> str:
-        base, mine = to_dict(load_preset(self.preset)), to_dict(self.config)
-        changes = [
-            f"{name}={value}"
-            for section, fields in mine.items()
-            for name, value in fields.items()
-            if value != base[section][name]
-        ]
-        name = "-".join([Path(self.preset).stem, *changes, *self._purpose]).replace("/", "_")
+        stack = "+".join(Path(name).stem for name in self.preset.split("+"))
+        base, mine = (flatten(to_dict(config)) for config in (load_preset(self.preset), self.config))
+        changes = [f"{name.split('.')[1]}={value}" for name, value in mine.items() if value != base[name]]
+        name = "-".join([stack, *changes, *self._purpose]).replace("/", "_")
         if len(name) <= LONGEST_NAME:
             return name
         everything = json.dumps(mine, sort_keys=True) + "".join(self._purpose)
         digest = hashlib.sha256(everything.encode()).hexdigest()
-        return f"{Path(self.preset).stem}-{digest[:10]}"
+        return f"{stack}-{digest[:10]}"
 
 
 def run_args(argv: list[str], command: str) -> RunArgs:
-    """Parse `PRESET [--name ...] [--section.field value ...]` on top of the preset's values."""
+    """Parse `PRESET[+OVERLAY...] [--name ...] [--section.field value ...]` on top of the stack's values."""
     return preset_args(RunArgs, argv, command)
 
 
@@ -84,15 +81,12 @@ def preset_args(kind: type[A], argv: list[str], command: str) -> A:
     """The same for a command with options of its own, `kind`."""
     prog = f"pargolf {command} PRESET"
     if argv[:1] in (["-h"], ["--help"]):
-        argv = ["lowrank-q192", *argv]
+        argv = [SEED_SYSTEM, *argv]
     if not argv or argv[0].startswith("-"):
-        raise UserError(
-            f"name a preset first: pargolf {command} PRESET ...; presets: {', '.join(preset_names())}"
-        )
+        raise UserError(f"name a preset first: pargolf {command} PRESET[+OVERLAY...] ... ({known_names()})")
     base = load_preset(argv[0])
-    sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
-    args = parse(kind, argv, prog, kind(argv[0], **sections))
-    validate(args.config)
+    args = parse(kind, argv, prog, kind(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)}))
+    validated(args.config)
     return args
 
 
@@ -123,5 +117,5 @@ def _one_line(box: str, prog: str) -> str:
         parts = parts[1:]
     message = " ".join(" ".join(parts[0]).split())
     hints = [line.split()[0] for part in parts[1:] for line in part if line.startswith("--")]
-    hint = f"; perhaps {hints[0]}" if hints and hints[0] not in message else ""
+    hint = f"; did you mean {hints[0]}?" if hints and hints[0] not in message else ""
     return f"{message}{hint} (see {prog} --help)"

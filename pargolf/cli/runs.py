@@ -9,6 +9,8 @@ from typing import Literal
 import tyro
 
 from pargolf.cli.parse import parse, run_args
+from pargolf.config.presets import origins
+from pargolf.config.settings import to_toml
 from pargolf.system.errors import require
 
 # Commands import what they need after their arguments are read, so that help and mistakes answer at once.
@@ -129,6 +131,13 @@ def plan(argv: list[str]) -> None:
 
     cost = planning.plan(args.config, code_bytes(args.config))
     tables.show_plan(args.preset, args.config, cost, forecasts(args.config))
+
+
+def config(argv: list[str]) -> None:
+    """Every setting of a preset or a stack, as a TOML file that can be named in its place."""
+    args = run_args(argv, "config")
+    print("# Every setting; a comment names the file or the option that changes a default.")
+    print(to_toml(args.config, origins(args.config)), end="")
 
 
 def train(argv: list[str]) -> None:

@@ -32,7 +32,8 @@ class CompareArgs:
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of runs; those that differ in seed, paths and machine alone are one group."""
     baseline: str = ""
-    """The group to compare with: a run of it or settings ("model.q_rank=0"); default: the first run's."""
+    """The group to compare with: a run of it, settings ("model.q_rank=0") or a stack ("demo+legendre-mix");
+    default: the first run's."""
     against: float | None = None
     """Compare with this published val_bpb, and not with a group."""
     values: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -45,11 +46,12 @@ class CompareArgs:
 
 @dataclass
 class AblateArgs(RunArgs):
-    """Run a grid of settings over several seeds, and compare. What is finished is not run again."""
+    """Run a grid of variations over several seeds, and compare. What is finished is not run again."""
 
     vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A setting and its values ("model.q_rank=0,32"), or settings that change together, joined by "+"
-    ("model.d_model=128+model.n_heads=4,model.d_model=192+model.n_heads=6"); several make a grid."""
+    """A setting and its values ("model.q_rank=0,32"), settings that change together, joined by "+"
+    ("model.d_model=128+model.n_heads=4,model.d_model=192+model.n_heads=6"), or overlays to lay over the
+    preset, "base" being none ("base,+legendre-mix,+legendre-mix+spectral-embed"); several make a grid."""
     one_at_a_time: bool = False
     """Not the grid: the preset, and each value of each --vary alone."""
     seeds: int = 3
@@ -124,15 +126,13 @@ def compare(argv: list[str]) -> None:
 
 
 def ablate(argv: list[str]) -> None:
-    """Run a grid of settings over several seeds, and compare the results."""
+    """Run a grid of settings and overlays over several seeds, and compare the results."""
     args = preset_args(AblateArgs, argv, "ablate")
     from pargolf.cli.study_tables import show_comparison
     from pargolf.study.ablate import ablate, read_axis
 
     axes = [read_axis(text) for text in args.vary]
-    show_comparison(
-        ablate(args.preset, args.config, args.folder, axes, args.seeds, args.jobs, args.one_at_a_time)
-    )
+    show_comparison(ablate(args.config, args.folder, axes, args.seeds, args.jobs, args.one_at_a_time))
 
 
 def sweep(argv: list[str]) -> None:
@@ -142,7 +142,7 @@ def sweep(argv: list[str]) -> None:
     from pargolf.study.sweep import read_search, sweep
 
     search = dict(read_search(text) for text in args.search)
-    show_front(sweep(args.preset, args.config, args.folder, search, args.trials, args.storage))
+    show_front(sweep(args.config, args.folder, search, args.trials, args.storage))
 
 
 def report(argv: list[str]) -> None:

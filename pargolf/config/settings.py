@@ -1,21 +1,15 @@
 """Settings as plain values: read from JSON and TOML, written back, set and looked up by name."""
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from pargolf.config.schema import (
-    TOP_LEVEL,
-    ExportConfig,
-    ModelConfig,
-    RunConfig,
-    require_plain,
-    validate_model,
-)
-from pargolf.system.errors import UserError, require
+from pargolf.config.bounds import require_plain
+from pargolf.config.schema import TOP_LEVEL, ExportConfig, ModelConfig, RunConfig, validate_model
+from pargolf.system.errors import UserError, did_you_mean, require
+from pargolf.system.escape import visible
 
 # What codec and layout "auto" are expected to come to.
 EXPECTED = {"codec": "brotli", "layout": "range"}
@@ -36,8 +30,7 @@ def read_setting(name: str, text: str) -> Any:
     """`text` as a value of a setting; UserError if there is no such setting or it takes no such value."""
     known = flatten(to_dict(RunConfig()))
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, 1)
-        raise UserError(f"no setting '{name}'" + (f"; perhaps {nearest[0]}" if nearest else ""))
+        raise UserError(f"no setting '{name}'{did_you_mean(name, known)}")
     kind = type(known[name])
     try:
         value = {"true": True, "false": False}[text] if kind is bool else kind(text)
@@ -52,11 +45,28 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def flatten(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def flatten(values: Mapping[str, Any]) -> Settings:
     """Settings as one table, "section.field" -> value, from nested ones as `to_dict` gives them."""
     return {
-        f"{section}.{name}": value for section, fields in values.items() for name, value in fields.items()
+        f"{section}.{name}": value
+        for section, fields in values.items()
+        if isinstance(fields, dict)  # the stack's name is no setting
+        for name, value in fields.items()
     }
+
+
+def to_toml(config: RunConfig, notes: Mapping[str, str]) -> str:
+    """Every setting as TOML, which `from_dict` takes back; `notes` become comments of settings."""
+    lines = []
+    for section, fields in to_dict(config).items():
+        if isinstance(fields, dict):
+            lines.append(f"\n[{section}]")
+            for name, value in fields.items():
+                # TOML reads what JSON writes, but for one character that it wants escaped.
+                text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+                note = notes.get(f"{section}.{name}", "")
+                lines.append(f"{name} = {text}" + (f"  # {visible(note)}" if note else ""))
+    return "\n".join(lines).lstrip("\n") + "\n"
 
 
 def from_dict(values: Any) -> RunConfig:
@@ -111,7 +121,8 @@ def build(section: Any, values: Any, path: str, base: Any = None) -> Any:
     hints = get_type_hints(section)
     for name in values:
         if name not in hints:
-            raise UserError(f"unknown setting {path + '.' if path else ''}{name}; known: {', '.join(hints)}")
+            full = f"{path}.{name}" if path else name
+            raise UserError(f"unknown setting {full}{did_you_mean(name, hints)} (known: {', '.join(hints)})")
     fields = {
         name: _typed(hints[name], value, f"{path}.{name}" if path else name, getattr(base, name, None))
         for name, value in values.items()

@@ -295,10 +295,9 @@ def _parse_section(row: Any, n_layers: int) -> Section:
 
 def _require_plausible(m: ModelConfig, values: int) -> None:
     """A config must be backed by weights in the file, or building its model could take all memory."""
-    d_kv, d_mlp = m.kv_heads * m.d_model // m.n_heads, m.mlp_ratio * m.d_model
     matrices = (
-        (m.d_model, m.q_rank), (d_kv, m.k_rank), (d_kv, m.v_rank), (m.d_model, m.out_rank),
-        (d_mlp, m.fc_rank), (d_mlp, m.proj_rank),
+        (m.d_model, m.q_rank), (m.d_kv, m.k_rank), (m.d_kv, m.v_rank), (m.d_model, m.out_rank),
+        (m.d_mlp, m.fc_rank), (m.d_mlp, m.proj_rank),
     )  # fmt: skip
     # Every matrix of a layer: with some at rank 1, the others alone could be huge.
     layer = sum(rank * (m.d_model + n) if rank else m.d_model * n for n, rank in matrices)

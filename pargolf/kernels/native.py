@@ -73,7 +73,7 @@ def attention_kernel(c: ModelConfig, dtype: torch.dtype, device: torch.device) -
     There is something for CPUs with a C++ compiler and the instructions (AVX512-BF16 or AMX for bfloat16,
     AVX2 for float32), in rows of a multiple of 32 tokens, for heads of up to WIDEST_HEAD.
     """
-    fits = c.seq_len % SIDE == 0 and c.d_model // c.n_heads <= WIDEST_HEAD
+    fits = c.seq_len % SIDE == 0 and c.d_head <= WIDEST_HEAD
     if not fits or not serves(dtype, device):
         return None
     return lambda q, k, v: _attention(q.contiguous(), k.contiguous(), v.contiguous())[0]

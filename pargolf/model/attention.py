@@ -16,7 +16,7 @@ class KVCache:
     """
 
     def __init__(self, c: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
-        shape = (c.n_layers, 2, batch, c.kv_heads, c.seq_len, c.d_model // c.n_heads)
+        shape = (c.n_layers, 2, batch, c.kv_heads, c.seq_len, c.d_head)
         self.store = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
 
@@ -42,11 +42,10 @@ class Attention(nn.Module):
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.n_heads, self.kv_heads, self.d_head = c.n_heads, c.kv_heads, c.d_model // c.n_heads
-        d_kv = self.kv_heads * self.d_head
+        self.n_heads, self.kv_heads, self.d_head = c.n_heads, c.kv_heads, c.d_head
         self.q = projection(c.d_model, c.d_model, c.q_rank, kind="attn")
-        self.k = projection(c.d_model, d_kv, c.k_rank, kind="attn")
-        self.v = projection(c.d_model, d_kv, c.v_rank, kind="attn")
+        self.k = projection(c.d_model, c.d_kv, c.k_rank, kind="attn")
+        self.v = projection(c.d_model, c.d_kv, c.v_rank, kind="attn")
         self.out = projection(c.d_model, c.d_model, c.out_rank, kind="attn", init="zero")
         self.q_gain = vector(c.n_heads, c.q_gain)
 

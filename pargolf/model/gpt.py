@@ -98,7 +98,7 @@ class GPT(nn.Module):
             self.skip_weights = skip_weights(c)
         else:
             self.depth = DepthAttention(c)
-        cos, sin = rope_tables(c.seq_len, c.d_model // c.n_heads, c.rope_base)
+        cos, sin = rope_tables(c.seq_len, c.d_head, c.rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         if seed is not None:

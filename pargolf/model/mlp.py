@@ -8,13 +8,12 @@ from pargolf.model.layers import projection
 
 
 class MLP(nn.Module):
-    """proj(relu(fc(x))^2), hidden width mlp_ratio * d_model (squared ReLU: arXiv 2109.08668)."""
+    """proj(relu(fc(x))^2), hidden width d_mlp (squared ReLU: arXiv 2109.08668)."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        hidden = c.mlp_ratio * c.d_model
-        self.fc = projection(c.d_model, hidden, c.fc_rank, kind="mlp")
-        self.proj = projection(hidden, c.d_model, c.proj_rank, kind="mlp", init="zero")
+        self.fc = projection(c.d_model, c.d_mlp, c.fc_rank, kind="mlp")
+        self.proj = projection(c.d_mlp, c.d_model, c.proj_rank, kind="mlp", init="zero")
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, d_model) -> the same shape."""

@@ -70,7 +70,7 @@ def step_cost(config: RunConfig, ranks: int = 1) -> dict[str, Work]:
     parameters = sum(p.numel() for p in model.parameters())
     tokens = t.batch_tokens // ranks
     element = 4 if t.dtype == "float32" else 2
-    d, d_kv, hidden = c.d_model, c.kv_heads * c.d_model // c.n_heads, c.mlp_ratio * c.d_model
+    d, d_kv, hidden = c.d_model, c.d_kv, c.d_mlp
     area = sum(rows * cols for rows, cols in matrices)
     sides = sum(rows + cols for rows, cols in matrices)
 

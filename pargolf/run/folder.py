@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pargolf.config.schema import RunConfig
-from pargolf.config.settings import read_config, to_dict
+from pargolf.config.settings import flatten, read_config, to_dict
 from pargolf.system.console import console
 from pargolf.system.errors import UserError
 from pargolf.system.files import write_json
@@ -109,12 +109,9 @@ def start_run(folder: Path, config: RunConfig) -> Run:
 
 def first_difference(a: RunConfig, b: RunConfig) -> str:
     """Where the settings `b` ("here") first differ from `a` ("there"), in words."""
-    left, right = to_dict(a), to_dict(b)
+    left, right = flatten(to_dict(a)), flatten(to_dict(b))
     return next(
-        f"{section}.{name} is {left[section][name]} there, {value} here"
-        for section, fields in right.items()
-        for name, value in fields.items()
-        if left[section][name] != value
+        f"{name} is {left[name]} there, {value} here" for name, value in right.items() if left[name] != value
     )
 
 

@@ -11,46 +11,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pargolf.config.environment import ENVIRONMENT
 from pargolf.run.folder import Run, append_line
 from pargolf.run.logs import LARGEST_LOG, LoggedScore, Setting, TrainLog, parse_log
 from pargolf.system.errors import UserError
 from pargolf.system.files import write_atomic, write_json
 
-# Settings as train_gpt.py of the challenge names them -> as a run's config.json does.
+# Settings as logs name them -> as a run's config.json does. Of two names for one, the later counts.
 SETTINGS = {
-    "vocab_size": "model.vocab_size",
-    "train_seq_len": "model.seq_len",
-    "num_layers": "model.n_layers",
-    "model_dim": "model.d_model",
-    "num_heads": "model.n_heads",
-    "num_kv_heads": "model.kv_heads",
-    "mlp_mult": "model.mlp_ratio",
-    "rope_base": "model.rope_base",
-    "logit_softcap": "model.softcap",
-    "qk_gain_init": "model.q_gain",
-    "tied_embed_init_std": "model.embed_std",
-    "seed": "train.seed",
-    "train_batch_tokens": "train.batch_tokens",
-    "iterations": "train.iterations",
-    "max_wallclock_seconds": "train.max_seconds",
-    "warmup_steps": "train.compile_warmup_steps",
-    "warmdown_iters": "train.warmdown_steps",
+    "embed_lr": "optim.embed_lr",  # beside tied_embed_lr it is that of an untied embedding
+    **{name.lower(): setting for name, setting in ENVIRONMENT.items() if not setting.startswith("data.")},
     "warmdown_frac": "train.warmdown_fraction",
-    "val_loss_every": "train.val_every",
-    "train_log_every": "train.log_every",
-    "matrix_lr": "optim.muon_lr",
-    "muon_momentum": "optim.muon_momentum",
-    "muon_momentum_warmup_start": "optim.muon_momentum_start",
-    "muon_momentum_warmup_steps": "optim.muon_momentum_warmup",
     "muon_wd": "optim.muon_weight_decay",
-    "muon_backend_steps": "optim.ns_steps",
-    "embed_lr": "optim.embed_lr",
-    "tied_embed_lr": "optim.embed_lr",  # after embed_lr, which then is that of an untied embedding
-    "scalar_lr": "optim.vector_lr",
-    "beta1": "optim.adam_beta1",
-    "beta2": "optim.adam_beta2",
-    "adam_eps": "optim.adam_eps",
-    "eval_stride": "eval.stride",
 }
 
 

@@ -1,14 +1,15 @@
-"""Ablations: a grid of settings, each over several seeds, and what it shows."""
+"""Ablations: a grid of settings and overlays, each point over several seeds, and what it shows."""
 
 import itertools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pargolf.config.schema import RunConfig, validate
+from pargolf.config.presets import add_overlays, read_overlays, validated
+from pargolf.config.schema import RunConfig
 from pargolf.config.settings import Settings, from_dict, read_setting, to_dict, with_settings
 from pargolf.study.children import Job, check_data, locked, refuse_incomparable, run_jobs, run_name, settle
 from pargolf.study.compare import Comparison, compare, to_json
@@ -17,63 +18,96 @@ from pargolf.system.console import say
 from pargolf.system.errors import UserError
 from pargolf.system.files import write_json
 
+BASE = "base"  # the alternative that changes nothing
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an alternative changes: overlays are laid over the base, then settings are set."""
+
+    overlays: str = ""
+    """As in the name of a stack, "+a+b"."""
+    settings: Settings = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return run_name(self.settings, self.overlays) or BASE
+
+    def __add__(self, other: "Change") -> "Change":
+        return Change(self.overlays + other.overlays, self.settings | other.settings)
+
+    def of(self, base: RunConfig) -> RunConfig:
+        """`base` so changed; UserError if the settings then do not fit together."""
+        below = add_overlays(base, self.overlays) if self.overlays else base
+        return validated(with_settings(below, self.settings))
+
 
 @dataclass(frozen=True)
 class Variation:
     """One point of the grid."""
 
-    name: str
-    settings: Settings
-    """What it sets; nothing for the preset itself."""
+    change: Change
     config: RunConfig
 
 
-def read_axis(text: str) -> list[Settings]:
-    """The alternatives of "model.q_rank=0,32", or of settings that change together, joined by "+".
+def read_axis(text: str) -> list[Change]:
+    """The alternatives of one --vary, between commas.
 
-    "model.d_model=128+model.n_heads=4,model.d_model=192+model.n_heads=6" has two alternatives.
-    Raises UserError on a setting or value that does not exist, or that no comparison shows.
+    Of a setting, "model.q_rank=0,32"; of settings that change together, joined by "+",
+    "model.d_model=128+model.n_heads=4,model.d_model=192+model.n_heads=6"; or of overlays,
+    "base,+a,+a+b,+a+model.q_rank=0", where "base" is the preset as it is. Raises UserError on a
+    setting, value or overlay that does not exist, or that no comparison shows.
     """
-    alternatives: list[Settings] = []
     first_name, equals, _ = text.partition("=")
+    if text.startswith("+") or text.split(",")[0] == BASE:
+        return [Change() if words == BASE else _read_change(words) for words in text.split(",")]
     if not equals:
-        raise UserError(f"'{text}' names no values; write section.field=value,value")
-    for alternative in text.split(","):
-        # A bare value is one more of the first setting. A "+" joins where a setting follows it;
-        # elsewhere it belongs to the value, as in 1e+3.
-        named = alternative if "=" in alternative else f"{first_name}={alternative}"
-        settings: Settings = {}
-        for part in re.split(r"\+(?=[\w-]+\.[\w-]+=)", named):
-            name, _, value = part.partition("=")
-            name = name.strip().replace("-", "_")
-            refuse_incomparable(name)
-            settings[name] = read_setting(name, value.strip())
-        alternatives.append(settings)
-    if len({frozenset(settings) for settings in alternatives}) > 1:
+        raise UserError(f"'{text}' names no values; write section.field=value,value or {BASE},+overlay")
+    # A bare value is one more of the first setting.
+    named = [words if "=" in words else f"{first_name}={words}" for words in text.split(",")]
+    changes = [_read_change(words) for words in named]
+    if len({frozenset(change.settings) for change in changes}) > 1:
         raise UserError(f"the alternatives of '{text}' do not change the same settings")
-    return alternatives
+    return changes
 
 
-def variations(base: RunConfig, axes: Sequence[list[Settings]], one_at_a_time: bool) -> list[Variation]:
+def _read_change(text: str) -> Change:
+    # A "+" joins where a setting follows it; elsewhere it belongs to the value, as in 1e+3.
+    first, *rest = re.split(r"\+(?=[\w-]+\.[\w-]+=)", text)
+    overlays = first if first.startswith("+") else ""
+    for layer in read_overlays(overlays):
+        for name in layer.settings:
+            refuse_incomparable(name)
+    settings: Settings = {}
+    for part in rest if overlays else [first, *rest]:
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"'{text}' is neither {BASE} nor +overlay nor section.field=value")
+        name = name.strip().replace("-", "_")
+        refuse_incomparable(name)
+        settings[name] = read_setting(name, value.strip())
+    return Change(overlays, settings)
+
+
+def variations(base: RunConfig, axes: Sequence[list[Change]], one_at_a_time: bool) -> list[Variation]:
     """The product of the axes, or the base and each of their alternatives alone; each once, all valid."""
     if not axes:
-        raise UserError("nothing to vary; add --vary section.field=value,value")
+        raise UserError(f"nothing to vary; add --vary section.field=value,value or --vary {BASE},+overlay")
     if one_at_a_time:
-        chosen: list[Settings] = [{}, *itertools.chain(*axes)]
+        changes = [Change(), *itertools.chain(*axes)]
     else:
-        chosen = [{k: v for part in parts for k, v in part.items()} for parts in itertools.product(*axes)]
+        changes = [sum(parts, Change()) for parts in itertools.product(*axes)]
     found: dict[RunConfig, Variation] = {}
-    for settings in chosen:
-        config = validate(with_settings(base, settings))
-        found.setdefault(config, Variation(run_name(settings) or "base", settings, config))
+    for change in changes:
+        config = change.of(base)
+        found.setdefault(config, Variation(change, config))
     return list(found.values())
 
 
 def ablate(
-    preset: str,
     base: RunConfig,
     folder: Path,
-    axes: Sequence[list[Settings]],
+    axes: Sequence[list[Change]],
     seeds: int,
     at_once: int = 1,
     one_at_a_time: bool = False,
@@ -91,11 +125,16 @@ def ablate(
     todo = variations(base, axes, one_at_a_time)
     check_data(variation.config for variation in todo)
     numbers = [base.train.seed + index for index in range(seeds)]
-    jobs = [_job(preset, variation, seed, folder) for variation in todo for seed in numbers]
+    jobs = [_job(variation, seed, folder) for variation in todo for seed in numbers]
     study: dict[str, Any] = {
-        "preset": preset,
         "base": to_dict(base),
-        "variations": {variation.name: variation.settings for variation in todo},
+        "variations": {
+            variation.change.name: {
+                "preset": variation.config.preset,
+                "settings": variation.change.settings,
+            }
+            for variation in todo
+        },
         "seeds": numbers,
         "failures": {},
     }
@@ -122,9 +161,9 @@ def ablate(
     return comparison
 
 
-def _job(preset: str, variation: Variation, seed: int, folder: Path) -> Job:
+def _job(variation: Variation, seed: int, folder: Path) -> Job:
     config = with_settings(variation.config, {"train.seed": seed})
-    return Job(preset, config, folder / f"{variation.name}-seed{seed}")
+    return Job(config, folder / f"{variation.change.name}-seed{seed}")
 
 
 def _recorded(path: Path) -> RunConfig | None:

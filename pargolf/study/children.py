@@ -31,7 +31,6 @@ LONGEST_NAME = 100  # characters of a run's name, before a hash replaces it
 class Job:
     """A run to be made, or to be finished."""
 
-    preset: str
     config: RunConfig
     folder: Path
 
@@ -61,9 +60,10 @@ def refuse_incomparable(name: str) -> None:
         raise UserError(f"{name} does not change a score, so runs are not compared by it")
 
 
-def run_name(settings: Mapping[str, Any]) -> str:
-    """A folder's name for a run of these settings: the same for the same settings."""
-    name = ",".join(f"{name}={value}" for name, value in settings.items()).replace("/", "_")
+def run_name(settings: Mapping[str, Any], overlays: str = "") -> str:
+    """A folder's name for a run of these overlays ("+a+b") and settings: the same for the same ones."""
+    words = [overlays] if overlays else []
+    name = ",".join(words + [f"{name}={value}" for name, value in settings.items()]).replace("/", "_")
     return name if len(name) <= LONGEST_NAME else hashlib.sha256(name.encode()).hexdigest()[:10]
 
 
@@ -170,9 +170,9 @@ def _start(job: Job, at_once: int, lock: int) -> subprocess.Popen[bytes]:
         cores = int(threads) if threads.isdigit() else os.cpu_count() or 1
         environment["OMP_NUM_THREADS"] = str(max(1, cores // at_once))
     command = [
-        sys.executable, "-m", "pargolf", "run", job.preset,
+        sys.executable, "-m", "pargolf", "run", job.config.preset,
         "--runs", str(job.folder.parent), "--name", job.folder.name,
-        *options(load_preset(job.preset), job.config),
+        *options(load_preset(job.config.preset), job.config),
     ]  # fmt: skip
     with open(job.folder / "stderr.log", "wb") as errors:
         return subprocess.Popen(

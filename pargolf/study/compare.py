@@ -58,6 +58,8 @@ class Group:
     label: str
     settings: Settings
     """Only those in which the compared groups differ."""
+    preset: str
+    """The stack its runs were made of, if they agree in it and the compared groups do not; else empty."""
     records: tuple[RunRecord, ...]
     val_bpb: float
     """Mean over the runs."""
@@ -99,17 +101,23 @@ def group_records(records: Iterable[RunRecord]) -> list[Group]:
         for name in sorted({name for settings in compared for name in settings})
         if len({repr(settings[name]) for settings in compared if name in settings}) > 1
     ]
+    stacks = [{record.preset for record in group} for group in grouped.values()]
+    tells = len(set().union(*stacks)) > 1
     return [
-        _group({name: settings[name] for name in differing if name in settings}, group)
-        for settings, group in zip(compared, grouped.values(), strict=True)
+        _group(
+            {name: settings[name] for name in differing if name in settings},
+            stack.pop() if tells and len(stack) == 1 else "",
+            group,
+        )
+        for settings, stack, group in zip(compared, stacks, grouped.values(), strict=True)
     ]
 
 
 def compare(records: Sequence[RunRecord], baseline: str = "", against: float | None = None) -> Comparison:
     """Compare each group of `records` with the baseline group, or with a published val_bpb.
 
-    `baseline` is the name or folder of a run, or settings ("model.q_rank=0"); by default the
-    group of the first record. Raises UserError if there are no records or none is the baseline.
+    `baseline` is the name or folder of a run, settings ("model.q_rank=0") or a stack ("demo+a"); by
+    default the group of the first record. Raises UserError if there are no records or none is the baseline.
     """
     groups = group_records(records)
     if not groups:
@@ -166,13 +174,14 @@ def _compared(record: RunRecord) -> Settings:
     return settings
 
 
-def _group(settings: Settings, records: list[RunRecord]) -> Group:
+def _group(settings: Settings, preset: str, records: list[RunRecord]) -> Group:
     scores = [r.val_bpb for r in records]
     losses = [r.val_loss for r in records if r.val_loss is not None]
     step_ms = [r.step_ms for r in records if r.step_ms is not None]
     return Group(
-        label=_label(settings) or records[0].name,
+        label=_label(settings, preset) or records[0].name,
         settings=settings,
+        preset=preset,
         records=tuple(records),
         val_bpb=statistics.fmean(scores),
         val_bpb_std=statistics.stdev(scores) if len(scores) > 1 else None,
@@ -182,8 +191,9 @@ def _group(settings: Settings, records: list[RunRecord]) -> Group:
     )
 
 
-def _label(settings: Settings) -> str:
-    return ", ".join(f"{value}" if name == RUN else f"{name}={value}" for name, value in settings.items())
+def _label(settings: Settings, preset: str = "") -> str:
+    words = ", ".join(f"{value}" if name == RUN else f"{name}={value}" for name, value in settings.items())
+    return f"{preset} ({words})" if preset and words else preset or words
 
 
 def _relabelled(group: Group, base: Group) -> Group:
@@ -193,7 +203,7 @@ def _relabelled(group: Group, base: Group) -> Group:
         for name, value in group.settings.items()
         if name not in base.settings or base.settings[name] != value
     }
-    return dataclasses.replace(group, label=_label(changes) or group.label)
+    return dataclasses.replace(group, label=_label(changes, group.preset) or group.label)
 
 
 def _find(groups: list[Group], wanted: str) -> Group:
@@ -201,7 +211,8 @@ def _find(groups: list[Group], wanted: str) -> Group:
     for group in groups:
         if any(wanted == r.name or Path(wanted) == r.folder for r in group.records):
             return group
-        if words <= {_label({name: value}) for name, value in group.settings.items()}:
+        told = {_label({name: value}) for name, value in group.settings.items()} | {group.preset}
+        if words <= told - {""}:
             return group
     raise UserError(f"no run or group is '{wanted}'; there are: {'; '.join(group.label for group in groups)}")
 

@@ -40,6 +40,8 @@ class RunRecord:
     """Median milliseconds a training step, over steps."""
     train_seconds: float | None = None
     steps: int | None = None
+    preset: str = ""
+    """The stack it was made of; empty where the run does not tell."""
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -53,7 +55,7 @@ def read_record(folder: Path) -> RunRecord:
         if run.config.exists():
             raise UserError(f"{folder} is unfinished: it has no result.json; finish it with `pargolf run`")
         raise UserError(f"{folder} is no run folder: it has no result.json")
-    result, settings = read_json(run.result), _read_settings(run)
+    result, (preset, settings) = read_json(run.result), _read_settings(run)
     try:
         scores = result["artifact"]
         how = list(scores)[-1]  # "sliding"; of an imported run the score that its log ends with
@@ -80,6 +82,7 @@ def read_record(folder: Path) -> RunRecord:
         step_ms=_median_step_ms(timing),
         train_seconds=result.get("train_seconds", timing[-1]["seconds"] if timing else None),
         steps=result.get("steps", metrics[-1]["step"] if metrics else None),
+        preset=preset,
     )
 
 
@@ -104,17 +107,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_settings(run: Run) -> Settings:
+def _read_settings(run: Run) -> tuple[str, Settings]:
+    """The stack that a run was made of, "" if it does not tell, and its known settings."""
     if run.imported.exists():
-        return flatten(read_json(run.imported).get("settings", {}))
+        return "", flatten(read_json(run.imported).get("settings", {}))
     if not run.config.exists():
-        return {}
+        return "", {}
     values = read_json(run.config)
     # All sections: written by pargolf, perhaps by a version that lacked some options, which are then
-    # off, their default. Fewer: an imported run, whose unknown settings stay unknown.
-    if values.keys() >= to_dict(RunConfig()).keys():
+    # off, their default, and the stack's name. Fewer: an imported run, whose unknown settings stay unknown.
+    if values.keys() >= to_dict(RunConfig()).keys() - {"preset"}:
         values = to_dict(from_dict(values))
-    return flatten({section: fields for section, fields in values.items() if isinstance(fields, dict)})
+    return str(values.get("preset", "")), flatten(values)
 
 
 def _median_step_ms(timing: list[dict[str, Any]]) -> float | None:

@@ -91,9 +91,7 @@ def read_search(text: str) -> tuple[str, BaseDistribution]:
         raise UserError(f"cannot search {text}: {error}") from None
 
 
-def sweep(
-    preset: str, base: RunConfig, folder: Path, search: Search, trials: int, storage: str = ""
-) -> Front:
+def sweep(base: RunConfig, folder: Path, search: Search, trials: int, storage: str = "") -> Front:
     """Go on until the study has `trials` that ended by themselves; returns where it then stands.
 
     `storage` is the URL of a database, by default a SQLite file in `folder`; the study in it has
@@ -105,13 +103,13 @@ def sweep(
     check_data([base])
     here = f"{socket.gethostname()}:{folder.resolve()}"
     with locked(folder) as lock:
-        study, base = _open(preset, base, folder, search, storage or _sqlite(folder / "study.db"))
+        study, base = _open(base, folder, search, storage or _sqlite(folder / "study.db"))
         _queue_interrupted(study, here)
         while (done := len(_ended(study))) < trials:
             trial = study.ask(search)
             trial.set_user_attr("folder", here)
             settings = {name: trial.params[name] for name in search}
-            job = Job(preset, with_settings(base, settings), folder / run_name(settings))
+            job = Job(with_settings(base, settings), folder / run_name(settings))
             outcome = _make_run(job, study, lock)
             said = _tell(study, trial, outcome)
             say(f"{done + 1}/{trials} {job.folder.name}: {said}")
@@ -130,9 +128,7 @@ def worse_than_median(curve: Curve, others: list[Curve]) -> bool:
     return len(there) >= ENOUGH and curve[step] > statistics.median(there)
 
 
-def _open(
-    preset: str, base: RunConfig, folder: Path, search: Search, storage: str
-) -> tuple[optuna.Study, RunConfig]:
+def _open(base: RunConfig, folder: Path, search: Search, storage: str) -> tuple[optuna.Study, RunConfig]:
     """The study, begun or continued, and the settings its trials start from."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -149,7 +145,7 @@ def _open(
     searched = {name: distribution_to_json(where) for name, where in search.items()}
     if recorded and recorded["search"] != searched:
         raise UserError(f"{folder} holds a sweep with another --search; choose another --name")
-    study.set_user_attr("settings", {"preset": preset, "base": to_dict(base), "search": searched})
+    study.set_user_attr("settings", {"base": to_dict(base), "search": searched})
     # Each start draws anew: the same seed would repeat the first start's random trials.
     study.sampler = optuna.samplers.TPESampler(seed=base.train.seed + len(study.trials))
     return study, base

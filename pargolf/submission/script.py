@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from pargolf.config.environment import ENVIRONMENT
 from pargolf.config.schema import RunConfig, validate, validate_world
 from pargolf.data.dataset import load_data
 from pargolf.data.shards import open_split
@@ -28,46 +29,6 @@ CONFIG = RunConfig()
 ARTIFACT = Path("model.pgz")
 LOGS = Path("logs")
 
-# Environment variables of the challenge's baseline (and of published records, where it has none)
-# and the settings they change. Every other setting is fixed.
-ENVIRONMENT = {
-    "DATA_PATH": ("data", "dataset"),
-    "TOKENIZER_PATH": ("data", "tokenizer"),
-    "SEED": ("train", "seed"),
-    "ITERATIONS": ("train", "iterations"),
-    "MAX_WALLCLOCK_SECONDS": ("train", "max_seconds"),
-    "TRAIN_BATCH_TOKENS": ("train", "batch_tokens"),
-    "TRAIN_SEQ_LEN": ("model", "seq_len"),
-    "TRAIN_LOG_EVERY": ("train", "log_every"),
-    "VAL_LOSS_EVERY": ("train", "val_every"),
-    "WARMUP_STEPS": ("train", "compile_warmup_steps"),
-    "WARMDOWN_ITERS": ("train", "warmdown_steps"),
-    "WARMDOWN_FRACTION": ("train", "warmdown_fraction"),
-    "VOCAB_SIZE": ("model", "vocab_size"),
-    "NUM_LAYERS": ("model", "n_layers"),
-    "MODEL_DIM": ("model", "d_model"),
-    "NUM_HEADS": ("model", "n_heads"),
-    "NUM_KV_HEADS": ("model", "kv_heads"),
-    "MLP_MULT": ("model", "mlp_ratio"),
-    "ROPE_BASE": ("model", "rope_base"),
-    "LOGIT_SOFTCAP": ("model", "softcap"),
-    "QK_GAIN_INIT": ("model", "q_gain"),
-    "TIED_EMBED_INIT_STD": ("model", "embed_std"),
-    "TIED_EMBED_LR": ("optim", "embed_lr"),
-    "MATRIX_LR": ("optim", "muon_lr"),
-    "SCALAR_LR": ("optim", "vector_lr"),
-    "WEIGHT_DECAY": ("optim", "muon_weight_decay"),
-    "MUON_MOMENTUM": ("optim", "muon_momentum"),
-    "MUON_MOMENTUM_WARMUP_START": ("optim", "muon_momentum_start"),
-    "MUON_MOMENTUM_WARMUP_STEPS": ("optim", "muon_momentum_warmup"),
-    "MUON_BACKEND_STEPS": ("optim", "ns_steps"),
-    "BETA1": ("optim", "adam_beta1"),
-    "BETA2": ("optim", "adam_beta2"),
-    "ADAM_EPS": ("optim", "adam_eps"),
-    "EVAL_STRIDE": ("eval", "stride"),
-    "EVAL_BATCH_SEQS": ("eval", "batch_rows"),
-}
-
 
 def from_environment(config: RunConfig, environment: Mapping[str, str]) -> RunConfig:
     """`config` with the settings that `environment` gives; UserError if one is malformed or does not fit.
@@ -76,9 +37,10 @@ def from_environment(config: RunConfig, environment: Mapping[str, str]) -> RunCo
     """
     if "WARMDOWN_ITERS" in environment:
         environment = {"WARMDOWN_FRACTION": "0", **environment}
-    for variable, (section, name) in ENVIRONMENT.items():
+    for variable, setting in ENVIRONMENT.items():
         if variable not in environment:
             continue
+        section, name = setting.split(".")
         part = getattr(config, section)
         kind = type(getattr(part, name))
         try:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pargolf.bundle.single_file import bundle, compressed, minified
 from pargolf.challenge import RECORD_NATS
 from pargolf.config.schema import ExportConfig, RunConfig
-from pargolf.config.settings import to_dict
+from pargolf.config.settings import to_toml
 from pargolf.export.artifact import read_header
 from pargolf.run.folder import Run, first_difference, open_run
 from pargolf.run.log_lines import size_lines
@@ -287,7 +287,7 @@ def _readme(
         "pargolf.submission",
         "README.md.jinja",
         config=config,
-        settings=to_dict(config),
+        settings=to_toml(config, {}),
         about=about,
         seeds=seeds,
         best=best,

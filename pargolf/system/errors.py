@@ -1,5 +1,8 @@
 """The exceptions that are part of normal use, as opposed to "pargolf is wrong"."""
 
+import difflib
+from collections.abc import Iterable
+
 from pargolf.system.escape import visible
 
 
@@ -26,3 +29,9 @@ def require(holds: bool, message: str) -> None:
     """Raise UserError with `message` unless `holds`."""
     if not holds:
         raise UserError(message)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: "; did you mean ...?", or "" if nothing is near."""
+    nearest = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""

@@ -8,7 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from pargolf.bundle.layout import write_out
 from pargolf.bundle.modules import Key, Node, read_module
 from pargolf.bundle.single_file import _literal, bundle, code_bytes, compressed, minified
+from pargolf.config.environment import ENVIRONMENT
 from pargolf.config.presets import load_preset
 from pargolf.config.schema import RunConfig
-from pargolf.submission.script import ENVIRONMENT, from_environment
+from pargolf.config.settings import flatten, to_dict
+from pargolf.submission.script import from_environment
 from pargolf.submission.submit import requirements
 from pargolf.system.errors import UserError
 
@@ -205,9 +207,15 @@ def test_a_name_that_others_import_stays() -> None:
 
 
 def test_environment_variables_name_settings_that_exist() -> None:
-    for section, name in ENVIRONMENT.values():
-        assert name in {f.name for f in fields(getattr(SEED, section))}
+    assert set(ENVIRONMENT.values()) <= flatten(to_dict(SEED)).keys()
     assert len(set(ENVIRONMENT.values())) == len(ENVIRONMENT)
+
+
+def test_a_setting_that_only_the_environment_reads_is_in_the_file() -> None:
+    """Without compilation nothing else reads compile_warmup_steps."""
+    found = definitions(bundle(changed(SEED, train={"compile": "off"})))
+    assert "compile_warmup_steps" in ast.unparse(found["TrainConfig"])
+    assert "compile_cache" not in ast.unparse(found["TrainConfig"])
 
 
 def test_the_environment_changes_settings() -> None:

@@ -19,7 +19,7 @@ def test_a_setting_is_read_as_its_type() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("model.q_rnk", "7", "no setting 'model.q_rnk'; perhaps model.q_rank"),
+        ("model.q_rnk", "7", "no setting 'model.q_rnk'; did you mean model.q_rank"),
         ("model.q_rank", "7.5", "model.q_rank must be of type int, is '7.5'"),
         ("eval.compressors", "yes", "eval.compressors must be of type bool"),
         ("export.codec", "gzip", "export.codec must be one of zstd, zlib"),

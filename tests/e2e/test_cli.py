@@ -201,6 +201,21 @@ def test_the_overview_lists_the_commands_in_the_order_of_the_work(capsys: pytest
     assert dispatch([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if line.startswith("  ")] == list(COMMANDS)
+    assert "presets: baseline, demo, full-q, lowrank-q192" in lines
+    assert any(line.startswith("overlays: depth-attention, ") for line in lines)
+
+
+def test_config_prints_a_file_that_stands_for_the_stack(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["demo+legendre-mix", "--model.q-rank", "24"]
+    assert dispatch(["config", *options]) == 0
+    out = capsys.readouterr().out
+    assert "q_rank = 24  # --model.q_rank\n" in out
+    assert 'mix_init = "legendre"  # legendre-mix\n' in out
+    file = tmp_path / "whole.toml"
+    file.write_text(out)
+    assert run_args([str(file)], "train").config == run_args(options, "train").config
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -231,9 +246,13 @@ print("torch" in sys.modules)
     ("arguments", "message"),
     [
         (["bogus"], "no command 'bogus'"),
+        (["trian"], "did you mean train?"),
         (["train"], "name a preset first"),
         (["train", "nope"], "no preset 'nope'"),
-        (["train", "demo", "--model.qrank", "3"], "perhaps --model.q-rank"),
+        (["train", "legendre-mix"], "lay it over a preset: lowrank-q192+legendre-mix"),
+        (["plan", "lowrank-q192+legendre-mix+depth-attention"], "overlay depth-attention does not fit"),
+        (["config", "demo+legendre-mix+sigmoid-mix"], "overlays legendre-mix and sigmoid-mix set"),
+        (["train", "demo", "--model.qrank", "3"], "did you mean --model.q-rank"),
         (["train", "demo", "--model.q-rank", "many"], "invalid literal"),
         (["train", "demo", "--model.n-heads", "7"], "not a multiple of model.n_heads"),
         (["plan", "demo", "--eval.stride", "300"], "larger than the window"),
@@ -269,6 +288,9 @@ def test_the_default_name_tells_what_was_changed(dataset: Dataset, tmp_path: Pat
         return run_args(["demo", *arguments], "train").folder.name
 
     assert folder() == "demo"
+    (tmp_path / "mine.toml").write_text("[model]\nq_rank = 8\n")
+    stack = f"demo+legendre-mix+{tmp_path}/mine.toml"
+    assert run_args([stack, "--train.seed", "42"], "train").folder.name == "demo+legendre-mix+mine-seed=42"
     assert folder("--model.q-rank", "24", "--train.seed", "42") == "demo-q_rank=24-seed=42"
     assert re.fullmatch(r"demo-[0-9a-f]{10}", folder(*dataset.options()))
     assert folder(*dataset.options()) != folder(*dataset.options(train__seed=2))

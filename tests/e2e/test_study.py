@@ -79,6 +79,31 @@ def test_an_ablation(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFix
     assert Path(f"{good}-seed1337/result.json").stat().st_mtime_ns == kept
 
 
+def test_an_ablation_of_overlays(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = dataset.options(train__iterations=3, train__checkpoint_every=0, eval__stride=64)
+    command = [
+        "ablate", "demo", "--runs", str(tmp_path), "--name", "study", "--eval.no-compressors",
+        "--seeds", "1", "--jobs", "2", "--vary", "base,+legendre-mix,+spectral-embed", *options,
+    ]  # fmt: skip
+    assert dispatch(command) == 0
+    study = tmp_path / "study"
+    recorded = json.loads((study / "study.json").read_text())
+    assert recorded["variations"]["+legendre-mix"] == {"preset": "demo+legendre-mix", "settings": {}}
+    groups = json.loads((study / "comparison.json").read_text())["groups"]
+    assert [group["label"] for group in groups] == [
+        "demo (model.embed_init=normal, model.mix_init=identity)",
+        "demo+legendre-mix (model.mix_init=legendre)",
+        "demo+spectral-embed (model.embed_init=spectral)",
+    ]
+    config = json.loads((study / "+legendre-mix-seed1337" / "config.json").read_text())
+    assert (config["preset"], config["model"]["mix_init"]) == ("demo+legendre-mix", "legendre")
+    capsys.readouterr()
+    assert dispatch(command) == 0
+    assert "3 runs, 3 of them finished before" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_sweep(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "sweep"
@@ -135,9 +160,9 @@ def test_mistakes_are_one_clear_line(
         (["compare"], "name the runs to compare"),
         (["compare", "--values", "1.1,x"], "no list of val_bpb"),
         (["ablate"], "name a preset first"),
-        (["ablate", "demo", "--model.qrank", "3"], "perhaps --model.q-rank"),
+        (["ablate", "demo", "--model.qrank", "3"], "did you mean --model.q-rank"),
         (["ablate", "demo"], "nothing to vary"),
-        (["ablate", "demo", "--vary", "model.q_rank=0,257"], "model.q_rank 257"),
+        (["ablate", "demo", "--vary", "model.q_rank=0,257"], "model.q_rank must be in 0..256"),
         (["ablate", "demo", "--vary", "model.q_rank=0", "--seeds", "0"], "must be at least 1"),
         (["ablate", "demo", "--vary", "model.q_rank=0", "--data.corpus", "none"], "cannot read tokenizer"),
         (["sweep", "demo"], "at least one --search"),

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import pargolf
-from pargolf.config.presets import load_preset, preset_names
+from pargolf.config.presets import load_preset, overlay_names, preset_names
 from pargolf.config.schema import ModelConfig
 from pargolf.config.settings import model_from_dict, to_dict
 from pargolf.export.artifact import read_artifact
@@ -61,7 +61,7 @@ def tokens(rows: int, length: int) -> Tensor:
     return torch.randint(512, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("preset", [*preset_names(), *(f"lowrank-q192+{name}" for name in overlay_names())])
 def test_logits_loss_and_greedy_text_are_those_of_pargolf(
     preset: str, dataset: Dataset, tmp_path: Path
 ) -> None:

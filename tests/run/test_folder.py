@@ -1,6 +1,7 @@
 """A run's files: appended lines that survive a crash, replaced files that are never half there."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -62,6 +63,9 @@ def test_a_folder_belongs_to_one_configuration(tmp_path: Path) -> None:
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=2))
     with pytest.raises(UserError, match="seed is 1337 there, 2 here"):
         start_run(tmp_path / "a", other)
+    # A name tells no settings apart; the run keeps the one that it was last continued by.
+    start_run(tmp_path / "a", dataclasses.replace(config, preset="lowrank-q192"))
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["preset"] == "lowrank-q192"
 
 
 def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

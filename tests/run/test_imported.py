@@ -89,6 +89,20 @@ def test_a_test_time_trained_score_keeps_its_name_and_goes_last(tmp_path: Path) 
     assert settings["optim"] == {"embed_lr": 0.03}
 
 
+def test_of_two_names_for_a_setting_the_nearer_one_counts(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_text(
+        "Hyperparameters:\n  muon_wd: 0.04\n  weight_decay: 0.01\n  warmdown_frac: 0.5\n  tokenizer_path: x\n"
+        "  eval_batch_seqs: 7\n10/10 train_loss: 2.5 train_time: 0.5m tok/s: 1\n"
+    )
+    import_run(path, tmp_path / "runs", "two")
+    record = json.loads((tmp_path / "runs/two/imported.json").read_text())
+    assert record["settings"] == {
+        "train": {"warmdown_fraction": 0.5}, "optim": {"muon_weight_decay": 0.04}, "eval": {"batch_rows": 7}
+    }  # fmt: skip
+    assert "tokenizer_path" in record["others"]  # a place on another machine
+
+
 def test_settings_have_the_names_of_config_json() -> None:
     config = to_dict(RunConfig())
     for name in SETTINGS.values():

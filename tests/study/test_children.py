@@ -36,6 +36,7 @@ def test_options_turn_a_preset_into_any_config(changes: dict[str, object]) -> No
 
 def test_a_name_is_one_part_of_a_path_and_not_too_long() -> None:
     assert run_name({"model.q_rank": 8, "data.dataset": "a/b"}) == "model.q_rank=8,data.dataset=a_b"
+    assert run_name({"model.q_rank": 8}, "+a+./b.toml") == "+a+._b.toml,model.q_rank=8"
     long = run_name({f"model.x{i}": i for i in range(20)})
     assert len(long) <= LONGEST_NAME
     assert long != run_name({f"model.x{i}": i + 1 for i in range(20)})

@@ -1,5 +1,6 @@
 """Runs are grouped by what can change a score, and compared honestly."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -58,6 +59,23 @@ def test_only_differing_settings_are_shown() -> None:
     assert base.label == "model.q_rank=192, optim.muon_lr=0.02"
     assert better.label == "model.q_rank=0"
     assert alike.label == "model.q_rank=64, optim.muon_lr=0.03"
+
+
+def test_the_stack_s_name_is_told_where_it_differs() -> None:
+    def made_of(preset: str, records: list[RunRecord]) -> list[RunRecord]:
+        return [dataclasses.replace(record, preset=preset) for record in records]
+
+    demo, overlay = made_of("demo", BASE), made_of("demo+full", BETTER)
+    groups = compare([*demo, *overlay, *ALIKE]).groups
+    assert [group.label for group in groups] == [
+        "demo (model.q_rank=192, optim.muon_lr=0.02)", "demo+full (model.q_rank=0)",
+        "model.q_rank=64, optim.muon_lr=0.03",
+    ]  # fmt: skip
+    assert compare([*demo, *overlay], "demo+full").reference == "demo+full (model.q_rank=0)"
+    # No name tells apart what is made of one stack, or tells what is made of several.
+    assert compare(made_of("demo", [*BASE, *BETTER])).groups[1].label == "model.q_rank=0"
+    mixed = compare([*made_of("demo", BASE[:1]), *made_of("mine.toml", BASE[1:]), *BETTER]).groups
+    assert len(mixed) == 2 and mixed[0].label == "model.q_rank=192"
 
 
 def test_the_stride_that_was_scored_counts_and_not_the_setting() -> None:

@@ -32,10 +32,12 @@ def folder(root: Path, name: str = "run", **files: Any) -> Path:
 
 def test_a_run_of_ours(tmp_path: Path) -> None:
     timing = [{"step": 1, "seconds": 5.0}, {"step": 11, "seconds": 6.0}, {"step": 21, "seconds": 8.0}]
-    path = folder(tmp_path, config=to_dict(RunConfig()), result=RESULT, timing=timing)
+    config = to_dict(RunConfig(preset="demo+legendre-mix"))
+    path = folder(tmp_path, config=config, result=RESULT, timing=timing)
     record = read_record(path)
     assert (record.name, record.val_bpb, record.val_loss, record.stride) == ("run", 1.2, 2.0, 64)
     assert (record.seed, record.settings["model.q_rank"]) == (1337, 192)
+    assert record.preset == "demo+legendre-mix" and "preset" not in record.settings
     assert (record.bytes_total, record.bytes_model, record.budget) == (100, 90, 1000)
     assert (record.steps, record.train_seconds) == (7, 3.5)
     assert record.step_ms == pytest.approx(200)  # of 1 step at 5000, 10 at 100 and 10 at 200
@@ -43,8 +45,9 @@ def test_a_run_of_ours(tmp_path: Path) -> None:
 
 def test_settings_younger_than_the_run_are_at_their_default(tmp_path: Path) -> None:
     config = to_dict(RunConfig())
-    del config["model"]["q_rank"]
-    assert read_record(folder(tmp_path, config=config, result=RESULT)).settings["model.q_rank"] == 192
+    del config["model"]["q_rank"], config["preset"]
+    record = read_record(folder(tmp_path, config=config, result=RESULT))
+    assert (record.settings["model.q_rank"], record.preset) == (192, "")
 
 
 def test_an_imported_run_tells_what_it_knows(tmp_path: Path) -> None:

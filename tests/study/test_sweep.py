@@ -52,7 +52,7 @@ def test_choices(choices: list[int]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model.q_rnk=0:3", "perhaps model.q_rank"),
+        ("model.q_rnk=0:3", "did you mean model.q_rank"),
         ("model.q_rank", "names no range"),
         ("model.q_rank=5:1", "low <= high"),
         ("model.q_rank=1:5:0", "step > 0"),
@@ -119,16 +119,16 @@ def test_interrupted_trials_of_this_folder_are_asked_for_again() -> None:
 def test_machines_share_a_study_of_the_same_settings(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/shared.db"
     auto = load_preset("demo")
-    first, base = _open("demo", auto, tmp_path / "a" / "x", WHERE, storage)
-    second, same = _open("demo", auto, tmp_path / "b" / "x", WHERE, storage)
+    first, base = _open(auto, tmp_path / "a" / "x", WHERE, storage)
+    second, same = _open(auto, tmp_path / "b" / "x", WHERE, storage)
     assert base == same
     assert base.train.dtype != "auto"
     trial = first.ask(WHERE)
     assert [t.number for t in second.trials] == [trial.number]
     other = with_settings(auto, {"model.q_rank": 3})
     with pytest.raises(UserError, match=rf"model\.q_rank is {auto.model.q_rank} there, 3 here"):
-        _open("demo", other, tmp_path / "a" / "x", WHERE, storage)
+        _open(other, tmp_path / "a" / "x", WHERE, storage)
     with pytest.raises(UserError, match="another --search"):
-        _open("demo", auto, tmp_path / "a" / "x", {"model.d_model": IntDistribution(8, 16)}, storage)
+        _open(auto, tmp_path / "a" / "x", {"model.d_model": IntDistribution(8, 16)}, storage)
     with pytest.raises(UserError, match="cannot open the study's database"):
-        _open("demo", auto, tmp_path / "x", WHERE, f"sqlite:///{tmp_path}/nowhere/x.db")
+        _open(auto, tmp_path / "x", WHERE, f"sqlite:///{tmp_path}/nowhere/x.db")
