@@ -27,7 +27,7 @@ def init_weights(model: "GPT", seed: int) -> None:
     - mixes: `mix_profile`;
     - scales, gains, skip weights and depth attention keep the constants they are built with.
     """
-    c = model.config
+    c: ModelConfig = model.config
     generator = torch.Generator().manual_seed(seed)
     model.embed.weight.normal_(0.0, c.embed_std, generator=generator)
     if c.embed_init == "spectral":
