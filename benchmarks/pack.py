@@ -111,7 +111,8 @@ def main(
     for _ in range(repeats):
         for layout in layouts:
             start = time.perf_counter()
-            blobs[layout] = lay_out(weights, slots, layout)
+            export = ExportConfig(layout=layout)  # type: ignore[arg-type]
+            blobs[layout] = lay_out(weights, slots, export)
             laid_out = time.perf_counter() - start
             for codec in codecs:
                 start = time.perf_counter()
@@ -120,7 +121,7 @@ def main(
                 start = time.perf_counter()
                 for blob, data in zip(blobs[layout], packed, strict=True):
                     raw = decompress(data, codec, len(blob.raw))
-                    decode_section(raw, blob.code, layout, blob.values)
+                    decode_section(raw, blob.code, export, blob.values)
                 reading[layout, codec].append(time.perf_counter() - start)
                 small[layout, codec] = sum(map(len, packed)) + sum(len(blob.code) for blob in blobs[layout])
 

@@ -1,4 +1,4 @@
-"""Code without what cannot happen: branches that constants decide, parameters that nothing reads."""
+"""Definitions without the branches that no run takes, since frozen settings decide them."""
 
 import ast
 from collections.abc import Mapping, Sequence
@@ -6,59 +6,48 @@ from typing import Any
 
 import libcst as cst
 
-from pargolf.bundle.known import Known, Scope, Unknown, parameters, scope_of
-from pargolf.bundle.learn import callee_of
-from pargolf.bundle.modules import Key, Node, code_of, mentions, parts_of
+from pargolf.bundle.evaluate import Frozen, Scope, Unknown, choices_of, scope_of
+from pargolf.bundle.modules import Key, Node, code_of, mentions, own_parts, parts_of, tree_of
 
 EMPTY = cst.Module([])
+# What needs no parentheses, wherever it stands
+TIGHT = cst.Name | cst.Attribute | cst.Call | cst.Subscript | cst.SimpleString | cst.BaseNumber
 
 
-def fold(live: Mapping[Key, Node], known: Known) -> dict[Key, Node]:
-    """New forms of the definitions out of which something can be taken that `known` shows to be needless."""
-    changed = {}
+def fold(live: Mapping[Key, Node], frozen: Frozen) -> dict[Key, Node]:
+    """New forms of those definitions out of which something can be taken: branches, and at last entries."""
+    changed: dict[Key, Node] = {}
     for key, node in live.items():
-        scope = scope_of(key, node, known)
+        scope = scope_of(key, node, live, frozen)
         if _may_change(node, scope):
             folded = node.visit(_Folder(scope))
             assert isinstance(folded, Node)
             if code_of(folded) != code_of(node):
                 changed[key] = folded
-    return changed
+    return changed or _shorter_tables(live, frozen)
 
 
 def _may_change(node: Node, scope: Scope) -> bool:
     """False where `_Folder` would find nothing; to look is quicker than to visit."""
-    known, module = scope.known, scope.key[0]
-    is_table = not isinstance(node, cst.FunctionDef | cst.ClassDef)
-
-    def matters(part: ast.AST) -> bool:
+    for part in parts_of(node):
         match part:
-            case ast.If(test=test) | ast.IfExp(test=test) | ast.BoolOp(values=[test, *_]):
-                return scope.knows(test)
-            case ast.Call(func=function):
-                callee = callee_of(module, function, known.live)
-                return callee in known.unused
-            case ast.Attribute(attr=name):
-                return name in known.unread
-            case ast.Subscript(value=ast.Dict()):
+            case ast.If(test=decides) | ast.IfExp(test=decides) | ast.BoolOp(values=[decides, *_]):
+                if scope.knows(decides):
+                    return True
+            case ast.Subscript(value=ast.Dict(), slice=decides) if scope.knows(decides):
                 return True
-        return is_table and isinstance(part, ast.Dict)
-
-    absent = any(known.is_absent(module, name) for name in mentions(node).unions)
-    return absent or scope.key in known.unused or any(map(matters, parts_of(node)))
+    return any(map(scope.is_absent, mentions(scope.module, node).unions))
 
 
 class _Folder(cst.CSTTransformer):
     def __init__(self, scope: Scope):
         super().__init__()
-        self.scope, self.known, self.module = scope, scope.known, scope.key[0]
-        self.unused = self.known.unused.get(scope.key, frozenset())
+        self.scope = scope
         self.elifs: set[cst.CSTNode] = set()
-        self.depth = 0
 
     def value(self, node: cst.BaseExpression) -> Any:
-        """The constant value of an expression; raises Unknown if it has none."""
-        return self.scope.evaluate(_expression(node))
+        """The value of an expression in every run; raises Unknown if it may vary."""
+        return self.scope.evaluate(ast.parse(f"({EMPTY.code_for_node(node)})", mode="eval").body)
 
     def decide(self, test: cst.BaseExpression) -> bool | None:
         """The truth of an expression; None if it depends on the run."""
@@ -95,7 +84,9 @@ class _Folder(cst.CSTTransformer):
 
     def leave_IfExp(self, original_node: cst.IfExp, updated_node: cst.IfExp) -> cst.BaseExpression:
         truth = self.decide(updated_node.test)
-        return updated_node if truth is None else updated_node.body if truth else updated_node.orelse
+        if truth is None:
+            return updated_node
+        return _in_place_of(updated_node, updated_node.body if truth else updated_node.orelse)
 
     def leave_BooleanOperation(
         self, original_node: cst.BooleanOperation, updated_node: cst.BooleanOperation
@@ -103,9 +94,22 @@ class _Folder(cst.CSTTransformer):
         truth = self.decide(updated_node.left)
         if truth is None:
             return updated_node
-        return (
-            updated_node.right if truth == isinstance(updated_node.operator, cst.And) else updated_node.left
-        )
+        goes_on = truth == isinstance(updated_node.operator, cst.And)
+        return _in_place_of(updated_node, updated_node.right if goes_on else updated_node.left)
+
+    def leave_Subscript(
+        self, original_node: cst.Subscript, updated_node: cst.Subscript
+    ) -> cst.BaseExpression:
+        """{"a": x, "b": y}[known] is one of x and y."""
+        match updated_node:
+            case cst.Subscript(cst.Dict(elements=entries), [cst.SubscriptElement(cst.Index(wanted))]):
+                keys = [entry.key for entry in entries if isinstance(entry, cst.DictElement)]
+                try:
+                    place = [self.value(key) for key in keys].index(self.value(wanted))
+                except (Unknown, ValueError):
+                    return updated_node
+                return _in_place_of(updated_node, entries[place].value)
+        return updated_node
 
     def leave_IndentedBlock(
         self, original_node: cst.IndentedBlock, updated_node: cst.IndentedBlock
@@ -118,88 +122,11 @@ class _Folder(cst.CSTTransformer):
                 return updated_node.with_changes(body=updated_node.body[: index + 1])
         return updated_node
 
-    # Choices
-
-    def leave_Subscript(
-        self, original_node: cst.Subscript, updated_node: cst.Subscript
-    ) -> cst.BaseExpression:
-        """{"a": x, "b": y}[known] is one of x and y."""
-        match updated_node:
-            case cst.Subscript(cst.Dict(elements=entries), [cst.SubscriptElement(cst.Index(wanted))]):
-                try:
-                    found = [
-                        entry.value for entry in entries if self.value(_key(entry)) == self.value(wanted)
-                    ]
-                except Unknown:
-                    return updated_node
-                return found[0]
-        return updated_node
-
-    def leave_Dict(self, original_node: cst.Dict, updated_node: cst.Dict) -> cst.Dict:
-        """A table by the words of one setting: leave its own, and those the program says elsewhere."""
-        if len(self.scope.key) != 2 or self.depth or not updated_node.elements:
-            return updated_node
-        try:
-            keys = [self.value(_key(entry)) for entry in updated_node.elements]
-            chosen = self.known.settings.choice(set(keys))
-        except Unknown:
-            return updated_node
-        leave_out = [key != chosen and key not in self.known.words for key in keys]
-        return updated_node.with_changes(elements=_without(updated_node.elements, leave_out))
-
-    # Parameters, arguments and attributes
-
-    def visit_FunctionDef(self, node: cst.FunctionDef) -> None:
-        self.depth += 1
-
     def leave_FunctionDef(
         self, original_node: cst.FunctionDef, updated_node: cst.FunctionDef
     ) -> cst.FunctionDef:
-        self.depth -= 1
-        if self.depth or not self.unused:
-            return updated_node
-        lists = {
-            name: _without(group, [parameter.name.value in self.unused for parameter in group])
-            for name in ("params", "kwonly_params")
-            for group in [getattr(updated_node.params, name)]
-        }
-        return updated_node.with_changes(params=updated_node.params.with_changes(**lists))
-
-    def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.Call:
-        callee = callee_of(self.module, _expression(updated_node.func), self.known.live)
-        unused = self.known.unused.get(callee, frozenset()) if callee else frozenset()
-        names = [parameter.arg for parameter in parameters(self.known.live[callee])] if callee else []
-        leave_out = []
-        for place, argument in enumerate(updated_node.args):
-            name = argument.keyword.value if argument.keyword else "".join(names[place : place + 1])
-            passes_on = isinstance(argument.value, cst.Name) and argument.value.value in self.unused
-            leave_out.append(passes_on or name in unused)
-        return updated_node.with_changes(args=_without(updated_node.args, leave_out))
-
-    def leave_SimpleStatementLine(
-        self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
-    ) -> cst.SimpleStatementLine | cst.RemovalSentinel:
-        """Take out assignments of constants to attributes that nothing reads."""
-        match updated_node.body:
-            case [cst.Assign([cst.AssignTarget(cst.Tuple(targets))], cst.Tuple(values))]:
-                leave_out = [self.is_unread(target.value) for target in targets]
-                if len(targets) != len(values) or not any(leave_out):
-                    return updated_node
-                left, right = _without(targets, leave_out), _without(values, leave_out)
-                if not left:
-                    return cst.RemoveFromParent()
-                return updated_node.with_changes(
-                    body=[cst.Assign([cst.AssignTarget(_tuple(left))], _tuple(right))]
-                )
-            case [cst.Assign([cst.AssignTarget(target)])] | [cst.AnnAssign(target)] if self.is_unread(target):
-                return cst.RemoveFromParent()
-        return updated_node
-
-    def is_unread(self, target: cst.BaseExpression) -> bool:
-        match target:
-            case cst.Attribute(cst.Name("self"), cst.Name(name)):
-                return name in self.known.unread
-        return False
+        """A function that yields stays as it is where it would cease to: it would be no generator."""
+        return original_node if _yields(original_node) and not _yields(updated_node) else updated_node
 
     # Types
 
@@ -210,20 +137,18 @@ class _Folder(cst.CSTTransformer):
         left, right = updated_node.left, updated_node.right
         if isinstance(updated_node.operator, cst.BitOr):
             for side, other in ((left, right), (right, left)):
-                absent = isinstance(side, cst.Name) and self.known.is_absent(self.module, side.value)
-                if absent and not (isinstance(other, cst.Name) and other.value == "None"):
+                if isinstance(side, cst.Name) and self.scope.is_absent(side.value):
                     return other
         return updated_node
 
 
-def _expression(node: cst.BaseExpression) -> ast.expr:
-    return ast.parse(f"({EMPTY.code_for_node(node)})", mode="eval").body
-
-
-def _key(entry: cst.BaseDictElement) -> cst.BaseExpression:
-    if not isinstance(entry, cst.DictElement):
-        raise Unknown
-    return entry.key
+def _in_place_of(whole: cst.BaseExpression, part: cst.BaseExpression) -> cst.BaseExpression:
+    """A part of an expression as what takes the place of the whole, in its parentheses."""
+    if part.lpar or (isinstance(part, TIGHT) and "\n" not in EMPTY.code_for_node(part)):
+        return part
+    if isinstance(whole, cst.Subscript) and not whole.lpar:  # it binds tighter than whatever it holds
+        return part.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
+    return part.with_changes(lpar=whole.lpar, rpar=whole.rpar)
 
 
 def _statements(body: cst.BaseSuite) -> Sequence[cst.BaseStatement]:
@@ -233,16 +158,45 @@ def _statements(body: cst.BaseSuite) -> Sequence[cst.BaseStatement]:
     return [cst.SimpleStatementLine(body.body)]
 
 
-def _tuple(elements: Sequence[Any]) -> Any:
-    return elements[0].value if len(elements) == 1 else cst.Tuple(elements, lpar=(), rpar=())
+def _yields(function: cst.FunctionDef) -> bool:
+    return any(isinstance(part, ast.Yield | ast.YieldFrom) for part in own_parts(function))
 
 
-def _without(items: Sequence[Any], leave_out: Sequence[bool]) -> Sequence[Any]:
-    """The items of a list but for some; what comes after the last one stays as it was."""
-    kept = [item for item, out in zip(items, leave_out, strict=True) if not out]
-    if kept and leave_out[-1]:
-        spaces = ("comma", "whitespace_after_arg", "whitespace_after_param")
-        kept[-1] = kept[-1].with_changes(
-            **{name: getattr(items[-1], name) for name in spaces if hasattr(items[-1], name)}
-        )
-    return kept
+# Tables
+
+
+def _shorter_tables(live: Mapping[Key, Node], frozen: Frozen) -> dict[Key, Node]:
+    """New forms of the tables that have an entry for each word of a setting.
+
+    They keep the entries whose word the program says: as the value of a setting, or anywhere else.
+    """
+    tables = {key: keys for key, node in live.items() if (keys := _keys(node))}
+    choices = choices_of(frozen)
+    tables = {key: keys for key, keys in tables.items() if {word.value for word in keys} in choices}
+    said = {
+        part.value
+        for key, node in live.items()
+        for part in parts_of(node)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str) and part not in tables.get(key, ())
+    }
+    changed: dict[Key, Node] = {}
+    for key, keys in tables.items():
+        match live[key]:
+            case cst.SimpleStatementLine(
+                [cst.Assign(value=cst.Dict() as table) | cst.AnnAssign(value=cst.Dict() as table)]
+            ) as line:
+                entries = zip(table.elements, keys, strict=True)
+                kept = [entry for entry, word in entries if word.value in said]
+                if len(kept) < len(keys):
+                    kept[-1] = kept[-1].with_changes(comma=table.elements[-1].comma)
+                    changed[key] = line.with_deep_changes(table, elements=kept)
+    return changed
+
+
+def _keys(node: Node) -> list[ast.Constant]:
+    """The keys of the table that a definition is; none if it is anything else."""
+    match tree_of(node):
+        case ast.Assign(value=ast.Dict(keys=keys)) | ast.AnnAssign(value=ast.Dict(keys=keys)):
+            constants = [key for key in keys if isinstance(key, ast.Constant)]
+            return constants if len(constants) == len(keys) else []
+    return []

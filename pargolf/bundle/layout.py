@@ -2,7 +2,7 @@
 
 import builtins
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 import libcst as cst
@@ -12,8 +12,8 @@ from pargolf.bundle.modules import (
     Import,
     Key,
     Node,
+    bindings,
     find_definition,
-    find_import,
     find_module,
     mentions,
     read_module,
@@ -57,20 +57,12 @@ def write_out(live: Mapping[Key, Node], entries: Sequence[Key], docstring: str, 
 
 def _names(live: Mapping[Key, Node]) -> dict[Key, str]:
     """A name for every definition: its own, with its module's before it where two would meet."""
-    owners = defaultdict(set)
-    for key in live:
-        if len(key) == 2:
-            owners[key[1]].add(key)
-    taken = {entry.bound for entry in _external(live)} | set(dir(builtins))
-    clashes = {name for name, keys in owners.items() if len(keys) > 1 or name in taken}
-    for key, node in live.items():  # and where it is used, a local variable may have its name
-        clashes |= {
-            name
-            for alias, name in mentions(node).members
-            if name in mentions(node).bound and find_module(key[0], alias)
-        }
     keys: list[Key] = [key for key in live if len(key) == 2]
-    names = {key: _long_name(key) if key[1] in clashes else key[1] for key in keys}
+    count = Counter(key[1] for key in keys)
+    taken = {entry.bound for entry in _external(live)} | set(dir(builtins))
+    for key, node in live.items():  # and where it is used, a local variable may have its name
+        taken |= {name for _, name in mentions(key[0], node).members if name in bindings(node)}
+    names = {key: _long_name(key) if key[1] in taken or count[key[1]] > 1 else key[1] for key in keys}
     if len(set(names.values())) < len(names):
         raise ValueError("two definitions have the same name, in modules of the same name")
     return names
@@ -85,20 +77,13 @@ def _long_name(key: Key) -> str:
 
 def _rename(key: Key, node: Node, names: Mapping[Key, str]) -> Node:
     """A definition that goes by its name in the file and calls others by theirs."""
-    m = mentions(node)
-    plain: dict[str, str] = {}
-    for name in {key[1]} | ((m.names | m.annotations | m.unions) - m.bound):
-        target = find_definition(key[0], name)
-        if target and names.get(target, name) != name:
-            plain[name] = names[target]
-    members = {
-        (alias, name): names[target]
-        for alias, name in m.members
-        if (module := find_module(key[0], alias)) and (target := find_definition(module, name))
-    }
-    if hidden := m.bound & {*plain.values(), *members.values()}:
+    found, bound = mentions(key[0], node), bindings(node).keys()
+    used = {name: target for name, target in (found.definitions | found.unions).items() if name not in bound}
+    plain = {key[1]: names[key[:2]]} | {name: names[target] for name, target in used.items()}
+    members = {member: names[target] for member, target in found.members.items()}
+    if hidden := bound & {*(new for old, new in plain.items() if old != new), *members.values()}:
         raise ValueError(f"{'.'.join(key)} has variables by the names of definitions it uses: {hidden}")
-    if not plain and not members:
+    if not members and all(old == new for old, new in plain.items()):
         return node
     renamed = node.visit(_Renamer(plain, members))
     assert isinstance(renamed, Node)
@@ -136,14 +121,11 @@ class _Renamer(cst.CSTTransformer):
 
 def _external(live: Mapping[Key, Node]) -> set[Import]:
     """The imports of other packages that the definitions need; ValueError if two bind one name."""
-    found: dict[str, Import] = {}
-    for key, node in live.items():
-        m = mentions(node)
-        for name in (m.names | m.annotations | m.unions | {alias for alias, _ in m.members}) - m.bound:
-            entry = find_import(key[0], name)
-            if entry and found.setdefault(name, entry) != entry:
-                raise ValueError(f"two imports bind {name}: {entry} and {found[name]}")
-    return set(found.values())
+    found = {entry for key, node in live.items() for entry in mentions(key[0], node).imports}
+    count = Counter(entry.bound for entry in found)
+    if several := sorted(str(entry) for entry in found if count[entry.bound] > 1):
+        raise ValueError(f"two imports bind one name: {', '.join(several)}")
+    return found
 
 
 def _imports(live: Mapping[Key, Node]) -> str:

@@ -6,49 +6,39 @@ attribute, keyword or string. That keeps a little too much, and never too little
 
 from collections.abc import Mapping, Sequence
 
-from pargolf.bundle.modules import Key, Mentions, Node, find_definition, find_module, mentions, read_module
+from pargolf.bundle.modules import Key, Node, is_made, mentions, read_module
 
 # Methods that are called without being named: by Python itself, and by nn.Module's __call__.
 CALLED_UNNAMED = {"forward"}
 
 
-def reach(nodes: dict[Key, Node], entries: Sequence[Key]) -> dict[Key, Node]:
+def reach(changed: Mapping[Key, Node], entries: Sequence[Key]) -> dict[Key, Node]:
     """The definitions and methods that `entries` need, themselves among them, in the order they were found.
 
-    Of a class among the entries all methods count: whoever it is made for calls them. `nodes` holds
-    the current form of every definition that has been changed; others are read from their modules,
-    and added to it.
+    Of a class among the entries all methods count: whoever it is made for calls them. A class that
+    is only one of several types in an annotation does not count: there may be no instance of it.
+    `changed` holds the current form of definitions that are no longer as their modules have them.
     """
     live: dict[Key, Node] = {}
+    methods: dict[Key, None] = {}  # of the live classes
     words: set[str] = set()
     waiting = [*entries]
     while waiting:
-        while waiting:
-            key = waiting.pop()
-            if key in live:
-                continue
-            if key not in nodes:
-                nodes |= {k: n for k, n in read_module(key[0]).nodes.items() if k[:2] == key}
-            live[key] = nodes[key]
-            mentioned = mentions(nodes[key])
-            words |= mentioned.words
-            waiting += needed(key[0], mentioned)
-        waiting = [key for key in nodes if key not in live and _is_called(key, live, words, entries)]
+        key = waiting.pop()
+        if key not in live:
+            nodes = read_module(key[0]).nodes
+            live[key] = changed.get(key, nodes[key])
+            methods |= {other: None for other in nodes if other[:2] == key}
+            found = mentions(key[0], live[key])
+            words |= found.words
+            waiting += [*found.definitions.values(), *found.members.values()]
+            waiting += [other for other in found.unions.values() if not is_made(other)]
+        if not waiting:
+            called = [x for x in methods if x[:2] in entries or (x[2:] and _is_called(x[-1], words))]
+            waiting = [method for method in called if method not in live]
     return live
 
 
-def needed(module: str, mentioned: Mentions) -> list[Key]:
-    """The keys of the definitions that code in `module` refers to by name."""
-    keys = [find_definition(module, name) for name in sorted(mentioned.names | mentioned.annotations)]
-    for name, attribute in sorted(mentioned.members):
-        if submodule := find_module(module, name):
-            keys.append(find_definition(submodule, attribute))
-    return [key for key in keys if key is not None]
-
-
-def _is_called(key: Key, live: Mapping[Key, Node], words: set[str], entries: Sequence[Key]) -> bool:
-    if len(key) < 3 or key[:2] not in live:
-        return False
-    name = key[2]
-    unnamed = name in CALLED_UNNAMED or (name.startswith("__") and name.endswith("__"))
-    return name in words or unnamed or key[:2] in entries
+def _is_called(method: str, words: set[str]) -> bool:
+    unnamed = method in CALLED_UNNAMED or (method.startswith("__") and method.endswith("__"))
+    return method in words or unnamed

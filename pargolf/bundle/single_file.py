@@ -1,31 +1,32 @@
 """From the package's modules to one file: the one that a submission runs, or one to import elsewhere.
 
-The file holds what its entries need (`script.main` under one configuration), and nothing else. It
-is made in three steps: find the definitions that are reached, take out of them what constants make
-needless, and again, until nothing changes (`shake.py`, `learn.py`, `fold.py`); keep the settings
-that are left to read; write all of it out in reading order (`layout.py`).
+The file holds what its entries need (`script.main` under one configuration). It is made in two
+steps: find the definitions that are reached, take out of them the branches that the settings
+decide, and again, until nothing changes (`shake.py`, `fold.py`); write all of it out in reading
+order (`layout.py`).
 """
 
-import ast
-import base64
 import json
 import lzma
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
+from typing import Any, Literal
 
 import libcst as cst
 
 from pargolf import __version__
+from pargolf.bundle.evaluate import Frozen, freeze
 from pargolf.bundle.fold import fold
-from pargolf.bundle.known import SECTIONS, Known, Settings, scope_of
 from pargolf.bundle.layout import write_out
-from pargolf.bundle.learn import learn
-from pargolf.bundle.modules import Key, Node, mentions, parts_of, read_module
+from pargolf.bundle.modules import Key, Node, read_module
 from pargolf.bundle.shake import reach
 from pargolf.config.environment import ENVIRONMENT
 from pargolf.config.schema import RunConfig
 from pargolf.config.settings import settled
+
+Form = Literal["readable", "minified", "compressed"]
 
 ENTRY = ("pargolf.submission.script", "main")
 DOCSTRING = f"""A submission to the parameter-golf challenge, made by pargolf {__version__} from its modules.
@@ -55,12 +56,8 @@ def bundle(config: RunConfig) -> str:
     # What a finished run has recorded of its own machine is left open.
     t = replace(config.train, device="auto", compile="off" if config.train.compile == "off" else "auto")
     config = replace(config, train=t)
-    schema = read_module("pargolf.config.schema").nodes  # of which the settings' properties stay as they are
-    frozen = {key: node for key, node in schema.items() if key[1] in SECTIONS}
-    frozen |= {key: _freeze(key[1], config) for key in frozen if len(key) == 2}
-    changeable = [setting.split(".") for setting in ENVIRONMENT.values()]
-    settings = Settings(config, frozenset((section, name) for section, name in changeable))
-    return write_out(_reduce(frozen, [ENTRY], settings), [ENTRY], DOCSTRING, ENDING)
+    frozen = freeze(config, ENVIRONMENT.values())
+    return write_out(_reduce(_defaults(config), [ENTRY], frozen), [ENTRY], DOCSTRING, ENDING)
 
 
 @cache
@@ -70,97 +67,92 @@ def bundle_classes(module: str, names: tuple[str, ...], docstring: str) -> str:
     Raises ValueError if the package holds something that cannot be moved into one file.
     """
     entries = [(module, name) for name in names]
-    sections = [(section, getattr(RunConfig(), section)) for section in SECTIONS.values()]
-    every = frozenset((section, field.name) for section, part in sections for field in fields(part))
-    return write_out(_reduce({}, entries, Settings(RunConfig(), every)), entries, docstring)
+    return write_out(_reduce({}, entries, {}), entries, docstring)
 
 
 def code_bytes(config: RunConfig) -> int:
-    """UTF-8 bytes of the train_gpt.py that `pargolf submit` writes for `config`, in its readable form.
+    """Bytes of the train_gpt.py that `pargolf submit` writes for `config`, in the form that it names.
 
     Codec or layout "auto" count as what they are expected to come to.
     """
-    return len(bundle(replace(config, export=settled(config.export))).encode())
+    source = bundle(replace(config, export=settled(config.export)))
+    return len(in_form(source, config.export.code_form))
 
 
+@cache
+def in_form(source: str, form: Form) -> bytes:
+    """The content of a train_gpt.py in one of its forms, which all do the same."""
+    if form == "compressed":
+        return compressed(source)
+    return (minified(source) if form == "minified" else source).encode()
+
+
+@cache
 def minified(source: str) -> str:
     """The same program in fewer bytes: no comments, no docstrings, short names."""
     from python_minifier import RemoveAnnotationsOptions, minify
 
-    # Annotations in classes are what makes fields of dataclasses.
-    annotations = RemoveAnnotationsOptions(remove_class_attribute_annotations=False)
-    return minify(source, remove_annotations=annotations, remove_literal_statements=True, rename_globals=True)
+    return minify(
+        source,
+        # Annotations in classes are what makes fields of dataclasses.
+        remove_annotations=RemoveAnnotationsOptions(remove_class_attribute_annotations=False),
+        remove_literal_statements=True,
+        rename_globals=True,
+        hoist_literals=False,  # what is said twice costs a compressed file less than a name for it
+    )
 
 
-def compressed(source: str) -> str:
-    """The minified program as a file that unpacks and runs itself."""
-    data = lzma.compress(minified(source).encode(), lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME)
-    text = base64.b85encode(data).decode()
-    return f'import base64,lzma;exec(lzma.decompress(base64.b85decode("{text}")))\n'
+def compressed(source: str) -> bytes:
+    """The minified program as a file that unpacks and runs itself.
+
+    Latin-1 has a character for every byte, so that the text holds the packed bytes as they are; base85
+    would make them a quarter longer.
+    """
+    text = lzma.compress(minified(source).encode(), lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME).decode(
+        "latin-1"
+    )
+    for char, escaped in (("\\", r"\\"), ('"', r"\""), ("\n", r"\n"), ("\r", r"\r")):
+        text = text.replace(char, escaped)
+    # Before a digit, \0 would go on.
+    text = re.sub("\0(?![0-7])", r"\\0", text).replace("\0", r"\x00")
+    line = f'import lzma;exec(lzma.decompress("{text}".encode("latin-1")))'
+    return f"# coding: latin-1\n{line}\n".encode("latin-1")
 
 
-def _reduce(nodes: dict[Key, Node], entries: Sequence[Key], settings: Settings) -> dict[Key, Node]:
-    """The definitions and methods that `entries` need under `settings`; `nodes` as they are here."""
-    known = None
+def _reduce(nodes: Mapping[Key, Node], entries: Sequence[Key], frozen: Frozen) -> dict[Key, Node]:
+    """The definitions and methods that `entries` need under `frozen`; `nodes` as they are here."""
     while True:
         live = reach(nodes, entries)
-        known = learn(live, settings, known)
-        changed = fold(live, known)
+        changed = fold(live, frozen)
         if not changed:
-            return live | _read_settings(live, known)
-        nodes |= changed
+            return live
+        nodes = {**nodes, **changed}
 
 
-def _freeze(kind: str, config: RunConfig) -> Node:
-    """The class of settings `kind` with the values of `config` for defaults."""
-    section = getattr(config, SECTIONS[kind])
-    node = read_module("pargolf.config.schema").nodes["pargolf.config.schema", kind]
-    assert isinstance(node, cst.ClassDef)
-    lines: list[cst.CSTNode] = []
-    for line in node.body.body:
-        match line:
-            case cst.SimpleStatementLine([cst.AnnAssign(cst.Name(name)) as declaration]):
-                default = cst.parse_expression(_literal(getattr(section, name)))
-                lines.append(line.with_changes(body=[declaration.with_changes(value=default)]))
-            case _:
-                lines.append(line)
-    return node.with_changes(body=node.body.with_changes(body=lines))
+def _defaults(config: RunConfig) -> dict[Key, Node]:
+    """The classes of settings with the values of `config` for defaults."""
+    values = dict(freeze(config))
+    nodes: dict[Key, Node] = {}
+    for key in dict.fromkeys(setting[:2] for setting in values):
+        node = read_module(key[0]).nodes[key]
+        assert isinstance(node, cst.ClassDef)
+        lines: list[cst.CSTNode] = []
+        for line in node.body.body:
+            match line:
+                case cst.SimpleStatementLine([cst.AnnAssign(cst.Name(name)) as field]) if (
+                    *key,
+                    name,
+                ) in values:
+                    default = cst.parse_expression(_literal(values.pop((*key, name))))
+                    line = line.with_changes(body=[field.with_changes(value=default)])
+            lines.append(line)
+        nodes[key] = node.with_changes(body=node.body.with_changes(body=lines))
+    if values:
+        raise ValueError(f"settings that their classes do not declare themselves: {list(values)}")
+    return nodes
 
 
-def _literal(value: str | bool | int | float) -> str:
+def _literal(value: Any) -> str:
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     return f"{value:_}" if type(value) is int and value >= 10_000 else repr(value)
-
-
-def _read_settings(live: Mapping[Key, Node], known: Known) -> dict[Key, Node]:
-    """The classes of settings with those fields alone that the program reads."""
-    words = {word for key, node in live.items() if key[-1] not in SECTIONS for word in mentions(node).words}
-    words |= {word.rpartition(".")[2] for word in words}  # "section.field", as ENVIRONMENT has them
-    whole: set[str] = set()  # handed to a function that looks at all fields
-    for key, node in live.items():
-        scope = scope_of(key, node, known)
-        for part in parts_of(node):
-            if isinstance(part, ast.Call):
-                whole |= {x.id for x in part.args if isinstance(x, ast.Name)}
-                if ast.unparse(part.func) in ("asdict", "dataclasses.asdict"):
-                    whole |= {scope.section(x) for x in part.args}
-    return {
-        key: _without_fields(node, words)
-        for key, node in live.items()
-        if key[0] == "pargolf.config.schema" and key[-1] in SECTIONS and key[1] not in whole
-    }
-
-
-def _without_fields(node: Node, read: set[str]) -> Node:
-    """A dataclass with the fields that are read; each goes with the string that explains it."""
-    assert isinstance(node, cst.ClassDef)
-    lines: list[cst.CSTNode] = []
-    keeps = True
-    for line in node.body.body:
-        match line:
-            case cst.SimpleStatementLine([cst.AnnAssign(cst.Name(name))]):
-                keeps = name in read
-        if keeps:
-            lines.append(line)
-    return node.with_changes(body=node.body.with_changes(body=lines))

@@ -97,10 +97,11 @@ def _literal(node: ast.expr, tree: ast.Module, depth: int) -> Any:
     if not isinstance(node, ast.Call):
         raise ValueError("no constant")
     if isinstance(node.func, ast.Attribute) and node.func.attr in ("encode", "decode"):
-        if node.keywords or [ast.literal_eval(a) for a in node.args] not in ([], ["utf-8"], ["utf8"]):
+        encoding = [ast.literal_eval(a) for a in node.args]
+        if node.keywords or encoding not in ([], ["utf-8"], ["utf8"], ["latin-1"]):
             raise ValueError("another encoding")
         value = _literal(node.func.value, tree, depth + 1)
-        return value.encode() if isinstance(value, str) else value.decode()
+        return value.encode(*encoding) if isinstance(value, str) else value.decode(*encoding)
     function = qualified(node.func, aliases(tree))
     options = {keyword.arg or "": keyword.value for keyword in node.keywords}
     if function not in DECODERS or (function != "compile" and len(node.args) != 1):

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from pargolf.cli.parse import parse
-from pargolf.system.errors import require
 
 
 @dataclass
@@ -23,10 +23,9 @@ class SubmitArgs:
     """What it is, in a sentence or two."""
     out: Path | None = None
     """Folder to write; default: submissions/<date>_<name>."""
-    minify: bool = False
-    """Write train_gpt.py without comments and with short names."""
-    compressed: bool = False
-    """Write it minified, compressed and unpacking itself."""
+    form: Literal["", "readable", "minified", "compressed"] = ""
+    """Another form of train_gpt.py than the runs' settings name: with comments; without them and with
+    short names; that, compressed and unpacking itself."""
     record_loss: float | None = None
     """val_loss in nats of the record to beat, for the p-value."""
     positions: int = 64
@@ -89,13 +88,13 @@ class ImportLogArgs:
 def submit(argv: list[str]) -> None:
     """Turn finished runs, one a seed, into a submission folder."""
     args = parse(SubmitArgs, argv, "pargolf submit RUN...")
-    require(not (args.minify and args.compressed), "--compressed is minified as well; give one of the two")
     from pargolf.cli import tables
-    from pargolf.submission.submit import About, Form, submit
+    from pargolf.submission.submit import About, submit
 
     about = About(args.author, args.github_id, args.name, args.blurb)
-    form: Form = "compressed" if args.compressed else "minified" if args.minify else "readable"
-    tables.show_submission(submit(args.runs, about, args.out, form, args.record_loss, args.positions))
+    tables.show_submission(
+        submit(args.runs, about, args.out, args.form or None, args.record_loss, args.positions)
+    )
 
 
 def check(argv: list[str]) -> None:

@@ -181,6 +181,8 @@ class ExportConfig:
     each takes its highest."""
     budget: Count = BUDGET
     """Largest allowed code + model bytes."""
+    code_form: Literal["compressed", "minified", "readable"] = "compressed"
+    """Form of the train_gpt.py that is handed in and counted against the budget."""
     model_bytes: Natural = 0
     """Size that the artifact is to fill, code not counted: training text then decides how finely each
     row is rounded, and the bits and clip above are not looked at. 0: those decide."""

@@ -108,7 +108,7 @@ def pack_stored(
     says of bits is not looked at. Raises ValueError if `stored` and `slots` differ in names,
     UserError on anything that `unpack` would refuse, such as a codec or layout left at "auto".
     """
-    return seal(lay_out(stored, slots, export.layout), model, export, tokenizer_sha256)
+    return seal(lay_out(stored, slots, export), model, export, tokenizer_sha256)
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,13 @@ class Blob:
     values: int
 
 
-def lay_out(stored: Mapping[str, Quantized | Tensor], slots: Mapping[str, Slot], layout: str) -> list[Blob]:
-    """The sections of a file in their order; ValueError if `stored` and `slots` differ in names."""
+def lay_out(
+    stored: Mapping[str, Quantized | Tensor], slots: Mapping[str, Slot], export: ExportConfig
+) -> list[Blob]:
+    """The sections of a file in their order, laid out as `export` says.
+
+    Raises ValueError if `stored` and `slots` differ in names.
+    """
     if stored.keys() != slots.keys():
         raise ValueError(f"tensors and slots differ: {sorted(stored.keys() ^ slots.keys())}")
     order = list(TENSOR_KINDS)
@@ -137,7 +142,7 @@ def lay_out(stored: Mapping[str, Quantized | Tensor], slots: Mapping[str, Slot],
         tensors = {name: stored[name] for name in names}
         values = sum((x.values if isinstance(x, Quantized) else x).numel() for x in tensors.values())
         layer_or_none = None if layer < 0 else layer
-        blobs.append(Blob(order[kind], layer_or_none, *encode_section(tensors, layout), values))
+        blobs.append(Blob(order[kind], layer_or_none, *encode_section(tensors, export), values))
     return blobs
 
 
@@ -194,7 +199,7 @@ def unpack(data: bytes, source: str = "artifact") -> Artifact:
         try:
             middle, end = at + section.bytes - section.code_bytes, at + section.bytes
             raw = decompress(data[at:middle], section.codec, section.raw_bytes)
-            tensors = decode_section(raw, data[middle:end], header.export.layout, section.values)
+            tensors = decode_section(raw, data[middle:end], header.export, section.values)
             require(not tensors.keys() & state.keys(), "a tensor is there twice")
         except UserError as error:
             raise UserError(f"{source}: section {place}: {_short(error)}") from None

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from pargolf.config.schema import ExportConfig
 from pargolf.export.entropy import ValueModel, decode_matrix, encode_matrix
 from pargolf.export.quantize import FLOATS, QUANTIZED_BITS, Quantized, dequantize, top_value
 from pargolf.system.errors import UserError, require
@@ -21,17 +22,17 @@ LAYOUTS = {"bytes": (), "planes": (), "range": ("levels",)}
 FLOAT_OF_SIZE = {dtype.itemsize: dtype for dtype in FLOATS.values()}
 
 
-def encode_section(stored: Mapping[str, Quantized | Tensor], layout: str) -> tuple[bytes, bytes]:
+def encode_section(stored: Mapping[str, Quantized | Tensor], export: ExportConfig) -> tuple[bytes, bytes]:
     """Tensors in the form in which they are stored -> their blob, and code that nothing makes smaller."""
     tensors: dict[str, Tensor] = {}
     codes = []
     for name, x in sorted(stored.items()):
         if isinstance(x, Tensor):
-            tensors[f"float/{name}"] = _write_floats(x.cpu(), layout)
+            tensors[f"float/{name}"] = _write_floats(x.cpu(), export)
             continue
         values = x.values.cpu().contiguous()
-        tensors[f"scale/{name}"] = _write_floats(x.scale.cpu(), layout)
-        if layout == "range":
+        tensors[f"scale/{name}"] = _write_floats(x.scale.cpu(), export)
+        if export.layout == "range":
             code, model = encode_matrix(values.numpy(), x.bits)
             codes.append(code)
             tensors[f"levels/{name}"] = torch.from_numpy(np.concatenate((model.rows, model.cols)))
@@ -41,7 +42,7 @@ def encode_section(stored: Mapping[str, Quantized | Tensor], layout: str) -> tup
     return safetensors.torch.save(tensors), b"".join(codes)
 
 
-def decode_section(raw: bytes, code: bytes, layout: str, values: int) -> dict[str, Tensor]:
+def decode_section(raw: bytes, code: bytes, export: ExportConfig, values: int) -> dict[str, Tensor]:
     """The float32 tensors of a blob; UserError if it is malformed or does not hold `values` values.
 
     Allocates a few bytes for each byte and each value.
@@ -58,31 +59,33 @@ def decode_section(raw: bytes, code: bytes, layout: str, values: int) -> dict[st
     source = io.BytesIO(code)
     left = values
     for name, of_name in sorted(parts.items()):
-        tensors[name] = _decode_tensor(name, of_name, source, layout, left)
+        tensors[name] = _decode_tensor(name, of_name, source, export, left)
         left -= tensors[name].numel()
     require(left == 0, "wrong number of values")
     require(not source.read(1), "more code than its tensors have")
     return tensors
 
 
-def _decode_tensor(name: str, parts: dict[str, Tensor], source: io.BytesIO, layout: str, most: int) -> Tensor:
+def _decode_tensor(
+    name: str, parts: dict[str, Tensor], source: io.BytesIO, export: ExportConfig, most: int
+) -> Tensor:
     if parts.keys() == {"float"}:
-        floats = _read_floats(parts["float"], layout)
+        floats = _read_floats(parts["float"], export)
         require(floats.numel() <= most, "more values than the section has")
         return floats.float()
     for bits in QUANTIZED_BITS:
-        if parts.keys() == {f"int{bits}", "scale", *LAYOUTS[layout]}:
-            return dequantize(_decode_matrix(parts, bits, source, layout, most))
+        if parts.keys() == {f"int{bits}", "scale", *LAYOUTS[export.layout]}:
+            return dequantize(_decode_matrix(parts, bits, source, export, most))
     raise UserError(f"tensor {name[:80]!r} has the parts {', '.join(sorted(parts))[:80]!r}")
 
 
 def _decode_matrix(
-    parts: Mapping[str, Tensor], bits: int, source: io.BytesIO, layout: str, most: int
+    parts: Mapping[str, Tensor], bits: int, source: io.BytesIO, export: ExportConfig, most: int
 ) -> Quantized:
-    values, scale = parts[f"int{bits}"], _read_floats(parts["scale"], layout)
+    values, scale = parts[f"int{bits}"], _read_floats(parts["scale"], export)
     require(scale.dtype == torch.float16 and scale.ndim == 1, "scales must be a float16 vector")
     require(bool((scale > 0).all()), "scales must be positive")
-    if layout == "range":
+    if export.layout == "range":
         levels = parts["levels"]
         require(levels.dtype == torch.uint8 and levels.ndim == 1, "levels must be uint8 bytes")
         require(values.dtype == torch.int32 and values.shape == (3,), "shape and length must be three int32")
@@ -99,15 +102,15 @@ def _decode_matrix(
     return Quantized(values, scale, bits)
 
 
-def _write_floats(x: Tensor, layout: str) -> Tensor:
+def _write_floats(x: Tensor, export: ExportConfig) -> Tensor:
     x = x.contiguous()
-    if layout in ("planes", "range"):
+    if export.layout in ("planes", "range"):
         x = x[..., None].view(torch.uint8).movedim(-1, 0).contiguous()
     return x
 
 
-def _read_floats(x: Tensor, layout: str) -> Tensor:
-    if layout in ("planes", "range"):
+def _read_floats(x: Tensor, export: ExportConfig) -> Tensor:
+    if export.layout in ("planes", "range"):
         require(x.dtype == torch.uint8 and x.ndim > 0, "planes of floats must be uint8 bytes")
         require(x.size(0) in FLOAT_OF_SIZE, f"floats of {x.size(0)} bytes")
         x = x.movedim(0, -1).contiguous().view(FLOAT_OF_SIZE[x.size(0)]).squeeze(-1)

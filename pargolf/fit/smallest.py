@@ -34,7 +34,7 @@ def pack_smallest(
     codecs = TOP_LEVEL if config.export.codec == "auto" else ("",)
     layouts = LAYOUTS if config.export.layout == "auto" else ("",)
     exports = [with_codec(config.export, *pair) for pair in product(codecs, layouts)]
-    blobs = {layout: lay_out(stored, slots, layout) for layout in {x.layout: None for x in exports}}
+    blobs = {x.layout: lay_out(stored, slots, x) for x in {x.layout: x for x in exports}.values()}
     with ThreadPoolExecutor() as pool:
         files = list(pool.map(lambda x: seal(blobs[x.layout], config.model, x, tokenizer_sha256), exports))
     if len(files) == 1:

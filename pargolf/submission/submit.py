@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
-from pargolf.bundle.single_file import bundle, compressed, minified
+from pargolf.bundle.single_file import Form, bundle, in_form
 from pargolf.challenge import RECORD_NATS
 from pargolf.config.schema import ExportConfig, RunConfig
 from pargolf.config.settings import to_toml
@@ -27,8 +27,6 @@ from pargolf.system.errors import UserError, require
 from pargolf.system.files import new_folder, require_new, write_atomic, write_json
 from pargolf.system.templates import render
 from pargolf.verify.verify import Verdict, check_verdict, verify_target
-
-Form = Literal["readable", "minified", "compressed"]
 
 
 @dataclass(frozen=True)
@@ -82,11 +80,11 @@ def submit(
     folders: Sequence[Path],
     about: About,
     out: Path | None = None,
-    form: Form = "readable",
+    form: Form | None = None,
     record_loss: float | None = None,
     positions: int = 64,
 ) -> Submission:
-    """Write a submission folder; `out` is by default submissions/<date>_<name>.
+    """Write a submission folder; `out` is by default submissions/<date>_<name>, `form` what the runs say.
 
     `record_loss` is the val_loss in nats of the record to beat. The best seed's artifact is
     verified at so many `positions` (see `verify`), for the README. Raises UserError, and writes
@@ -106,10 +104,9 @@ def submit(
     out = out or Path("submissions") / f"{date}_{re.sub('[^A-Za-z0-9.]+', '_', about.name).strip('_')}"
     require_new(out)
     source = bundle(config)
-    texts: dict[Form, str] = {
-        "readable": source, "minified": minified(source), "compressed": compressed(source)
-    }  # fmt: skip
-    sizes: dict[Form, int] = {name: len(text.encode()) for name, text in texts.items()}
+    form = form or config.export.code_form
+    texts: dict[Form, bytes] = {name: in_form(source, name) for name in get_args(Form)}
+    sizes = {name: len(text) for name, text in texts.items()}
     best = min(seeds, key=lambda run: run.val_bpb)
     summary = _summary(about, date, seeds, best, sizes[form], record_loss)
     over = sizes[form] + max(run.bytes_model for run in seeds) - config.export.budget
@@ -119,7 +116,7 @@ def submit(
     check_verdict(verdict, target)
     readme = _readme(config, about, seeds, best, summary, form, record_loss, verdict)
     with new_folder(out) as folder:
-        write_atomic(folder / "train_gpt.py", texts[form].encode())
+        write_atomic(folder / "train_gpt.py", texts[form])
         write_atomic(folder / "README.md", readme.encode())
         write_json(folder / "submission.json", summary)
         packages = "".join(f"{line}\n" for line in requirements(source))

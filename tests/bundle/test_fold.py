@@ -1,7 +1,6 @@
 """What is taken out of a definition never changes what it does."""
 
 import ast
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pargolf.bundle.evaluate import Frozen, freeze, scope_of
 from pargolf.bundle.fold import fold
-from pargolf.bundle.known import Known, Settings, scope_of
-from pargolf.bundle.modules import Key, Node, code_of
+from pargolf.bundle.modules import Key, Node, code_of, read_module
 from pargolf.config.schema import ModelConfig, RunConfig
 
 CONFIG = RunConfig()
-SETTINGS = Settings(CONFIG, frozenset({("model", "n_layers"), ("train", "iterations")}))
-KEY = ("pargolf.model.gpt", "f")
+FROZEN = freeze(CONFIG, {"model.n_layers", "train.iterations"})
+KEY = ("pargolf.config.schema", "f")  # where the classes of settings are known
 
 
 def parse(source: str) -> Node:
@@ -26,10 +25,10 @@ def parse(source: str) -> Node:
     return node
 
 
-def folded(source: str, key: Key = KEY, **known: Any) -> str:
-    """The source of a definition after one pass over it."""
-    live: Mapping[Key, Node] = {key: parse(source)}
-    return code_of(fold(live, Known(SETTINGS, live, **known)).get(key, live[key]))
+def folded(source: str, key: Key = KEY, frozen: Frozen = FROZEN, **others: str) -> str:
+    """The source of a definition after one pass over it and over others of its module."""
+    live = {key: parse(source)} | {(key[0], name): parse(text) for name, text in others.items()}
+    return code_of(fold(live, frozen).get(key, live[key]))
 
 
 # x and c.n_layers vary; c.q_rank is 192 in every run.
@@ -40,7 +39,14 @@ atoms = st.sampled_from([
 tests = st.recursive(
     atoms, lambda t: st.builds("({} {} {})".format, t, st.sampled_from(["and", "or"]), t), max_leaves=5
 )
-leaves = st.builds("seen.append({} if {} else {})".format, st.integers(0, 9), tests, st.integers(0, 9))
+digits = st.integers(0, 9)
+leaves = st.one_of(
+    st.builds("seen.append({} if {} else {})".format, digits, tests, digits),
+    # Where one expression takes the place of another, it must not bind otherwise.
+    st.builds("seen.append(2 * ({} - x if {} else {} + x))".format, digits, tests, digits),
+    st.builds("seen.append(-(not {}) == x)".format, tests),
+    st.builds("seen.append({{'byte': {} - x, 'bytes': {} + x}}[x_layout] * 2)".format, digits, digits),
+)
 
 
 def indent(text: str) -> str:
@@ -57,32 +63,42 @@ def branches(body: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     )
 
 
-blocks = st.recursive(leaves, lambda b: branches(b) | st.builds("{}\n{}".format, b, b), max_leaves=8)
+def blocks_of(*more: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    lines = st.one_of(leaves, *more)
+    return st.recursive(lines, lambda b: branches(b) | st.builds("{}\n{}".format, b, b), max_leaves=8)
 
 
-def outcome(source: str, n_layers: int, x: bool) -> list[int]:
+def outcome(source: str, n_layers: int, x: bool) -> tuple[list[int], list[Any] | None]:
+    """What a function appends to `seen`, and what it yields if it is a generator."""
     seen: list[int] = []
-    names: dict[str, Any] = {"ModelConfig": ModelConfig}
+    names: dict[str, Any] = {"ModelConfig": ModelConfig, "RunConfig": RunConfig}
     exec(source, names)
-    names["f"](replace(CONFIG.model, n_layers=n_layers), x, seen)
-    return seen
+    config = replace(CONFIG, model=replace(CONFIG.model, n_layers=n_layers))
+    returned = names["f"](config, x, seen)
+    return seen, None if returned is None else list(returned)
 
 
-@settings(max_examples=50, deadline=None)
-@given(blocks)
+@settings(max_examples=60, deadline=None)
+@given(blocks_of() | blocks_of(st.sampled_from(["yield x", "return", "raise StopAsyncIteration"])))
 def test_folding_changes_no_outcome(block: str) -> None:
-    source = f"def f(c: ModelConfig, x, seen):\n{indent(block)}\n"
+    body = f"c = config.model\nx_layout = config.export.layout\n{block}"
+    source = f"def f(config: RunConfig, x, seen):\n{indent(body)}\n"
     short = folded(source)
-    assert len(short) <= len(source)
     for n_layers in (2, 11):
         for x in (False, True):
-            assert outcome(short, n_layers, x) == outcome(source, n_layers, x)
+            results = []
+            for text in (short, source):
+                try:
+                    results.append(outcome(text, n_layers, x))
+                except StopAsyncIteration:
+                    results.append(([], None))
+            assert results[0] == results[1]
 
 
 @given(tests, st.booleans(), st.sampled_from([2, 11]))
 def test_what_is_known_of_an_expression_is_so(test: str, x: bool, n_layers: int) -> None:
-    node = parse(f"def f(c: ModelConfig, x):\n    return {test}\n")
-    scope = scope_of(KEY, node, Known(SETTINGS, {KEY: node}))
+    node = parse("def f(c: ModelConfig, x): pass\n")
+    scope = scope_of(KEY, node, {KEY: node}, FROZEN)
     expression = ast.parse(test, mode="eval").body
     if scope.knows(expression):
         names = {"c": replace(CONFIG.model, n_layers=n_layers), "x": x}
@@ -120,11 +136,15 @@ def f(c: ModelConfig, x):
     "source",
     [
         "def f(c: ModelConfig):\n    c = other()\n    return 1 if c.q_rank else 2\n",  # another object
+        "def f(c: ModelConfig):\n    with other() as c:\n        return 1 if c.q_rank else 2\n",
+        "def f(c: ModelConfig):\n    match 1:\n        case c:\n            return 1 if c.q_rank else 2\n",
         "def f(c):\n    return 1 if c.q_rank else 2\n",  # anything may have a q_rank
         "def f(t: TrainConfig):\n    return 1 if t.iterations else 2\n",  # ITERATIONS changes it
         "def f(t: TrainConfig):\n    return 1 if t.device == 'cpu' else 2\n",  # "auto" in the frozen settings
+        "def f(c: ModelConfig):\n    return 1 if c.d_head else 2\n",  # a property depends on others
         "def f(x):\n    for y in x:\n        n = 0\n        n += 1\n    return 1 if n else 2\n",
         "def f(xs):\n    y = 0\n    return [1 if y else 2 for y in xs]\n",
+        "def f():\n    def g():\n        BUDGET = 0\n    return 1 if BUDGET else 2\n",  # the module's
     ],
 )
 def test_what_may_vary_is_left_alone(source: str) -> None:
@@ -135,7 +155,8 @@ def test_aliases_of_settings_are_seen_through() -> None:
     source = """\
 def f(config: RunConfig):
     x, e = config.export, config.eval
-    top = {"zstd": 22, "zlib": 9}[x.codec]
+    c: ModelConfig = whatever(config)
+    top = {"zstd": 22, "zlib": 9}[x.codec] if c.q_rank else 0
     return top if x.layout == "bytes" else e.stride
 """
     assert folded(source).endswith("    top = 22\n    return top\n")
@@ -144,34 +165,35 @@ def f(config: RunConfig):
 def test_a_table_of_choices_keeps_what_may_be_looked_up() -> None:
     key = ("pargolf.export.codec", "CODECS")
     table = 'CODECS = {"zstd": a, "zlib": b, "brotli": c, "lzma": d}\n'
-    assert folded(table, key) == 'CODECS = {"zstd": a}\n'
-    two = 'CODECS = {"zstd": a, "zlib": b}\n'
-    assert folded(table, key, words=frozenset({"zlib"})) == two
+    default = 'default = "zstd"\n'
+    assert folded(table, key, default=default) == 'CODECS = {"zstd": a}\n'
+    header = 'def header(data):\n    return compress(data, "zlib")\n'
+    assert folded(table, key, default=default, header=header) == 'CODECS = {"zstd": a, "zlib": b}\n'
+    other = 'LEVELS = {"zstd": 1, "zlib": 2, "brotli": 3}\n'  # no table of all codecs: its words count
+    assert folded(table, key, other=other) == 'CODECS = {"zstd": a, "zlib": b, "brotli": c}\n'
     unlike = 'CODECS = {"zstd": a, "other": b}\n'
-    assert folded(two, key) == two  # not all of the setting's words
-    assert folded(unlike, key) == unlike
+    assert folded(unlike, key, default=default) == unlike
     numbers = "FLOATS = {16: a, 32: b}\n"  # also the choices of export.vector_bits
     assert folded(numbers, key) == numbers
+    changeable = freeze(CONFIG, {"export.codec"})
+    assert folded(table, key, changeable, default=default) == table
 
 
-def test_parameters_and_arguments_go_together() -> None:
-    score, caller = ("pargolf.score.windows", "score"), ("pargolf.train.stages", "g")
-    live: dict[Key, Node] = {
-        score: parse(
-            "def score(model, tokens, progress=None, stride=1):\n    return model(tokens, stride)\n"
-        ),
-        caller: parse(
-            "def g(m):\n    return score(m, 1, None, 64) + score(m, stride=2, progress=m.bar, tokens=3)\n"
-        ),
-    }
-    changed = fold(live, Known(SETTINGS, live, unused={score: frozenset({"progress"})}))
-    assert code_of(changed[score]).startswith("def score(model, tokens, stride=1):")
-    assert "score(m, 1, 64) + score(m, stride=2, tokens=3)" in code_of(changed[caller])
-
-
-def test_unread_attributes_are_not_set() -> None:
-    source = "def __init__(self, a, b):\n    self.a, self.order, self.b = a, 'x', b\n    self.c: int = 3\n"
-    key = ("pargolf.data.batches", "Batches", "__init__")
-    assert "self.a, self.b = a, b" in folded(source, key, unread=frozenset({"order"}))
-    assert "self.c" not in folded(source, key, unread=frozenset({"c"}))
-    assert folded(source, key, unread=frozenset({"a", "order", "b", "c"})).splitlines()[1].strip() == "pass"
+def test_what_nothing_makes_is_none() -> None:
+    source = """\
+def f(x, recorder: Recorder | None = None, product: SymmetricProduct | None = None) -> Score | Data | None:
+    if recorder is not None and product is not None:
+        recorder.show(x)
+    return product(x) if recorder is None else recorder
+"""
+    expected = """\
+def f(x, recorder: None = None, product: SymmetricProduct | None = None) -> None:
+    return product(x)
+"""
+    key = ("pargolf.train.loop", "f")
+    assert folded(source, key) == expected
+    made = read_module("pargolf.train.recorder").nodes["pargolf.train.recorder", "Recorder"]
+    node = parse(source)
+    assert code_of(fold({key: node, ("pargolf.train.recorder", "Recorder"): made}, {})[key]) == (
+        source.replace("Score | Data | None", "None")
+    )

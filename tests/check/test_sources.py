@@ -30,6 +30,8 @@ PACKED = {
     'filters=[{"id":L.FILTER_LZMA2}]))',
     "through names and compile": f"import zlib\nDATA={zlib.compress(TEXT)!r}\nCODE=zlib.decompress(DATA)\n"
     "exec(compile(CODE,'train','exec'),{'__name__':'__main__'})",
+    "bytes in a text": "import lzma\nexec(lzma.decompress("
+    f"{lzma.compress(TEXT).decode('latin-1')!r}.encode('latin-1')))",
     "no packing at all": f"exec({HIDDEN!r})",
     "twice": pack(pack(HIDDEN)),
 }

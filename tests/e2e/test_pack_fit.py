@@ -11,11 +11,13 @@ from pargolf.cli import dispatch
 from pargolf.config.settings import read_config
 from pargolf.export.artifact import read_artifact
 from pargolf.fit.calibrate import bits_per_byte, spread_rows
-from pargolf.fit.pack import with_goal
+from pargolf.fit.pack import OTHER_DIGITS, with_goal
 from pargolf.model.gpt import GPT
 from pargolf.run.target import find_target, load_model
 from pargolf.train.checkpoint import load_weights
 from support import Dataset
+
+SPARE = 2 * OTHER_DIGITS  # which one seed's code may leave over
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_budgets_are_filled_to_a_thousandth(copy: Path, capsys: pytest.CaptureFi
         budget = code_bytes(copy) + model_bytes
         assert dispatch(["pack", str(copy), "--fit", str(budget)]) == 0
         out = capsys.readouterr().out
-        assert 0.999 * budget < total(out) <= budget
+        assert 0.999 * budget - SPARE < total(out) <= budget
         assert "are left" not in out
         artifact = read_artifact(copy / "model.pgz")
         assert artifact.export.model_bytes == model_bytes
@@ -66,7 +68,7 @@ def test_more_bytes_than_the_best_takes_are_left_over(copy: Path, capsys: pytest
     )
     assert found is not None, said
     used, left = (int(group.replace(",", "")) for group in found.groups())
-    assert used == total(said) and 15_999_980 < used + left <= 16_000_000
+    assert used == total(said) and 16_000_000 - SPARE < used + left <= 16_000_000
 
 
 def test_a_loss_is_kept_on_training_text_that_calibration_has_not_seen(finished: Path, copy: Path) -> None:

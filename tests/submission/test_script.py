@@ -62,7 +62,8 @@ def test_pargolf_is_really_out_of_reach(tmp_path: Path) -> None:
 def test_the_readable_file_makes_the_same_artifact_and_log(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
-    shutil.copyfile(submitted(finished, tmp_path / "out") / "train_gpt.py", folder / "train_gpt.py")
+    out = submitted(finished, tmp_path / "out", "--form", "readable")
+    shutil.copyfile(out / "train_gpt.py", folder / "train_gpt.py")
     printed = alone(folder, RUN_ID="mine")
     assert (folder / "model.pgz").read_bytes() == (finished / "model.pgz").read_bytes()
     assert (folder / "logs" / "mine.txt").read_text() == printed
@@ -77,7 +78,7 @@ def test_the_readable_file_makes_the_same_artifact_and_log(finished: Path, tmp_p
 
 
 def test_the_compressed_file_does_the_same_beside_an_artifact(finished: Path, tmp_path: Path) -> None:
-    folder = submitted(finished, tmp_path / "out", "--compressed")
+    folder = submitted(finished, tmp_path / "out")
     artifact = (folder / "model.pgz").read_bytes()
     printed = alone(folder)
     assert EXACT.findall(printed) == EXACT.findall((finished / "train.log").read_text())
@@ -98,7 +99,7 @@ def test_a_run_packed_anew_brings_the_code_of_its_codec(finished: Path, tmp_path
     assert results[0]["bytes_model"] > results[1]["bytes_model"]
     with pytest.raises(UserError, match=r"export\.layout is bytes there, range here"):
         submit([finished, other_seed(run, tmp_path / "other")], About("A", "G", "T"), tmp_path / "none")
-    folder = submitted(run, tmp_path / "out", "--compressed")
+    folder = submitted(run, tmp_path / "out")
     assert {"brotli", "constriction"} <= {
         line.partition("==")[0] for line in (folder / "requirements.txt").read_text().splitlines()
     }
@@ -126,7 +127,7 @@ def test_the_file_fits_the_model_as_pack_did(
         submitted(run, tmp_path / "out")
     assert "pargolf eval" in capsys.readouterr().err
     assert dispatch(["eval", str(run)]) == 0
-    folder = submitted(run, tmp_path / "out", "--minify")
+    folder = submitted(run, tmp_path / "out", "--form", "minified")
     artifact = (folder / "model.pgz").read_bytes()
     printed = alone(folder)
     assert (folder / "logs" / "model.pgz").read_bytes() == artifact == (run / "model.pgz").read_bytes()
@@ -138,7 +139,7 @@ def test_the_file_fits_the_model_as_pack_did(
 def test_the_minified_file_scores_an_artifact_without_training_data(
     finished: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
-    folder = submitted(finished, tmp_path / "out", "--minify")
+    folder = submitted(finished, tmp_path / "out", "--form", "minified")
     shards = tmp_path / "shards"
     shards.mkdir()
     for shard in dataset.folder.glob("fineweb_val_*.bin"):
@@ -152,7 +153,7 @@ def test_the_minified_file_scores_an_artifact_without_training_data(
 
 @pytest.mark.slow
 def test_two_ranks_run_it_and_the_environment_changes_it(finished: Path, tmp_path: Path) -> None:
-    folder = submitted(finished, tmp_path / "out", "--compressed")
+    folder = submitted(finished, tmp_path / "out")
     printed = alone(folder, ranks=2, ITERATIONS="3", SEED="9", VAL_LOSS_EVERY="0")
     assert "on 2 x cpu" in printed and "seed 9" in printed
     assert re.findall(r"^step:(\d+)/3 train_loss", printed, re.M) == ["1", "2", "3"]
