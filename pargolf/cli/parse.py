@@ -31,7 +31,7 @@ LONGEST_NAME = 100  # characters of a run's default name, before a hash of its s
 
 @dataclass
 class RunArgs:
-    """A preset, overlays laid over it, and any of their settings changed."""
+    """A preset, overlays laid over it (demo+legendre-mix), and any of their settings changed."""
 
     preset: tyro.conf.Positional[str]
     """PRESET+OVERLAY+..., such as demo+legendre-mix; each a name or a path to a TOML file."""

@@ -56,7 +56,7 @@ def load_preset(stack: str) -> RunConfig:
 def add_overlays(config: RunConfig, overlays: str) -> RunConfig:
     """`config` with more overlays ("+a+b") laid over it, not yet validated; UserError as `read_stack`."""
     stack = config.preset + overlays
-    layers = read_stack(stack)[-overlays.count("+") :]
+    layers = read_stack(stack)[len(read_stack(config.preset)) :]
     return _laid_over(dataclasses.replace(config, preset=stack), layers)
 
 
