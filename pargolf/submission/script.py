@@ -1,7 +1,7 @@
 """The program of a submission: train, pack, read back, score; with `--eval MODEL.PGZ` only the last two.
 
-It runs under torchrun or plain Python, on GPUs or a CPU. `bundle.py` makes one file of it and of
-what it needs; as a module it runs `CONFIG` as it stands here.
+It runs under torchrun or plain Python, on GPUs or a CPU. `bundle` makes one file of it and of what it
+needs; as a module it runs `CONFIG` as it stands here.
 """
 
 import os
