@@ -11,7 +11,7 @@ from pargolf.bundle.modules import Key, Node, code_of, mentions, own_parts, part
 
 EMPTY = cst.Module([])
 # What needs no parentheses, wherever it stands
-TIGHT = cst.Name | cst.Attribute | cst.Call | cst.Subscript | cst.SimpleString | cst.BaseNumber
+TIGHT = cst.Name | cst.Attribute | cst.Call | cst.Subscript | cst.SimpleString
 
 
 def fold(live: Mapping[Key, Node], frozen: Frozen) -> dict[Key, Node]:
@@ -62,84 +62,77 @@ class _Folder(cst.CSTTransformer):
         self.elifs |= {node.orelse} if isinstance(node.orelse, cst.If) else set()
 
     def leave_If(  # type: ignore[override]  # an elif may become an else, which is no statement
-        self, original_node: cst.If, updated_node: cst.If
+        self, old: cst.If, node: cst.If
     ) -> cst.If | cst.Else | cst.RemovalSentinel | cst.FlattenSentinel[cst.BaseStatement]:
-        truth = self.decide(updated_node.test)
+        truth = self.decide(node.test)
         if truth is None:
-            return updated_node
-        kept = cst.Else(updated_node.body) if truth else updated_node.orelse
+            return node
+        kept = cst.Else(node.body) if truth else node.orelse
         if kept is None:
             return cst.RemoveFromParent()
-        if original_node in self.elifs:
+        if old in self.elifs:
             return kept
         if isinstance(kept, cst.If):
-            return kept.with_changes(leading_lines=updated_node.leading_lines)
+            return kept.with_changes(leading_lines=node.leading_lines)
         statements = _statements(kept.body)
         if not statements:
             return cst.RemoveFromParent()
         first, *rest = statements
         # What the comment above the branch says goes for what is left of it.
-        lines = (*updated_node.leading_lines, *getattr(first, "leading_lines", ()))
+        lines = (*node.leading_lines, *getattr(first, "leading_lines", ()))
         return cst.FlattenSentinel([first.with_changes(leading_lines=lines), *rest])
 
-    def leave_IfExp(self, original_node: cst.IfExp, updated_node: cst.IfExp) -> cst.BaseExpression:
-        truth = self.decide(updated_node.test)
+    def leave_IfExp(self, old: cst.IfExp, node: cst.IfExp) -> cst.BaseExpression:
+        truth = self.decide(node.test)
         if truth is None:
-            return updated_node
-        return _in_place_of(updated_node, updated_node.body if truth else updated_node.orelse)
+            return node
+        return _in_place_of(node, node.body if truth else node.orelse)
 
     def leave_BooleanOperation(
-        self, original_node: cst.BooleanOperation, updated_node: cst.BooleanOperation
+        self, old: cst.BooleanOperation, node: cst.BooleanOperation
     ) -> cst.BaseExpression:
-        truth = self.decide(updated_node.left)
+        truth = self.decide(node.left)
         if truth is None:
-            return updated_node
-        goes_on = truth == isinstance(updated_node.operator, cst.And)
-        return _in_place_of(updated_node, updated_node.right if goes_on else updated_node.left)
+            return node
+        goes_on = truth == isinstance(node.operator, cst.And)
+        return _in_place_of(node, node.right if goes_on else node.left)
 
-    def leave_Subscript(
-        self, original_node: cst.Subscript, updated_node: cst.Subscript
-    ) -> cst.BaseExpression:
+    def leave_Subscript(self, old: cst.Subscript, node: cst.Subscript) -> cst.BaseExpression:
         """{"a": x, "b": y}[known] is one of x and y."""
-        match updated_node:
+        match node:
             case cst.Subscript(cst.Dict(elements=entries), [cst.SubscriptElement(cst.Index(wanted))]):
-                keys = [entry.key for entry in entries if isinstance(entry, cst.DictElement)]
                 try:
-                    place = [self.value(key) for key in keys].index(self.value(wanted))
-                except (Unknown, ValueError):
-                    return updated_node
-                return _in_place_of(updated_node, entries[place].value)
-        return updated_node
+                    found = {self.value(x.key): x.value for x in entries if isinstance(x, cst.DictElement)}
+                    if len(found) == len(entries):
+                        return _in_place_of(node, found[self.value(wanted)])
+                except (Unknown, KeyError):
+                    pass
+        return node
 
-    def leave_IndentedBlock(
-        self, original_node: cst.IndentedBlock, updated_node: cst.IndentedBlock
-    ) -> cst.IndentedBlock:
+    def leave_IndentedBlock(self, old: cst.IndentedBlock, node: cst.IndentedBlock) -> cst.IndentedBlock:
         """Nothing follows a return."""
-        for index, line in enumerate(updated_node.body):
-            if isinstance(line, cst.SimpleStatementLine) and isinstance(
-                line.body[-1], cst.Return | cst.Raise
-            ):
-                return updated_node.with_changes(body=updated_node.body[: index + 1])
-        return updated_node
+        for index, line in enumerate(node.body):
+            match line:
+                case cst.SimpleStatementLine([*_, cst.Return() | cst.Raise()]):
+                    return node.with_changes(body=node.body[: index + 1])
+        return node
 
-    def leave_FunctionDef(
-        self, original_node: cst.FunctionDef, updated_node: cst.FunctionDef
-    ) -> cst.FunctionDef:
+    def leave_FunctionDef(self, old: cst.FunctionDef, node: cst.FunctionDef) -> cst.FunctionDef:
         """A function that yields stays as it is where it would cease to: it would be no generator."""
-        return original_node if _yields(original_node) and not _yields(updated_node) else updated_node
+        return old if _yields(old) and not _yields(node) else node
 
     # Types
 
     def leave_BinaryOperation(
-        self, original_node: cst.BinaryOperation, updated_node: cst.BinaryOperation
+        self, old: cst.BinaryOperation, node: cst.BinaryOperation
     ) -> cst.BaseExpression:
-        """Of a union of types, leave those that occur: only annotations name a class that nothing makes."""
-        left, right = updated_node.left, updated_node.right
-        if isinstance(updated_node.operator, cst.BitOr):
+        """Of a union of types, those that occur: only an annotation names a class that nothing makes."""
+        left, right = node.left, node.right
+        if isinstance(node.operator, cst.BitOr):
             for side, other in ((left, right), (right, left)):
                 if isinstance(side, cst.Name) and self.scope.is_absent(side.value):
                     return other
-        return updated_node
+        return node
 
 
 def _in_place_of(whole: cst.BaseExpression, part: cst.BaseExpression) -> cst.BaseExpression:

@@ -4,11 +4,11 @@ import builtins
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 
 import libcst as cst
 
 from pargolf.bundle.modules import (
-    PACKAGE,
     Import,
     Key,
     Node,
@@ -19,19 +19,11 @@ from pargolf.bundle.modules import (
     read_module,
 )
 
-# Heading -> the modules under it, or the folders of modules; what is listed nowhere is a tool.
-CHAPTERS: dict[str, tuple[str, ...]] = {
-    "Settings": ("config", "challenge"),
-    "Tools": (),
-    "Data": ("data",),
-    "Model": ("model",),
-    "Optimizers": ("optim",),
-    "Training": ("train",),
-    "Export": ("export", "fit"),
-    "Scoring": ("score", "run"),
-    "Main": ("submission",),
-    "For transformers": ("huggingface",),
-}
+# The folders of modules in the order of reading; what is listed nowhere is read with "system".
+FOLDERS = (
+    "challenge", "config", "system", "data", "model", "optim", "train", "export", "fit", "score", "run",
+    "submission", "huggingface",
+)  # fmt: skip
 RULE = "# " + "-" * 98
 # Comments that speak to the package's own tools.
 ASIDES = ("type: ignore", "noqa", "fmt: ")
@@ -102,18 +94,16 @@ class _Renamer(cst.CSTTransformer):
     def visit_Arg(self, node: cst.Arg) -> None:
         self.kept |= {node.keyword} if node.keyword else set()
 
-    def leave_Name(self, original_node: cst.Name, updated_node: cst.Name) -> cst.Name:
-        if original_node in self.kept:
-            return updated_node
-        return updated_node.with_changes(value=self.plain.get(updated_node.value, updated_node.value))
+    def leave_Name(self, old: cst.Name, node: cst.Name) -> cst.Name:
+        if old in self.kept:
+            return node
+        return node.with_changes(value=self.plain.get(node.value, node.value))
 
-    def leave_Attribute(
-        self, original_node: cst.Attribute, updated_node: cst.Attribute
-    ) -> cst.Attribute | cst.Name:
-        match original_node:
+    def leave_Attribute(self, old: cst.Attribute, node: cst.Attribute) -> cst.Attribute | cst.Name:
+        match old:
             case cst.Attribute(cst.Name(alias), cst.Name(name)) if (alias, name) in self.members:
                 return cst.Name(self.members[alias, name])
-        return updated_node
+        return node
 
 
 # Imports
@@ -146,17 +136,13 @@ def _imports(live: Mapping[Key, Node]) -> str:
 
 
 def _chapters(definitions: Mapping[Key, Node], last: str) -> Iterator[str]:
-    """The definitions under headings; within one, each module after those it needs."""
-    chapter_of = {member: chapter for chapter, members in CHAPTERS.items() for member in members}
-    modules = defaultdict(list)
-    for module in _in_order(last, {key[0] for key in definitions}, set()):
-        name = module.removeprefix(f"{PACKAGE}.").partition(".")[0]
-        modules[chapter_of.get(name, "Tools")].append(module)
-    for chapter in CHAPTERS:
-        if not modules[chapter]:
-            continue
-        yield f"\n\n{RULE}\n# {chapter}\n{RULE}"
-        for module in modules[chapter]:
+    """The definitions under the names of folders; within one, each module after those it needs."""
+    place = {folder: number for number, folder in enumerate(FOLDERS)}
+    modules = list(_in_order(last, {key[0] for key in definitions}, set()))
+    modules.sort(key=lambda module: place.get(module.split(".")[1], place["system"]))
+    for folder, members in groupby(modules, key=lambda module: module.split(".")[1]):
+        yield f"\n\n{RULE}\n# {folder.capitalize()}\n{RULE}"
+        for module in members:
             yield from _module_text(module, definitions)
 
 

@@ -28,13 +28,13 @@ def reach(changed: Mapping[Key, Node], entries: Sequence[Key]) -> dict[Key, Node
         if key not in live:
             nodes = read_module(key[0]).nodes
             live[key] = changed.get(key, nodes[key])
-            methods |= {other: None for other in nodes if other[:2] == key}
+            methods |= {other: None for other in nodes if other[:2] == key != other}
             found = mentions(key[0], live[key])
             words |= found.words
             waiting += [*found.definitions.values(), *found.members.values()]
             waiting += [other for other in found.unions.values() if not is_made(other)]
         if not waiting:
-            called = [x for x in methods if x[:2] in entries or (x[2:] and _is_called(x[-1], words))]
+            called = [x for x in methods if x[:2] in entries or _is_called(x[-1], words)]
             waiting = [method for method in called if method not in live]
     return live
 

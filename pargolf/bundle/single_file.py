@@ -108,12 +108,11 @@ def compressed(source: str) -> bytes:
     Latin-1 has a character for every byte, so that the text holds the packed bytes as they are; base85
     would make them a quarter longer.
     """
-    text = lzma.compress(minified(source).encode(), lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME).decode(
-        "latin-1"
-    )
+    packed = lzma.compress(minified(source).encode(), lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME)
+    text = packed.decode("latin-1")
     for char, escaped in (("\\", r"\\"), ('"', r"\""), ("\n", r"\n"), ("\r", r"\r")):
         text = text.replace(char, escaped)
-    # Before a digit, \0 would go on.
+    # \0 would take in a digit that follows it.
     text = re.sub("\0(?![0-7])", r"\\0", text).replace("\0", r"\x00")
     line = f'import lzma;exec(lzma.decompress("{text}".encode("latin-1")))'
     return f"# coding: latin-1\n{line}\n".encode("latin-1")
@@ -139,12 +138,10 @@ def _defaults(config: RunConfig) -> dict[Key, Node]:
         lines: list[cst.CSTNode] = []
         for line in node.body.body:
             match line:
-                case cst.SimpleStatementLine([cst.AnnAssign(cst.Name(name)) as field]) if (
-                    *key,
-                    name,
-                ) in values:
-                    default = cst.parse_expression(_literal(values.pop((*key, name))))
-                    line = line.with_changes(body=[field.with_changes(value=default)])
+                case cst.SimpleStatementLine([cst.AnnAssign(cst.Name(name)) as field]):
+                    if (setting := (*key, name)) in values:
+                        default = cst.parse_expression(_literal(values.pop(setting)))
+                        line = line.with_changes(body=[field.with_changes(value=default)])
             lines.append(line)
         nodes[key] = node.with_changes(body=node.body.with_changes(body=lines))
     if values:

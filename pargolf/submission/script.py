@@ -1,7 +1,7 @@
 """The program's door for a submission: all stages; with `--eval MODEL.PGZ` the artifact's score alone.
 
-It runs under torchrun or plain Python, on GPUs or a CPU. `bundle.single_file` makes one file of it and of
-what it needs; as a module it runs `CONFIG` as it stands here.
+It runs under torchrun or plain Python, on GPUs or a CPU. `bundle` makes one file of it and of what it
+needs; as a module it runs `CONFIG` as it stands here.
 """
 
 import os

@@ -197,7 +197,7 @@ def resolve(config: RunConfig, device: str) -> RunConfig:
     """
     t = config.train
     dtype = t.dtype
-    if dtype == "auto":
+    if t.dtype == "auto":
         (bfloat16,) = distributed.agree(float(machine.resolve_dtype("auto", device) == "bfloat16"))
         dtype = "bfloat16" if bfloat16 else "float32"
     compiling = machine.resolve_compile(t.compile, device)

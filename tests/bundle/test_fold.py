@@ -159,7 +159,7 @@ def f(config: RunConfig):
     top = {"zstd": 22, "zlib": 9}[x.codec] if c.q_rank else 0
     return top if x.layout == "bytes" else e.stride
 """
-    assert folded(source).endswith("    top = 22\n    return top\n")
+    assert folded(source).endswith("    top = (22)\n    return top\n")
 
 
 def test_a_table_of_choices_keeps_what_may_be_looked_up() -> None:
