@@ -77,7 +77,7 @@ def test_what_the_configuration_does_not_reach_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("config", "there", "gone", "codec"),
     [
-        (SEED, {"LowRank", "use_compile_cache", "_zstd_compress"}, {"Recorder"}, "zstandard"),
+        (SEED, {"LowRank", "use_compile_cache", "_zstd_compress"}, {"FolderRecorder"}, "zstandard"),
         (
             changed(SEED, model={"q_rank": 0}, train={"compile": "off"}, export={"codec": "zlib"}),
             {"_zlib_decompress"},
