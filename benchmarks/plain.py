@@ -1,4 +1,4 @@
-"""The seed's training step in the plain form of the challenge's scripts: what benchmarks compare with.
+"""The published system's training step in the plain form of the challenge's scripts: what benchmarks compare with.
 
 Float32 weights cast where they are used, bfloat16 autocast for the rest (or float32 throughout), PyTorch's
 attention and cross-entropy, one torch.compile around the whole, Muon one matrix after the other. Same
@@ -23,7 +23,7 @@ class CastedLinear(nn.Linear):
 
 
 class Factored(nn.Module):
-    """up(down(x)): the seed's low-rank queries."""
+    """up(down(x)): the published system's low-rank queries."""
 
     def __init__(self, n_in: int, n_out: int, rank: int):
         super().__init__()
@@ -118,7 +118,7 @@ class Block(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """The seed's model; forward gives the mean cross-entropy."""
+    """The published system's model; forward gives the mean cross-entropy."""
 
     def __init__(self, c: ModelConfig, dtype: torch.dtype):
         super().__init__()

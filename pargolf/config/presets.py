@@ -1,7 +1,7 @@
 """Presets, and the overlays that are laid over them: files that say what they change, and nothing else.
 
 A stack such as "demo+legendre-mix+./mine.toml" begins with a preset; the others are overlays, laid over it
-from left to right. A preset changes the defaults in `schema`, which are the published seed system
+from left to right. A preset changes the defaults in `schema`, which are the published system
 (challenge pull request #215); an overlay changes whatever lies below it. Both are shipped with the
 package (`presets/` and `presets/overlays/`), or TOML files of one's own.
 """
@@ -20,7 +20,7 @@ from pargolf.system.errors import UserError, did_you_mean, require
 
 PRESETS = resources.files("pargolf.config") / "presets"
 OVERLAYS = PRESETS / "overlays"
-SEED_SYSTEM = "lowrank-q192"
+PUBLISHED = "lowrank-q192"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _fault(stack: str) -> str:
 def _read_preset(name: str) -> list[Layer]:
     """A preset's file; before it the files of the stack that it names as its base, if it does."""
     if name in overlay_names():
-        raise UserError(f"{name} is an overlay; lay it over a preset: {SEED_SYSTEM}+{name}")
+        raise UserError(f"{name} is an overlay; lay it over a preset: {PUBLISHED}+{name}")
     if name not in preset_names() and not name.endswith(".toml"):
         near = did_you_mean(name, preset_names() + overlay_names())
         raise UserError(f"no preset '{name}'{near} ({known_names()}; or a path ending in .toml)")

@@ -33,7 +33,7 @@ VERSION = 2
 PREFIX = struct.Struct("<8sIQII")
 CHECKSUM_BYTES = 32
 MAX_HEADER_BYTES = 1 << 20
-# Largest file, largest sum of raw sections, largest float32 state: five times the seed model.
+# Largest file, largest sum of raw sections, largest float32 state: five times the published model.
 MAX_BYTES = 512 << 20
 
 

@@ -13,7 +13,7 @@ from pargolf.system.errors import UserError
 
 # Bits a quantized value saved by the codec, measured on published records of trained models with
 # scales and floats counted whole (OpenAI parameter-golf, its records and pull request #215):
-# zstd 22, int6: three runs of the seed, mean 14,787,646 bytes, less ~55,000 of code, 1,048,576 of
+# zstd 22, int6: three runs of pull request #215, mean 14,787,646 bytes, less ~55,000 of code, 1,048,576 of
 #   float16 embedding, 100,704 of float32 vectors and 83,072 of scales, over 25,231,360 values:
 #   4.28 bits, 1.72 below 6.
 # zlib 9, int8: the baseline, 15.86 MB, less ~48,000 of code, 82,208 of vectors and 57,344 of scales,

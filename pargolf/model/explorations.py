@@ -64,7 +64,7 @@ class DepthAttention(nn.Module):
 
     "softmax": weight = softmax of the scores over j, as in Attention Residuals (arXiv 2603.15031).
     "signed": weight = 1 + score, which may be negative and starts as the plain residual stream:
-    the trained mixes of the seed system are negative in its middle layers, where no softmax can
+    the trained mixes of the published system are negative in its middle layers, where no softmax can
     follow. Scores start at zero.
     """
 

@@ -20,7 +20,7 @@ NATS = math.log(2) * 2.5  # a bpb, at 2.5 bytes a token
 
 
 def run(name: str, bpb: float, seed: int = 1, nats_per_bpb: float = NATS, **changes: Any) -> RunRecord:
-    """A run of the seed system; `model__q_rank=0` changes a setting."""
+    """A run of the published system; `model__q_rank=0` changes a setting."""
     settings = flatten(to_dict(RunConfig())) | {"train.seed": seed}
     settings |= {name.replace("__", "."): value for name, value in changes.items()}
     return RunRecord(
