@@ -1,4 +1,4 @@
-"""The published system's training step in the plain form of the challenge's scripts: what benchmarks compare with.
+"""The published system's training step in the plain form of the challenge's scripts, to compare with.
 
 Float32 weights cast where they are used, bfloat16 autocast for the rest (or float32 throughout), PyTorch's
 attention and cross-entropy, one torch.compile around the whole, Muon one matrix after the other. Same

@@ -2,7 +2,7 @@
 
     python benchmarks/roofline.py
 
-Nothing is run; the tables are those of docs/performance.md, in Markdown.
+Nothing is run; the tables are those of docs/roofline.md, in Markdown.
 """
 
 from dataclasses import replace

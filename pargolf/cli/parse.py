@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import tyro
 
-from pargolf.config.presets import SEED_SYSTEM, known_names, load_preset, validated
+from pargolf.config.presets import PUBLISHED, known_names, load_preset, validated
 from pargolf.config.schema import (
     DataConfig,
     EvalConfig,
@@ -81,7 +81,7 @@ def preset_args(kind: type[A], argv: list[str], command: str) -> A:
     """The same for a command with options of its own, `kind`."""
     prog = f"pargolf {command} PRESET"
     if argv[:1] in (["-h"], ["--help"]):
-        argv = [SEED_SYSTEM, *argv]
+        argv = [PUBLISHED, *argv]
     if not argv or argv[0].startswith("-"):
         raise UserError(f"name a preset first: pargolf {command} PRESET[+OVERLAY...] ... ({known_names()})")
     base = load_preset(argv[0])

@@ -1,7 +1,7 @@
 """The time of a training step on paper: arithmetic, memory traffic and exchange at a machine's rates.
 
 Each part of a step takes as long as the slowest of the three it needs, and the parts follow one
-another: a roofline (Williams, Waterman and Patterson 2009). The formulas are in docs/performance.md.
+another: a roofline (Williams, Waterman and Patterson 2009). The formulas are in docs/roofline.md.
 """
 
 import math

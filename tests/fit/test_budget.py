@@ -100,7 +100,7 @@ def test_no_weights_exceed_the_upper_bound(bits: Any, layout: Any, codec: Any, l
 
 
 def test_published_sizes_are_predicted() -> None:
-    """The published system (three runs) and the challenge's baseline, code excluded; `budget` says whose logs."""
+    """The published system (three runs) and the baseline, code excluded; `budget` says whose logs."""
     seed = {
         "embed": (1024, 512),
         "vectors": (25_176,),

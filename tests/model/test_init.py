@@ -30,13 +30,16 @@ STARTS = {
 }
 
 
-def options() -> Iterator[dict[str, Any]]:
+def options() -> list[dict[str, Any]]:
     """Each option of the model at other values than its default, whatever options there are."""
+    found: list[dict[str, Any]] = []
     for field in dataclasses.fields(ModelConfig):
+        default: Any = field.default
         if get_origin(field.type) is Literal:
-            yield from ({field.name: choice} for choice in get_args(field.type) if choice != field.default)
+            found += [{field.name: choice} for choice in get_args(field.type) if choice != default]
         elif field.name not in SHAPE:
-            yield {field.name: 3 if isinstance(field.default, int) else field.default / 2 or 0.5}
+            found.append({field.name: 3 if isinstance(default, int) else default / 2 or 0.5})
+    return found
 
 
 @pytest.mark.parametrize("option", options(), ids=str)
