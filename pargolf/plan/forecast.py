@@ -17,7 +17,7 @@ from pargolf.system import machine
 
 # Seconds of a step of so many tokens of this preset on one H100 SXM (docs/performance.md).
 MEASURED_ON, MEASURED_TOKENS, MEASURED_SECONDS = "lowrank-q192", 65_536, 0.0488
-# Of the time a step takes as written; measured to be 0.54 to 0.85 on CPUs (docs/performance.md).
+# Of the time a step takes as written; measured to be 0.54 to 0.85 on CPUs.
 COMPILED_SHARE = 0.67
 TRIED_TOKENS = 2048
 LONGEST_TRIED = 8192  # tokens a row; a longer one would keep the user waiting
