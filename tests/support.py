@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -68,6 +69,19 @@ def pargolf(*arguments: object, cwd: Path | None = None, ranks: int = 1) -> subp
         [*command, *map(str, arguments)],
         cwd=cwd, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+
+
+def model_options() -> list[dict[str, Any]]:
+    """Each option of the model at other values than its default, whatever options there are."""
+    shape = {"vocab_size", "seq_len", "n_layers", "d_model", "n_heads", "kv_heads", "mlp_ratio"}
+    found: list[dict[str, Any]] = []
+    for field in fields(ModelConfig):
+        default: Any = field.default
+        if get_origin(field.type) is Literal:
+            found += [{field.name: choice} for choice in get_args(field.type) if choice != default]
+        elif field.name not in shape:
+            found.append({field.name: 3 if isinstance(default, int) else default / 2 or 0.5})
+    return found
 
 
 def shaken(c: ModelConfig) -> GPT:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,10 @@ from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.model.layers import Linear, LowRank
 from pargolf.system.errors import UserError
 from pargolf.train.start_from import take_weights
-from support import matrix, shaken
+from support import matrix, model_options, shaken
 
 TINY = ModelConfig(vocab_size=64, seq_len=16, n_layers=5, d_model=24, n_heads=4, kv_heads=2, q_rank=5)
 ALL_RANKS = {"k_rank": 2, "v_rank": 3, "out_rank": 4, "fc_rank": 6, "proj_rank": 7}
-EXPLORATIONS: list[dict[str, Any]] = [
-    {"mix_init": "legendre"},
-    {"mix_init": "sigmoid"},
-    {"rotation_rank": 3},
-    {"depth_attention": "softmax"},
-    {"depth_attention": "signed"},
-    ALL_RANKS,
-    {"embed_init": "spectral"},
-]
 
 
 def tiny(**changes: Any) -> ModelConfig:
@@ -38,8 +30,8 @@ def tiny(**changes: Any) -> ModelConfig:
     return c
 
 
-@pytest.mark.parametrize("changes", EXPLORATIONS, ids=str)
-def test_an_exploration_is_causal_trains_every_tensor_and_works_with_the_cache(changes: Any) -> None:
+@pytest.mark.parametrize("changes", [*model_options(), ALL_RANKS], ids=str)
+def test_an_option_is_causal_trains_every_tensor_and_works_with_the_cache(changes: Any) -> None:
     c = tiny(**changes)
     model = shaken(c)
     tokens = torch.randint(64, (2, 16))
@@ -82,6 +74,12 @@ def operations(**changes: Any) -> list[str]:
     with torch.no_grad(), Operations() as seen:
         model.trunk(torch.zeros(1, 16, dtype=torch.long))
     return seen.names
+
+
+def test_what_the_plain_model_runs_is_known() -> None:
+    """An option that is off adds nothing to it: 7 multiplies a layer, and all that is around them."""
+    seen = Counter(operations())
+    assert (seen["mm"], seen.total()) == (5 * 7, 485)
 
 
 def test_explorations_that_are_off_run_no_operation() -> None:

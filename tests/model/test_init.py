@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +18,9 @@ from pargolf.model.init import init_weights, matrix, uniform, vector
 from pargolf.model.layers import Linear
 from pargolf.optim.groups import Optimizers
 from pargolf.train.qat import quantized
+from support import model_options
 
 TINY = ModelConfig(vocab_size=64, seq_len=16, n_layers=5, d_model=24, n_heads=4, kv_heads=2, q_rank=0)
-SHAPE = {"vocab_size", "seq_len", "n_layers", "d_model", "n_heads", "kv_heads", "mlp_ratio"}
 # The options that say how a tensor starts, and that tensor; all others are to leave every start alone.
 STARTS = {
     "mix_init": "resid_mix",
@@ -30,19 +30,7 @@ STARTS = {
 }
 
 
-def options() -> list[dict[str, Any]]:
-    """Each option of the model at other values than its default, whatever options there are."""
-    found: list[dict[str, Any]] = []
-    for field in dataclasses.fields(ModelConfig):
-        default: Any = field.default
-        if get_origin(field.type) is Literal:
-            found += [{field.name: choice} for choice in get_args(field.type) if choice != default]
-        elif field.name not in SHAPE:
-            found.append({field.name: 3 if isinstance(default, int) else default / 2 or 0.5})
-    return found
-
-
-@pytest.mark.parametrize("option", options(), ids=str)
+@pytest.mark.parametrize("option", model_options(), ids=str)
 def test_an_option_leaves_the_start_of_all_other_tensors_as_it_was(option: dict[str, Any]) -> None:
     plain = GPT(TINY, seed=1).state_dict()
     other = GPT(dataclasses.replace(TINY, **option), seed=1).state_dict()
