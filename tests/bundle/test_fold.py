@@ -151,6 +151,15 @@ def test_what_may_vary_is_left_alone(source: str) -> None:
     assert folded(source) == source
 
 
+def test_a_generator_stays_one() -> None:
+    source = "def f(c: ModelConfig, x):\n    if c.q_rank:\n        return\n    yield x\n"
+    assert folded(source) == source
+    nested = f"def g(c: ModelConfig):\n{indent(source)}\n    if c.q_rank:\n        return f\n    yield 1\n"
+    assert folded(nested) == nested
+    choice = "def f(c: ModelConfig, x):\n    if c.q_rank:\n        yield x\n    else:\n        yield -x\n"
+    assert folded(choice) == "def f(c: ModelConfig, x):\n    yield x\n"
+
+
 def test_aliases_of_settings_are_seen_through() -> None:
     source = """\
 def f(config: RunConfig):
