@@ -114,8 +114,8 @@ def read_config(path: Path) -> RunConfig:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
-def build(section: Any, values: Any, path: str, base: Any = None) -> Any:
-    """A `section` dataclass of `values`; fields they lack are those of `base`, or the defaults."""
+def build(section: Any, values: Any, path: str) -> Any:
+    """A `section` dataclass of `values`; fields they lack keep their defaults."""
     if not isinstance(values, dict):
         raise UserError(f"setting {path or 'root'} must be a table of settings, is {values!r}")
     hints = get_type_hints(section)
@@ -123,16 +123,17 @@ def build(section: Any, values: Any, path: str, base: Any = None) -> Any:
         if name not in hints:
             full = f"{path}.{name}" if path else name
             raise UserError(f"unknown setting {full}{did_you_mean(name, hints)} (known: {', '.join(hints)})")
-    fields = {
-        name: _typed(hints[name], value, f"{path}.{name}" if path else name, getattr(base, name, None))
-        for name, value in values.items()
-    }
-    return section(**fields) if base is None else dataclasses.replace(base, **fields)
+    return section(
+        **{
+            name: _typed(hints[name], value, f"{path}.{name}" if path else name)
+            for name, value in values.items()
+        }
+    )
 
 
-def _typed(hint: Any, value: Any, path: str, base: Any = None) -> Any:
+def _typed(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        return build(hint, value, path, base)
+        return build(hint, value, path)
     if get_origin(hint) is Literal:
         if value in get_args(hint) and type(value) in {type(choice) for choice in get_args(hint)}:
             return value

@@ -1,4 +1,4 @@
-"""The model that is made of an artifact."""
+"""An artifact, what belongs to it, and the model that is made of it."""
 
 from dataclasses import replace
 from pathlib import Path
