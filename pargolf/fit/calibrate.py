@@ -40,7 +40,7 @@ def spread_rows(stream: TokenStream, seq_len: int, tokens: int) -> tuple[np.ndar
 def calibrate(model: GPT, rows: np.ndarray, progress: OnProgress = unseen) -> dict[str, Moments]:
     """Moments, on the CPU, of what a float32 model multiplies by, on `rows` (n, T + 1) int64.
 
-    These are its parameters of the role "product", each the weight of a module, and the embedding.
+    These are its parameters of the role "product", each in a module that multiplies by it, and the embedding.
 
     The embedding is two matrices in one: the head's, and the table of inputs, where an error in
     row v costs wherever token v is read. Its moments are those of the sum of both costs, with the
@@ -71,7 +71,7 @@ def calibrate(model: GPT, rows: np.ndarray, progress: OnProgress = unseen) -> di
         output.register_hook(after_backward)
 
     hooks = [
-        model.get_submodule(name.removesuffix(".weight")).register_forward_hook(watch(name))
+        model.get_submodule(name.rpartition(".")[0]).register_forward_hook(watch(name))
         for name, slot in tensor_kinds(model).items()
         if TENSOR_KINDS[slot.kind].role == "product"
     ]
