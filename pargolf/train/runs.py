@@ -33,6 +33,10 @@ from pargolf.train.checkpoint import load_weights
 from pargolf.train.loop import Training, resolve
 from pargolf.train.recorder import FolderRecorder
 
+# Share of the bytes to fill from which on nothing is said. A tiny file's size goes in steps of a few tenths
+# of a percent, so only what is further below tells that no finer rounding is left.
+WELL_FILLED = 0.99
+
 # The bytes of code that a configuration takes.
 CodeBytes = Callable[[RunConfig], int]
 
@@ -147,7 +151,7 @@ def pack(
     write_atomic(run.artifact, data)
     config = replace(config, export=read_header(data).export)
     sizes = ledger(data, code_bytes(config))
-    if len(data) < 0.999 * config.export.model_bytes:
+    if len(data) < WELL_FILLED * config.export.model_bytes:
         say(
             f"even the best quality, 8 bits a weight, takes {sizes.total:,} bytes:"
             f" {config.export.model_bytes - len(data):,} are left, enough for a larger model"
