@@ -5,6 +5,7 @@ Source: the OpenAI parameter-golf repository, its README and submission rules.
 
 BUDGET = 16_000_000  # bytes of code + compressed model, decimal
 TIME_LIMIT = 600  # seconds, of training and again of evaluation
+GPUS = 8  # H100s that it trains and evaluates on
 
 RECORD_NATS = 0.005  # a token: by so much a record is better than the last one,
 RECORD_LEVEL = 0.01  # at this level of significance

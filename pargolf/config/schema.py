@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pargolf.challenge import BUDGET
+from pargolf.challenge import BUDGET, GPUS, TIME_LIMIT
 from pargolf.config.bounds import Bounds, Count, Decay, Natural, NotNegative, Positive, Share, check_fields
 from pargolf.system.errors import require
 
@@ -99,11 +99,11 @@ class TrainConfig:
     """Seed of the init and of the row order; one seed on one CPU gives one result, bit by bit."""
     batch_tokens: Count = 524_288
     """Tokens an optimizer step, over all ranks."""
-    micro_batches: Count = 8
+    micro_batches: Count = GPUS
     """Pieces a step is cut into, over all ranks; the world size must divide it (the challenge's 8)."""
     iterations: Count = 20_000
     """Steps to train, unless max_seconds ends it first."""
-    max_seconds: NotNegative = 600.0
+    max_seconds: NotNegative = float(TIME_LIMIT)
     """Wall-clock cap of the training in seconds, compile warm-up not counted; 0 means none."""
     compile_warmup_steps: Natural = 20
     """Steps run before the clock starts, to compile; weights and optimizer are restored after."""

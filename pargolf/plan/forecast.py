@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pargolf.challenge import GPUS
 from pargolf.config.presets import load_preset
 from pargolf.config.schema import ModelConfig, RunConfig
 from pargolf.kernels.native import install_attention
@@ -45,7 +46,7 @@ def forecasts(config: RunConfig) -> list[Forecast]:
     Takes a second or two, for the CPU's try. Where that would take most of the machine's memory it is
     left out, and so is the CPU.
     """
-    ranks = [n for n in (8, 1) if config.train.micro_batches % n == 0]
+    ranks = [n for n in (GPUS, 1) if config.train.micro_batches % n == 0]
     rows = [(f"{n} x {H100.name}", h100_step_seconds(config, n)) for n in ranks]
     dtype = machine.resolve_dtype(config.train.dtype, "cpu")
     if _tried_memory(_tried(config.model), dtype) < machine.memory_bytes() / 2:
