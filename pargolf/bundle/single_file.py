@@ -6,6 +6,7 @@ decide, and again, until nothing changes (`shake.py`, `fold.py`); write all of i
 order (`layout.py`).
 """
 
+import builtins
 import json
 import lzma
 import re
@@ -92,14 +93,20 @@ def minified(source: str) -> str:
     """The same program in fewer bytes: no comments, no docstrings, short names."""
     from python_minifier import RemoveAnnotationsOptions, minify
 
-    return minify(
-        source,
-        # Annotations in classes are what makes fields of dataclasses.
-        remove_annotations=RemoveAnnotationsOptions(remove_class_attribute_annotations=False),
-        remove_literal_statements=True,
-        rename_globals=True,
-        hoist_literals=False,  # what is said twice costs a compressed file less than a name for it
-    )
+    # An interactive interpreter keeps its last value in the builtin `_`, whose name would then stay unused.
+    last_value = vars(builtins).pop("_", None)
+    try:
+        return minify(
+            source,
+            # Annotations in classes are what makes fields of dataclasses.
+            remove_annotations=RemoveAnnotationsOptions(remove_class_attribute_annotations=False),
+            remove_literal_statements=True,
+            rename_globals=True,
+            hoist_literals=False,  # what is said twice costs a compressed file less than a name for it
+        )
+    finally:
+        if last_value is not None:
+            vars(builtins)["_"] = last_value
 
 
 def compressed(source: str) -> bytes:

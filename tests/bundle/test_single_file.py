@@ -1,6 +1,7 @@
 """The bundled file: what is in it, what is not, and that it is one and the same."""
 
 import ast
+import builtins
 import importlib.util
 import math
 import os
@@ -164,6 +165,14 @@ def test_the_compressed_form_runs_the_program(text: str, seed: int) -> None:
     assert line.startswith(b'import lzma;exec(lzma.decompress("') and b"\0" not in line and b"\r" not in line
     unpacked = read_source(compressed(source))
     assert not unpacked.opaque and ast.unparse(unpacked.trees[1]) == ast.unparse(ast.parse(minified(source)))
+
+
+def test_an_interactive_interpreter_gets_the_same_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "def f(pairs):\n    return [value for _, value in pairs if _]\n"
+    small = minified.__wrapped__(source)
+    monkeypatch.setattr(builtins, "_", "its last value", raising=False)
+    assert minified.__wrapped__(source) == small
+    assert builtins._ == "its last value"  # type: ignore[attr-defined]
 
 
 @given(
