@@ -55,16 +55,17 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         layer: int = 0,
         first: int = 0,
-        skip: tuple[Tensor, Tensor] | None = None,
+        skip: Tensor | None = None,
+        skip_weight: Tensor | None = None,
     ) -> Tensor:
         """x, x0 (B, T, d_model): residual stream and normalized embedding -> new residual stream.
 
-        `skip` is what is added to x first: a weight a channel, and the output of the layer that
-        this one mirrors. The result is (B, T - first, d_model): positions from `first` on, which
+        `skip`, the output of the layer that this one mirrors, is added to x first, each channel times
+        its `skip_weight`. The result is (B, T - first, d_model): positions from `first` on, which
         see all before them.
         """
-        if skip is not None:
-            x = x + skip[0].to(x.dtype) * skip[1]
+        if skip is not None and skip_weight is not None:
+            x = x + skip_weight.to(x.dtype) * skip
         if self.resid_mix is not None:
             x = mix(self.resid_mix, x, x0)
         normed = norm(x)
@@ -119,11 +120,11 @@ class GPT(nn.Module):
         deltas: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             decoder_layer = layer - self.n_encoder
-            skip = None
+            skip = skip_weight = None
             if self.skip_weights is not None and 0 <= decoder_layer < self.n_encoder:
-                skip = self.skip_weights[decoder_layer], skips.pop()
+                skip, skip_weight = skips.pop(), self.skip_weights[decoder_layer]
             cut = first if layer == len(self.blocks) - 1 else 0
-            before, x = x, block(x, x0, cos, sin, cache, layer, cut, skip)
+            before, x = x, block(x, x0, cos, sin, cache, layer, cut, skip, skip_weight)
             if self.depth is not None:
                 deltas = [*(delta[:, cut:] for delta in deltas), x - before[:, cut:]]
                 x = self.depth(x0[:, cut:], deltas)
