@@ -36,6 +36,8 @@ class ModelConfig:
     """Rank of the MLP's second matrix."""
     mlp_ratio: Annotated[int, Bounds(1, 1000)] = 3
     """MLP hidden width as a multiple of d_model."""
+    relu_slope: Share = 0.0
+    """Slope of the MLP's ReLU for negative values, before it is squared; 0 is the plain ReLU."""
     rope_base: Positive = 10000.0
     """Base of the rotary position frequencies."""
     softcap: Positive = 30.0

@@ -8,13 +8,20 @@ from pargolf.model.layers import projection
 
 
 class MLP(nn.Module):
-    """proj(relu(fc(x))^2), hidden width d_mlp (squared ReLU: arXiv 2109.08668)."""
+    """proj(relu(fc(x))^2), hidden width d_mlp (squared ReLU: arXiv 2109.08668).
+
+    With `relu_slope` the square of LeakyReLU: z^2 for z > 0, (slope z)^2 below (challenge records).
+    """
 
     def __init__(self, c: ModelConfig):
         super().__init__()
+        self.c = c
         self.fc = projection(c.d_model, c.d_mlp, c.fc_rank, kind="mlp")
         self.proj = projection(c.d_mlp, c.d_model, c.proj_rank, kind="mlp", init="zero")
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, d_model) -> the same shape."""
-        return self.proj(F.relu(self.fc(x)).square())
+        hidden = self.fc(x)
+        if self.c.relu_slope:
+            return self.proj(F.leaky_relu(hidden, self.c.relu_slope).square())
+        return self.proj(F.relu(hidden).square())
