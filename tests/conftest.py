@@ -13,6 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # whatever a test loads is in a folder
 
 import torch
+from tokenizer_support import CaseOps, make_case_ops
 
 from pargolf.cli import dispatch
 from pargolf.config.schema import ModelConfig
@@ -67,6 +68,12 @@ def module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         yield
+
+
+@pytest.fixture
+def case_ops(tmp_path: Path) -> CaseOps:
+    """Tokens of a text with operators for capitals, and the bytes they stand for."""
+    return make_case_ops(tmp_path)
 
 
 @pytest.fixture

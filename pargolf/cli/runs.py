@@ -33,6 +33,8 @@ class DataArgs:
     """Share of the documents held out, chosen by their hash."""
     root: Path = Path("data")
     """Folder for tokenizers/ and datasets/."""
+    overwrite: bool = False
+    """Replace another dataset of that name."""
 
 
 @dataclass
@@ -61,6 +63,8 @@ class PackArgs:
     """Bytes of code and model to fill: training text decides how finely each row is rounded."""
     max_loss: float | None = None
     """The same for the smallest file that loses at most so many bits per byte of training text."""
+    dataset: Path | None = None
+    """Folder of the training shards that --fit and --max-loss read; default: the run's."""
 
 
 @dataclass
@@ -114,10 +118,11 @@ def data(argv: list[str]) -> None:
     if args.text:
         name = args.name or args.text[0].stem
         done = prepare_files(
-            name, args.text, args.vocab_size, args.val_fraction, args.separator or None, args.root
-        )
+            name, args.text, args.vocab_size, args.val_fraction, args.separator or None, args.root,
+            args.overwrite,
+        )  # fmt: skip
     else:
-        done = prepare_embedded(args.vocab_size, args.val_fraction, args.root)
+        done = prepare_embedded(args.vocab_size, args.val_fraction, args.root, args.overwrite)
     print(done.summary())
 
 
@@ -157,7 +162,7 @@ def pack(argv: list[str]) -> None:
     from pargolf.run.folder import open_run
     from pargolf.train import runs
 
-    sizes = runs.pack(args.run, code_bytes, args.codec, args.layout, args.fit, args.max_loss)
+    sizes = runs.pack(args.run, code_bytes, args.codec, args.layout, args.fit, args.max_loss, args.dataset)
     tables.show_ledger(sizes)
     check_budget(sizes, open_run(args.run)[1].export.budget)
 

@@ -129,18 +129,23 @@ def split_documents(documents: Sequence[str], val_fraction: float) -> tuple[list
     """(training, validation) documents, each in the original order.
 
     The max(1, round(val_fraction * n)) documents with the smallest SHA-256 go to validation:
-    a choice that depends on the texts alone. Raises UserError if there are fewer than two
+    a choice that depends on the texts alone. Equal documents stay together, so it may be a few less,
+    or more where there would be none. Raises UserError if there are fewer than two different
     documents or val_fraction is not between 0 and 1.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"the validation fraction must lie between 0 and 1, is {val_fraction}")
-    if len(documents) < 2:
+    if len(set(documents)) < 2:
+        alike = f"; all {len(documents)} documents are equal" if len(documents) > 1 else ""
         raise UserError(
-            "one document cannot be split into training and validation text;"
+            f"one document cannot be split into training and validation text{alike};"
             " give more files, or the separator that stands between documents"
         )
-    count = min(max(1, round(val_fraction * len(documents))), len(documents) - 1)
+    wanted = min(max(1, round(val_fraction * len(documents))), len(documents) - 1)
     order = sorted(range(len(documents)), key=lambda i: hashlib.sha256(documents[i].encode()).digest())
+    # Where the documents before and after differ; equal ones follow each other.
+    cuts = [n for n in range(1, len(order)) if documents[order[n - 1]] != documents[order[n]]]
+    count = max((n for n in cuts if n <= wanted), default=cuts[0])
     chosen = set(order[:count])
     train = [text for i, text in enumerate(documents) if i not in chosen]
     return train, [documents[i] for i in sorted(chosen)]

@@ -1,7 +1,6 @@
 """From documents to a dataset folder: split, tokenizer, shards, and a record of how they were made."""
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from pargolf.data.corpus import (
     read_documents,
     split_documents,
 )
-from pargolf.data.shards import HEADER_BYTES, SHARD_TOKENS, TokenStream, shard_name, write_shard
+from pargolf.data.record import Record, Split, is_whole, read_record, write_record
+from pargolf.data.shards import HEADER_BYTES, SHARD_TOKENS, shard_name, write_shard
 from pargolf.data.tokenizer import Tokenizer, train_tokenizer
 from pargolf.system.errors import UserError
-from pargolf.system.files import sha256_file, write_json
+from pargolf.system.files import replaced_folder, sha256_file
 
 DATA_ROOT = Path("data")
-RECORD = "dataset.json"  # written last: a folder that has it is complete
 
 
 @dataclass(frozen=True)
@@ -33,28 +32,29 @@ class PreparedData:
     dataset: Path
     """Folder with the shards and dataset.json."""
     tokenizer: Path
-    record: dict[str, Any]
-    """Content of dataset.json: recipe, hashes, and documents, tokens and bytes of each split."""
+    record: Record
     made: bool
     """False if everything was there already."""
 
     def summary(self) -> str:
         """One line: where it is, and how much of it."""
-        train, val = (self.record["splits"][split] for split in ("train", "val"))
-        return (
-            f"{self.dataset}: {'made' if self.made else 'already there'};"
-            f" train {train['documents']:,} documents, {train['tokens']:,} tokens, {train['bytes']:,} bytes;"
-            f" val {val['documents']:,} documents, {val['tokens']:,} tokens, {val['bytes']:,} bytes"
+        sizes = "; ".join(
+            f"{name} {split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes"
+            for name, split in self.record.splits.items()
         )
+        equal = self.record.equal_documents
+        repeated = f"; {equal:,} documents equal others and lie on their side" if equal else ""
+        return f"{self.dataset}: {'made' if self.made else 'already there'}; {sizes}{repeated}"
 
 
 def prepare_embedded(
-    vocab_size: int = 1024, val_fraction: float = 0.1, root: Path = DATA_ROOT
+    vocab_size: int = 1024, val_fraction: float = 0.1, root: Path = DATA_ROOT, overwrite: bool = False
 ) -> PreparedData:
-    """The embedded articles as the dataset `demo_sp{vocab_size}`; UserError as `embedded_documents`."""
+    """The embedded articles as the dataset `demo_sp{vocab_size}`; UserError as `embedded_documents`, and if
+    another dataset of that name is there and may not be overwritten."""
     # The known hash of the source stands for the documents, so that a second call parses nothing.
     source = {"embedded_sha256": EMBEDDED_SHA256, "cleaning": EMBEDDED_CLEANING}
-    return _prepare("demo", source, embedded_documents, vocab_size, val_fraction, root)
+    return _prepare("demo", source, embedded_documents, vocab_size, val_fraction, root, overwrite)
 
 
 def prepare_files(
@@ -64,11 +64,15 @@ def prepare_files(
     val_fraction: float = 0.1,
     separator: str | None = None,
     root: Path = DATA_ROOT,
+    overwrite: bool = False,
 ) -> PreparedData:
-    """The user's own text files as the dataset `{name}_sp{vocab_size}`; UserError as `read_documents`."""
+    """The user's own text files as the dataset `{name}_sp{vocab_size}`; UserError as `read_documents`, and if
+    another dataset of that name is there and may not be overwritten."""
     documents = read_documents(files, separator)
-    source = {"documents_sha256": _documents_sha256(documents)}
-    return _prepare(name, source, lambda: documents, vocab_size, val_fraction, root)
+    source: dict[str, Any] = {"documents_sha256": _documents_sha256(documents)}
+    if len(set(documents)) < len(documents):
+        source["equal_documents"] = "on one side"  # a dataset that splits them is another one
+    return _prepare(name, source, lambda: documents, vocab_size, val_fraction, root, overwrite)
 
 
 def _prepare(
@@ -78,52 +82,52 @@ def _prepare(
     vocab_size: int,
     val_fraction: float,
     root: Path,
+    overwrite: bool,
 ) -> PreparedData:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UserError(f"dataset name {name!r}: use letters, digits, '_', '-' and '.' only")
     dataset = root / "datasets" / f"{name}_sp{vocab_size}"
     model = root / "tokenizers" / f"{name}_{vocab_size}_bpe.model"
     recipe = {"name": name, "source": source, "vocab_size": vocab_size, "val_fraction": val_fraction}
-    record = _finished(dataset, model, recipe)
-    if record:
-        return PreparedData(dataset, model, record, made=False)
-
-    documents = load()
-    splits = dict(zip(("train", "val"), split_documents(documents, val_fraction), strict=True))
-    # From here on the folder is incomplete, whatever it was before.
-    (dataset / RECORD).unlink(missing_ok=True)
-    for stale in dataset.glob("fineweb_*.bin"):
-        stale.unlink()
-    train_tokenizer(splits["train"], vocab_size, model)
-    tokenizer = Tokenizer(model)
-    record = {
-        "recipe": recipe,
-        "documents_sha256": _documents_sha256(documents),
-        "tokenizer": model.name,
-        "tokenizer_sha256": tokenizer.sha256,
-        "splits": {split: _write_split(dataset, split, texts, tokenizer) for split, texts in splits.items()},
-    }
-    write_json(dataset / RECORD, record)
+    if dataset.exists() and any(dataset.iterdir()) and not overwrite:
+        record = _record_of(dataset, recipe)
+        if model.exists() and sha256_file(model) == record.tokenizer_sha256 and is_whole(record, dataset):
+            return PreparedData(dataset, model, record, made=False)
+    # What is there otherwise is a damaged copy of what will be made, or may be overwritten.
+    with replaced_folder(dataset) as folder:
+        record = _make(folder, model, recipe, load())
     return PreparedData(dataset, model, record, made=True)
 
 
-def _finished(dataset: Path, model: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a complete dataset of this recipe, if there is one."""
-    try:
-        record: dict[str, Any] = json.loads((dataset / RECORD).read_text())
-        sizes = {name: size for split in record["splits"].values() for name, size in split["files"].items()}
-        whole = (
-            record["recipe"] == recipe
-            and sha256_file(model) == record["tokenizer_sha256"]
-            and {path.name: path.stat().st_size for path in dataset.glob("fineweb_*.bin")} == sizes
+def _record_of(dataset: Path, recipe: dict[str, Any]) -> Record:
+    """The record of a dataset of this recipe; UserError if the folder holds anything else."""
+    record = read_record(dataset)
+    if record is None or record.recipe != recipe:
+        raise UserError(
+            f"{dataset} holds a dataset of other text or settings; choose another --name, or replace it with"
+            " `pargolf data --overwrite`"
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # missing or damaged: made anew
-    return record if whole else None
+    return record
 
 
-def _write_split(dataset: Path, split: str, documents: list[str], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Write the shards of one split; returns its counts and the size in bytes of each file."""
+def _make(folder: Path, model: Path, recipe: dict[str, Any], documents: list[str]) -> Record:
+    """Fill a folder with the shards and the record of `documents`, and write the tokenizer to `model`."""
+    splits = dict(zip(("train", "val"), split_documents(documents, recipe["val_fraction"]), strict=True))
+    train_tokenizer(splits["train"], recipe["vocab_size"], model)
+    tokenizer = Tokenizer(model)
+    record = Record(
+        recipe,
+        model.name,
+        tokenizer.sha256,
+        {split: _write_split(folder, split, texts, tokenizer) for split, texts in splits.items()},
+        len(documents) - len(set(documents)),
+    )
+    write_record(folder, record)
+    return record
+
+
+def _write_split(dataset: Path, split: str, documents: list[str], tokenizer: Tokenizer) -> Split:
+    """Write the shards of one split."""
     pieces = []
     for text in documents:
         ids = tokenizer.encode(text)
@@ -139,7 +143,7 @@ def _write_split(dataset: Path, split: str, documents: list[str], tokenizer: Tok
         write_shard(dataset / shard_name(split, index), shard)
         files[shard_name(split, index)] = HEADER_BYTES + 2 * len(shard)
     size = sum(len(text.encode()) for text in documents)
-    return {"documents": len(documents), "tokens": len(tokens), "bytes": size, "files": files}
+    return Split(len(tokens), files, size, len(documents))
 
 
 def _documents_sha256(documents: Sequence[str]) -> str:
@@ -148,18 +152,3 @@ def _documents_sha256(documents: Sequence[str]) -> str:
         data = text.encode()
         digest.update(len(data).to_bytes(8, "little") + data)  # the length marks where documents end
     return digest.hexdigest()
-
-
-def read_text(stream: TokenStream, tokenizer: Tokenizer) -> bytes:
-    """UTF-8 text of a whole stream: its documents one after the other, nothing for BOS.
-
-    Raises UserError if the tokens are not of this tokenizer.
-    """
-    return decode_documents(stream.read(0, len(stream)), tokenizer)
-
-
-def decode_documents(tokens: np.ndarray, tokenizer: Tokenizer) -> bytes:
-    """UTF-8 text of tokens (N,), as `read_text`."""
-    # Document by document: some tokenizers drop a space at the start of each.
-    documents = np.split(tokens, np.flatnonzero(tokens == tokenizer.bos_id))
-    return "".join(tokenizer.decode(document.tolist()) for document in documents).encode()

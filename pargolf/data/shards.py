@@ -13,6 +13,7 @@ MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 1024  # 256 little-endian int32: magic, version, number of tokens, zeros
 SHARD_TOKENS = 100_000_000  # most tokens a shard, as published
+PART = 16_000_000  # tokens looked at in one go
 _REMAKE = "download or make it again with `pargolf data`"
 
 
@@ -76,6 +77,20 @@ class TokenStream:
         """Tokens before the stream repeats."""
         return int(self._ends[-1])
 
+    def find_above(self, limit: int, share: int = 0, shares: int = 1) -> int:
+        """Position of a token id above `limit`, or -1; reads every `shares`-th part of the stream, from
+        `share` on."""
+        for start in range(share * PART, len(self), shares * PART):
+            part = self.read(start, min(PART, len(self) - start))
+            if part.max() > limit:
+                return start + int(np.argmax(part > limit))
+        return -1
+
+    def locate(self, position: int) -> tuple[Path, int]:
+        """The shard that holds a token of the stream, and the token's position in it."""
+        index = int(np.searchsorted(self._ends, position, side="right"))
+        return self.paths[index], position - int(self._ends[index]) + len(self._shards[index])
+
     def read(self, offset: int, count: int) -> np.ndarray:
         """`count` tokens from `offset` on, shape (count,) uint16; both may be larger than the stream."""
         tokens = np.empty(count, np.uint16)
@@ -92,7 +107,20 @@ class TokenStream:
 
 def open_split(dataset: Path, split: Literal["train", "val"]) -> TokenStream:
     """The stream of all `split` shards in the folder `dataset`; UserError if it has none."""
-    paths = list(Path(dataset).glob(f"fineweb_{split}_*.bin"))
+    paths = list(Path(dataset).glob(f"fineweb_{split}_[0-9]*.bin"))
     if not paths:
-        raise UserError(f"no fineweb_{split}_*.bin in {dataset}; get them with `pargolf data`")
+        raise UserError(
+            f"no fineweb_{split}_*.bin in {dataset}; get them with `pargolf data`, or name their folder"
+            " (--dataset; in training --data.dataset)"
+        )
     return TokenStream(paths)
+
+
+def open_sidecar(dataset: Path) -> TokenStream | None:
+    """The bytes that each validation token stands for, in shards of their own beside the tokens'.
+
+    Published data whose text was transformed before tokenizing (CaseOps) has them; None where there is
+    none.
+    """
+    paths = list(Path(dataset).glob("fineweb_val_bytes_[0-9]*.bin"))
+    return TokenStream(paths) if paths else None

@@ -6,13 +6,12 @@ training text shows to be best (`calibrate`, `gptq`, `price`).
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from torch import Tensor
 
 from pargolf.config.schema import RunConfig, validate
 from pargolf.config.settings import settled
-from pargolf.data.shards import open_split
+from pargolf.data.shards import TokenStream
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import pack, pack_stored
 from pargolf.export.quantize import dequantize_state, quantize_state
@@ -33,12 +32,13 @@ def pack_model(
     model: GPT,
     tokenizer: Tokenizer,
     code_bytes: Callable[[RunConfig], int],
+    training: Callable[[], TokenStream],
     bars: Bars = no_bar,
 ) -> bytes:
     """The artifact of a trained model; the same weights and settings give the same bytes.
 
     `code_bytes` says how long the code of a configuration is, for codec or layout "auto". The
-    training shards are read if `export.model_bytes` or `export.max_loss` is set, no others ever.
+    `training` tokens are opened if `export.model_bytes` or `export.max_loss` is set, no others ever.
     Raises UserError where the settings cannot be met.
     """
     x = config.export
@@ -49,19 +49,23 @@ def pack_model(
             stored = quantize_state(state, slots, x)
             return pack_smallest(stored, slots, config, tokenizer.sha256, code_bytes)
         # What is smallest for trained weights: range coding takes what bits a row has, however few.
-        return pack_model(replace(config, export=settled(x)), model, tokenizer, code_bytes, bars)
+        return pack_model(replace(config, export=settled(x)), model, tokenizer, code_bytes, training, bars)
     if x.model_bytes or x.max_loss:
-        return _fitted(config, model, state, tokenizer, bars)
+        return _fitted(config, model, state, tokenizer, training(), bars)
     return pack(state, slots, config.model, x, tokenizer.sha256)
 
 
 def _fitted(
-    config: RunConfig, model: GPT, state: dict[str, Tensor], tokenizer: Tokenizer, bars: Bars
+    config: RunConfig,
+    model: GPT,
+    state: dict[str, Tensor],
+    tokenizer: Tokenizer,
+    stream: TokenStream,
+    bars: Bars,
 ) -> bytes:
     """The file of `state` that fills `export.model_bytes`, or the smallest within `export.max_loss`."""
     x = config.export
     slots = tensor_kinds(model)
-    stream = open_split(Path(config.data.dataset), "train")
     rows, held_back = spread_rows(stream, config.model.seq_len, x.calibration_tokens)
     measured = GPT(config.model).to(model.embed.weight.device)  # in float32, whatever `model` computes in
     measured.load_state_dict(state)

@@ -76,7 +76,7 @@ def test_a_loss_is_kept_on_training_text_that_calibration_has_not_seen(finished:
     assert target.run is not None and target.config is not None
     trained = GPT(target.config.model)
     load_weights(target.run.checkpoint, trained)
-    _, held_back = spread_rows(target.stream("train"), 64, target.config.export.calibration_tokens)
+    _, held_back = spread_rows(target.training(), 64, target.config.export.calibration_tokens)
     assert dispatch(["pack", str(copy), "--max-loss", "0.03"]) == 0
     artifact, tokenizer = target.open()
     table = tokenizer.byte_table()
