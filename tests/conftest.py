@@ -13,7 +13,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # whatever a test loads is in a folder
 
 import torch
-from tokenizer_support import CaseOps, make_case_ops
 
 from pargolf.cli import dispatch
 from pargolf.config.schema import ModelConfig
@@ -21,6 +20,7 @@ from pargolf.data.corpus import embedded_documents
 from pargolf.run.folder import Run
 from submission_support import write_good
 from support import Dataset, pargolf, shaken, write_run
+from tokenizer_support import CaseOps, make_case_ops
 
 
 @pytest.fixture(scope="session")

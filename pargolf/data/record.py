@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pargolf.data.tokenizer import Tokenizer
-from pargolf.system.errors import Mismatch, UserError
+from pargolf.system.errors import Mismatch, UserError, did_you_mean
 from pargolf.system.files import write_json
 
 RECORD = "dataset.json"  # written last: a folder that has it is complete
@@ -94,6 +94,31 @@ def read_record(dataset: Path) -> Record | None:
             f"{path} is damaged ({type(error).__name__}: {error}); make the dataset again with"
             " `pargolf data --overwrite`"
         ) from None
+
+
+def find_dataset(name: str, root: Path) -> tuple[Path, Path]:
+    """The folder of a dataset and its tokenizer, by the folder's path or by its name in root/datasets.
+
+    "mine" finds mine_sp1024, too, if no other vocabulary of it is there. Raises UserError if there is no
+    such dataset, or several, or if it has no dataset.json.
+    """
+    places = [Path(name), root / "datasets" / name, *sorted((root / "datasets").glob(f"{name}_sp[0-9]*"))]
+    found = [place for place in places if place.is_dir()]
+    if not found:
+        there = sorted(path.name for path in (root / "datasets").glob("*/"))
+        raise UserError(
+            f"there is no dataset {name} in {root / 'datasets'}{did_you_mean(name, there)} (it has"
+            f" {', '.join(there) or 'none'}); make one with `pargolf data --text FILES`"
+        )
+    if len(found) > 1 and found[0] not in places[:2]:
+        raise UserError(f"several datasets are called {name}: {', '.join(path.name for path in found)}")
+    dataset = found[0]
+    record = read_record(dataset)
+    if record is None:
+        raise UserError(
+            f"{dataset} has no {RECORD} that names its tokenizer; give --data.dataset and --data.tokenizer"
+        )
+    return dataset, dataset.parent.parent / "tokenizers" / record.tokenizer
 
 
 def is_whole(record: Record, dataset: Path) -> bool:

@@ -1,8 +1,9 @@
 """Token shards in the challenge's file format, and the endless stream that several of them form."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -22,13 +23,54 @@ def shard_name(split: str, index: int) -> str:
     return f"fineweb_{split}_{index:06d}.bin"
 
 
+class ShardWriter:
+    """Writes tokens as the shards of a split, SHARD_TOKENS each, into a folder that nobody reads yet."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder, self.split = folder, split
+        self.files: dict[str, int] = {}
+        """Size in bytes of each file, by its name."""
+        self.tokens = 0
+        self._file: BinaryIO | None = None
+
+    def write(self, tokens: np.ndarray) -> None:
+        """Append tokens (n,), values in 0 .. 65535."""
+        while len(tokens):
+            room = SHARD_TOKENS - self.tokens % SHARD_TOKENS
+            if self._file is None:
+                self._file = open(self.folder / shard_name(self.split, len(self.files)), "wb")  # noqa: SIM115
+                self._file.write(bytes(HEADER_BYTES))
+            self._file.write(tokens[:room].astype("<u2").tobytes())
+            self.tokens += len(tokens[:room])
+            if len(tokens) >= room:
+                self.close()
+            tokens = tokens[room:]
+
+    def close(self) -> None:
+        """End the shard at hand: its header says how many tokens it holds."""
+        if self._file is None:
+            return
+        size = self._file.tell()
+        self._file.seek(0)
+        self._file.write(_header((size - HEADER_BYTES) // 2))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+        self.files[shard_name(self.split, len(self.files))] = size
+
+
+def _header(count: int) -> bytes:
+    header = np.zeros(HEADER_BYTES // 4, "<i4")
+    header[:3] = MAGIC, VERSION, count
+    return header.tobytes()
+
+
 def write_shard(path: Path, tokens: np.ndarray) -> None:
     """Write token ids, shape (n,) and values in 0 .. 65535, as one shard, atomically."""
     if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < 65_536:
         raise ValueError("token ids of a shard must fit in 16 bits")
-    header = np.zeros(HEADER_BYTES // 4, "<i4")
-    header[:3] = MAGIC, VERSION, len(tokens)
-    write_atomic(path, header.tobytes() + tokens.astype("<u2").tobytes())
+    write_atomic(path, _header(len(tokens)) + tokens.astype("<u2").tobytes())
 
 
 def read_header(path: Path) -> int:

@@ -151,6 +151,19 @@ class Tokenizer:
         first, *rest = self._processor.encode(text.split(SPACE))
         return list(first) + [token for part in rest for token in mark + part]
 
+    def encode_all(self, texts: list[str], threads: int) -> list[list[int]]:
+        """`encode` of each text, on several threads."""
+        plain = [text for text in texts if SPACE not in text or self._strips_first_space]
+        encoded = iter(self._processor.encode(plain, num_threads=threads) if plain else [])
+        return [
+            next(encoded) if SPACE not in text or self._strips_first_space else self.encode(text)
+            for text in texts
+        ]
+
+    def decode_all(self, ids: list[list[int]], threads: int) -> list[str]:
+        """`decode` of each text, on several threads."""
+        return list(self._processor.decode(ids, num_threads=threads)) if ids else []
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; control tokens give none. Raises UserError on an id outside the vocabulary."""
         tokens = [int(token) for token in ids]

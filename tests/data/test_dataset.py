@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizer_support import CaseOps, train_model
 
 from pargolf.cli import dispatch
 from pargolf.data.dataset import UNRECORDED, open_training, open_validation
@@ -16,6 +15,7 @@ from pargolf.data.text import decoded, measured
 from pargolf.data.tokenizer import SPACE, Tokenizer, train_tokenizer
 from pargolf.system.errors import UserError
 from support import Dataset, pargolf
+from tokenizer_support import CaseOps, train_model
 
 
 def write_val(folder: Path, tokens: list[int] | np.ndarray, split: str = "val") -> Path:

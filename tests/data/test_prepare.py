@@ -1,20 +1,24 @@
 import json
 import random
+import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pargolf.cli import dispatch
-from pargolf.data import prepare
+from pargolf.data import prepare, shards
 from pargolf.data.dataset import open_training, open_validation
+from pargolf.data.files import text_files
 from pargolf.data.prepare import PreparedData, prepare_embedded, prepare_files
 from pargolf.data.record import read_record
 from pargolf.data.shards import open_split
 from pargolf.data.text import decoded, measured
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.system.errors import UserError
+from tokenizer_support import train_model
 
 PROSE = "the quick brown fox jumps over a lazy dog while twelve naïve geese fly south"
 WORDS = PROSE.split()
@@ -36,7 +40,8 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def make(files: list[Path], root: Path, **options: object) -> PreparedData:
-    return prepare_files("mine", files, vocab_size=320, val_fraction=0.25, root=root, **options)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"name": "mine", "vocab_size": 320, "val_fraction": 0.25} | options
+    return prepare_files(text_files(files), root=root, **settings)
 
 
 def test_dataset_holds_the_documents(files: list[Path], tmp_path: Path) -> None:
@@ -113,7 +118,7 @@ def test_a_failure_leaves_what_was_there(
     files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = make(files, tmp_path)
-    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: "something else")
+    monkeypatch.setattr(Tokenizer, "decode_all", lambda self, ids, threads: ["something else"] * len(ids))
     with pytest.raises(UserError, match="does not reproduce"):
         make(files, tmp_path, overwrite=True)
     assert read_record(done.dataset) == done.record
@@ -142,7 +147,7 @@ def test_large_splits_become_several_shards(
     whole = make(files, tmp_path)
     before = open_split(whole.dataset, "train")
     expected = before.read(0, len(before))
-    monkeypatch.setattr(prepare, "SHARD_TOKENS", 100)
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 100)
     cut = make(files, tmp_path / "cut")
     stream = open_split(cut.dataset, "train")
     assert len(stream.paths) == -(-len(expected) // 100)
@@ -151,7 +156,7 @@ def test_large_splits_become_several_shards(
 
 def test_rejects(files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dataset name"):
-        prepare_files("../x", files, root=tmp_path)
+        make(files, tmp_path, name="../x")
 
 
 def test_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,3 +177,87 @@ def test_a_record_of_before_is_read(files: list[Path], tmp_path: Path) -> None:
     (done.dataset / "dataset.json").write_text(json.dumps(old))
     record = read_record(done.dataset)
     assert record is not None and asdict(record) == asdict(done.record)
+
+
+def test_a_cap_holds_out_less(files: list[Path], tmp_path: Path) -> None:
+    whole, capped = make(files, tmp_path / "whole"), make(files, tmp_path / "capped", val_bytes=800)
+    assert whole.record.splits["val"].documents == 3
+    assert capped.record.splits["val"].bytes is not None and capped.record.splits["val"].bytes <= 800
+    assert any("limited to 800 bytes" in note for note in capped.notes) and not whole.notes
+    assert make(files, tmp_path / "whole", val_bytes=1_000_000).record == whole.record
+
+
+def test_fixed_validation_text_is_never_trained_on(files: list[Path], tmp_path: Path) -> None:
+    held_out = write_texts(tmp_path / "val.jsonl", [make_texts()[4], "some other text"])
+    done = make(files, tmp_path, val=text_files([held_out]))
+    tokenizer = Tokenizer(done.tokenizer)
+    assert decoded(open_validation(done.dataset, tokenizer).tokens, tokenizer).decode() == (
+        make_texts()[4] + "some other text"
+    )
+    assert done.record.splits["train"].documents == 11
+    assert any("1 training documents equal validation documents" in note for note in done.notes)
+    with pytest.raises(UserError, match="no training text is left"):
+        make([held_out], tmp_path, val=text_files([held_out]), overwrite=True)
+
+
+def test_a_tokenizer_of_one_s_own(files: list[Path], tmp_path: Path) -> None:
+    folding = train_model(tmp_path / "fold.model", 350, normalization_rule_name="nmt_nfkc_cf")
+    done = make(files, tmp_path, tokenizer=folding.path)
+    assert done.dataset.name == "mine_sp350" and Tokenizer(done.tokenizer).sha256 == folding.sha256
+    assert any("changes 12 documents" in note for note in done.notes)  # each begins with a space
+    assert open_validation(done.dataset, folding).bytes == done.record.splits["val"].bytes
+    lacking = train_model(tmp_path / "few.model", 60, byte_fallback=False)
+    with pytest.raises(UserError, match="unknown to"):
+        make(files, tmp_path, name="few", tokenizer=lacking.path)
+
+
+def test_the_tokenizer_learns_from_a_sample_of_the_training_text(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "TOKENIZER_BYTES", 1500)
+    seen: list[str] = []
+    train = prepare.train_tokenizer
+
+    def watched(texts: list[str], vocab_size: int, path: Path) -> None:
+        seen.extend(texts)
+        train(texts, vocab_size, path)
+
+    monkeypatch.setattr(prepare, "train_tokenizer", watched)
+    done = make(files, tmp_path)
+    tokenizer = Tokenizer(done.tokenizer)
+    val = decoded(open_validation(done.dataset, tokenizer).tokens, tokenizer).decode()
+    assert 2 <= len(seen) <= 4 and not any(text in val for text in seen)
+    assert any("learns from 1,500 bytes" in note for note in done.notes)
+
+
+def test_batches_change_nothing(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make(files, tmp_path / "whole")
+    monkeypatch.setattr(prepare, "BATCH_BYTES", 1)
+    cut = make(files, tmp_path / "cut")
+    assert cut.record == whole.record
+    for path in whole.dataset.glob("*.bin"):
+        assert path.read_bytes() == (cut.dataset / path.name).read_bytes()
+
+
+def test_the_next_command_trains_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "novel.txt").write_text("\n\n".join(make_texts() * 3))
+    assert dispatch(["data", "--text", "novel.txt", "--vocab-size", "320"]) == 0
+    said = capsys.readouterr().out
+    assert "cut at empty lines into 36 documents" in said
+    (command,) = re.findall("^next: pargolf (.*)$", said, re.MULTILINE)
+    tiny = "--model.n-layers 2 --model.d-model 16 --model.n-heads 2 --model.kv-heads 1 --model.q-rank 4"
+    short = "--model.seq-len 32 --train.batch-tokens 256 --train.micro-batches 1 --train.iterations 2"
+    quick = "--train.compile off --train.dtype float32 --eval.no-compressors --eval.stride 32"
+    assert dispatch([*command.split(), *f"{tiny} {short} {quick} --name x".split()]) == 0, capsys.readouterr()
+    config = json.loads((tmp_path / "runs/x/config.json").read_text())
+    assert config["data"]["dataset"] == "data/datasets/novel_sp320" and config["data"]["corpus"] == "none"
+    assert config["model"]["vocab_size"] == 320
+    capsys.readouterr()
+    assert dispatch(["train", "demo", "--data", "novle_sp320"]) == 2
+    assert (
+        "there is no dataset novle_sp320 in data/datasets; did you mean novel_sp320?"
+        in capsys.readouterr().err
+    )

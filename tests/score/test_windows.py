@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pargolf.config.schema import ModelConfig
-from pargolf.data.corpus import split_documents
 from pargolf.data.dataset import open_validation
+from pargolf.data.split import choose_validation, survey
 from pargolf.data.text import Text, decoded
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.model.gpt import GPT
@@ -115,8 +115,8 @@ def test_scored_bytes_are_the_text_s(dataset: Dataset) -> None:
     stream = open_validation(dataset.folder, Tokenizer(dataset.tokenizer))
     c = ModelConfig(vocab_size=512, seq_len=64, n_layers=2, d_model=16, n_heads=2, kv_heads=1, q_rank=0)
     text = decoded(stream.tokens, stream.tokenizer)
-    _, held_out = split_documents(dataset.documents, 0.1)
-    assert text.decode() == "".join(held_out)
+    held_out = choose_validation(survey(dataset.documents), 0.1)
+    assert text.decode() == "".join(x for x, out in zip(dataset.documents, held_out, strict=True) if out)
     for stride in (64, 24):
         result = score(GPT(c, seed=0), stream, stride, 32)
         assert result.tokens == len(stream) - 1

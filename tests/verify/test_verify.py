@@ -11,7 +11,6 @@ import sentencepiece
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizer_support import CaseOps
 from torch import Tensor
 
 from pargolf.cli import dispatch
@@ -26,6 +25,7 @@ from pargolf.verify import verify as module
 from pargolf.verify.model_under_test import ScoredGPT
 from pargolf.verify.verify import Condition, Verdict, choose_trials, verify
 from support import Dataset, pargolf, shaken
+from tokenizer_support import CaseOps
 
 TINY = ModelConfig(vocab_size=512, seq_len=32, n_layers=3, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
 CONDITIONS = ["determinism", "normalization", "causality", "one pass", "accounting"]
