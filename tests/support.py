@@ -73,15 +73,26 @@ def pargolf(*arguments: object, cwd: Path | None = None, ranks: int = 1) -> subp
 
 def model_options() -> list[dict[str, Any]]:
     """Each option of the model at other values than its default, whatever options there are."""
-    shape = {"vocab_size", "seq_len", "n_layers", "d_model", "n_heads", "kv_heads", "mlp_ratio"}
+    # What has a meaning beside another option alone is tried with it.
+    shape = {"vocab_size", "seq_len", "n_layers", "d_model", "n_heads", "kv_heads", "mlp_ratio", "bos_id",
+             "parallel_from", "bigram_dim", "value_embed_dim", "head_gate_scale"}  # fmt: skip
     found: list[dict[str, Any]] = []
     for field in fields(ModelConfig):
         default: Any = field.default
         if get_origin(field.type) is Literal:
             found += [{field.name: choice} for choice in get_args(field.type) if choice != default]
         elif field.name not in shape:
-            found.append({field.name: 3 if isinstance(default, int) else default / 2 or 0.5})
+            found.append({field.name: option_value(field.name, default)})
     return found
+
+
+def option_value(name: str, default: bool | float) -> bool | float:
+    """Another value than the default, which a tiny model can have."""
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int):
+        return {"rope_dims": 2, "bigram_rows": 31}.get(name, 3)
+    return default / 2 or 0.5
 
 
 def shaken(c: ModelConfig) -> GPT:

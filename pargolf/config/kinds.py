@@ -12,9 +12,9 @@ from typing import Literal
 class TensorKind:
     """One row of the table; `lr` and `bits` name settings of OptimConfig and ExportConfig."""
 
-    role: Literal["product", "table", "vector"]
-    """product: y = W x; table: a row a token, both looked up and multiplied; vector: all else, never
-    rounded to integers, whatever its shape."""
+    role: Literal["product", "table", "lookup", "vector"]
+    """product: y = W x; table: a row a token, both looked up and multiplied; lookup: a row an index, looked
+    up alone; vector: all else, never rounded to integers, whatever its shape."""
     optimizer: Literal["muon", "adam"]
     lr: str
     """Field of OptimConfig with its learning rate."""
@@ -24,6 +24,7 @@ class TensorKind:
 
 TENSOR_KINDS = {
     "embed": TensorKind("table", "adam", "embed_lr", "embed_bits"),  # tied token embedding
+    "lookup": TensorKind("lookup", "adam", "embed_lr", "embed_bits"),  # tables of pairs, and for values
     "attn": TensorKind("product", "muon", "muon_lr", "attn_bits"),  # matrices of attention
     "mlp": TensorKind("product", "muon", "muon_lr", "mlp_bits"),  # matrices of the MLP
     "vector": TensorKind("vector", "adam", "vector_lr", "vector_bits"),  # gains, scales, mixes, skip weights

@@ -42,8 +42,37 @@ class ModelConfig:
     """Base of the rotary position frequencies."""
     softcap: Positive = 30.0
     """Logits are softcap * tanh(logits / softcap)."""
+    rope_dims: Natural = 0
+    """Dimensions of a head that RoPE turns, the first ones; the others know no position. 0: all."""
+    ntk_length: Natural = 0
+    """Where seq_len is longer than this, the base grows with it (NTK rule); 0 leaves it."""
     q_gain: float = 1.5
     """Initial gain of the normalized queries, one learned value a head."""
+    xsa_layers: Natural = 0
+    """So many last layers take out of each head's output what points along the token's own value (XSA)."""
+    head_gate: Literal["off", "out", "dense", "sparse"] = "off"
+    """A gate for each head's output, computed from the layer's input (see model.attention.HeadGate)."""
+    head_gate_scale: Positive = 1.0
+    """What a "sparse" gate's logits are multiplied by."""
+    value_embed_layers: Natural = 0
+    """So many last layers add an embedding of the token to its values."""
+    value_embed_dim: Count = 128
+    """Width of that embedding, before it is projected."""
+    value_residual: bool = False
+    """All layers but the first mix the first one's values into theirs (ResFormer)."""
+    softcap_sides: bool = False
+    """Learn the cap of positive and of negative logits, both starting at `softcap`."""
+    smear: Literal["off", "early", "late"] = "off"
+    """Mix the token before into each token: by a learned share of each channel ("early"), or by a gate
+    computed from the token ("late"). Never across the start of a document."""
+    bigram_rows: Natural = 0
+    """Rows of a table that each pair of tokens is hashed into and that is added to the embedding; 0: none."""
+    bigram_dim: Count = 128
+    """Width of that table, before it is projected."""
+    bos_id: Natural = 1
+    """The token that begins a document; must be the tokenizer's. What mixes positions stops there."""
+    weight_init: Literal["uniform", "orthogonal"] = "uniform"
+    """How matrices start that do not start at zero."""
     embed_std: Positive = 0.005
     """Standard deviation of the embedding at init."""
     embed_init: Literal["normal", "spectral"] = "normal"
@@ -52,6 +81,15 @@ class ModelConfig:
     """How each layer's mix of residual stream and embedding starts, by depth (see model.init)."""
     mix_order: Annotated[int, Bounds(0, 16)] = 2
     """Degree of the polynomial of mix_init "legendre"."""
+    ln_scale: bool = False
+    """Layer l multiplies what its attention and its MLP read by 1/sqrt(l + 1)."""
+    skip_gates: bool = False
+    """A skip is mixed with the stream by a learned gate a channel, and not just added."""
+    parallel: Literal["off", "joint", "lanes", "routed"] = "off"
+    """How later layers arrange attention and MLP: on one input ("joint"), in a stream each ("lanes"), or in
+    two streams with learned routes between ("routed"); see model.residual."""
+    parallel_from: Natural = 7
+    """The first layer that does."""
     rotation_rank: Natural = 0
     """Rank of the map from content to the angles that turn attention's input; 0 leaves the rotation out."""
     depth_attention: Literal["off", "softmax", "signed"] = "off"
@@ -235,6 +273,14 @@ def validate_model(m: ModelConfig) -> None:
         m.n_heads % m.kv_heads == 0,
         f"model.n_heads {m.n_heads} is not a multiple of model.kv_heads {m.kv_heads}",
     )
+    require(
+        m.rope_dims <= m.d_head and m.rope_dims % 2 == 0,
+        f"model.rope_dims {m.rope_dims} must be even and at most a head's size, {m.d_head}",
+    )
+    for name in ("xsa_layers", "value_embed_layers"):
+        layers = getattr(m, name)
+        require(layers <= m.n_layers, f"model.{name} {layers} is more than model.n_layers {m.n_layers}")
+    require(m.bigram_rows != 1, "model.bigram_rows must be 0 or at least 2: one row stands for no pair")
     for name, most in (
         ("q_rank", m.d_model), ("k_rank", m.d_kv), ("v_rank", m.d_kv), ("out_rank", m.d_model),
         ("fc_rank", m.d_model), ("proj_rank", m.d_model), ("rotation_rank", m.d_model // 2),
@@ -245,6 +291,17 @@ def validate_model(m: ModelConfig) -> None:
         require(
             m.mix_init == "identity",
             f"model.mix_init {m.mix_init} has no mix to set: model.depth_attention replaces it",
+        )
+        for name in ("skip_gates", "parallel"):
+            require(
+                getattr(m, name) in (False, "off"),
+                f"model.{name} has no skips and streams to change: model.depth_attention replaces them",
+            )
+    if m.parallel != "off":
+        require(
+            m.n_layers // 2 <= m.parallel_from < m.n_layers,
+            f"model.parallel_from must be a layer of the decoder, {m.n_layers // 2}..{m.n_layers - 1}, is"
+            f" {m.parallel_from}",
         )
 
 

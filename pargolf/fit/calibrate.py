@@ -40,7 +40,8 @@ def spread_rows(stream: TokenStream, seq_len: int, tokens: int) -> tuple[np.ndar
 def calibrate(model: GPT, rows: np.ndarray, progress: OnProgress = unseen) -> dict[str, Moments]:
     """Moments, on the CPU, of what a float32 model multiplies by, on `rows` (n, T + 1) int64.
 
-    These are its parameters of the role "product", each in a module that multiplies by it, and the embedding.
+    These are its parameters of the roles "product" and "lookup", each in a module of its own that multiplies
+    by it or looks it up, and the embedding.
 
     The embedding is two matrices in one: the head's, and the table of inputs, where an error in
     row v costs wherever token v is read. Its moments are those of the sum of both costs, with the
@@ -61,21 +62,33 @@ def calibrate(model: GPT, rows: np.ndarray, progress: OnProgress = unseen) -> di
 
         return after_forward
 
-    def watch_table(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
-        def after_backward(gradient: Tensor) -> None:
-            add(inputs, "table", _squared(gradient))
-            costs = gradient.square().sum(-1).flatten()
-            by_token = torch.zeros(model.config.vocab_size, device=costs.device)
-            add(outputs, "table", by_token.index_add(0, arguments[0].flatten(), costs))
+    def watch_rows(name: str, rows: int) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        def after_forward(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
+            def after_backward(gradient: Tensor) -> None:
+                add(inputs, name, _squared(gradient))
+                costs = gradient.square().sum(-1).flatten()
+                by_row = torch.zeros(rows, device=costs.device)
+                add(outputs, name, by_row.index_add(0, arguments[0].flatten(), costs))
 
-        output.register_hook(after_backward)
+            output.register_hook(after_backward)
+
+        return after_forward
 
     hooks = [
         model.get_submodule(name.rpartition(".")[0]).register_forward_hook(watch(name))
         for name, slot in tensor_kinds(model).items()
         if TENSOR_KINDS[slot.kind].role == "product"
     ]
-    hooks.append(model.embed.register_forward_hook(watch_table))
+    hooks.append(model.embed.register_forward_hook(watch_rows("table", model.config.vocab_size)))
+    lookups = {
+        name: model.get_parameter(name)
+        for name, slot in tensor_kinds(model).items()
+        if TENSOR_KINDS[slot.kind].role == "lookup"
+    }
+    for name, rows_of in lookups.items():
+        rows_of.requires_grad_(True)  # gradients flow to what is looked up, too
+        module = model.get_submodule(name.rpartition(".")[0])
+        hooks.append(module.register_forward_hook(watch_rows(name, len(rows_of))))
     for _, batch in over_windows(*one_window_a_row(rows), _batch_rows(rows), progress):
         tokens = torch.from_numpy(batch).to(model.embed.weight.device)
         states = model.trunk(tokens[:, :-1])
@@ -83,7 +96,8 @@ def calibrate(model: GPT, rows: np.ndarray, progress: OnProgress = unseen) -> di
         logits.retain_grad()
         F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum").backward()
         assert logits.grad is not None
-        uncapped = logits.grad * (1 - (logits.detach() / model.config.softcap).square())
+        capped = logits.detach()
+        uncapped = logits.grad * (1 - (capped / model.cap(capped)).square())
         add(inputs, "head", _squared(norm(states)))
         add(outputs, "head", uncapped.square().sum((0, 1)))
     for hook in hooks:
@@ -93,7 +107,16 @@ def calibrate(model: GPT, rows: np.ndarray, progress: OnProgress = unseen) -> di
     head, table = moments.pop("head"), moments.pop("table")
     shape = head.outputs.mean() * head.inputs + table.inputs / model.config.vocab_size
     by_row = (head.outputs * head.inputs.trace() + table.outputs) / shape.trace()
-    return moments | {"embed.weight": Moments(shape, by_row)}
+    moments["embed.weight"] = Moments(shape, by_row)
+    for name in lookups:
+        moments[name] = _of_rows(moments[name])
+    return moments
+
+
+def _of_rows(sums: Moments) -> Moments:
+    """Moments of a table whose rows are looked up, of the gradients' squares by column and by row."""
+    shape = sums.inputs / len(sums.outputs)
+    return Moments(shape, sums.outputs / shape.trace().clamp_min(torch.finfo(torch.float32).tiny))
 
 
 def _squared(x: Tensor) -> Tensor:

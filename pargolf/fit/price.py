@@ -29,7 +29,7 @@ USUAL_STEPS = 10
 def prepare_state(
     state: Mapping[str, Tensor], slots: Mapping[str, Slot], moments: Mapping[str, Moments]
 ) -> dict[str, PreparedMatrix | Tensor]:
-    """Every tensor ready for `state_at`: "vector" by its role as float16, all others by their moments."""
+    """Every tensor ready for `state_at`: "vector" by its role as float16, the others by their moments."""
     return {
         name: to_floats(tensor, 16, name)
         if TENSOR_KINDS[slots[name].kind].role == "vector"

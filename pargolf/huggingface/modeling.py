@@ -10,7 +10,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from pargolf.config.schema import ModelConfig
-from pargolf.model.attention import KVCache
+from pargolf.model.attention import KVCache, shifted
 from pargolf.model.gpt import GPT
 
 
@@ -39,15 +39,22 @@ class PargolfConfig(PreTrainedConfig):
 class GrowingCache(KVCache):
     """A cache of transformers, as the GPT's attention uses it."""
 
-    def __init__(self, cache: DynamicCache):
+    def __init__(self, cache: DynamicCache, layers: int):
         if not isinstance(cache, DynamicCache):
             raise ValueError(f"a pargolf model takes a DynamicCache, not a {type(cache).__name__}")
-        self.cache = cache
+        self.cache, self.layers = cache, layers
         self.length = cache.get_seq_length()
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = self.cache.update(k, v, layer)
         return keys, values
+
+    def before(self, x: Tensor) -> Tensor:
+        # In layers of their own, so that transformers reorders them with the beams.
+        layer = self.layers + (not x.is_floating_point())
+        history, _ = self.cache.update(x[:, None], x[:, None, :, :0], layer)
+        last = history[:, 0, -x.size(1) - 1 : -x.size(1)] if history.size(2) > x.size(1) else None
+        return shifted(x, last)
 
 
 class PargolfForCausalLM(PreTrainedModel, GenerationMixin):
@@ -91,7 +98,7 @@ class PargolfForCausalLM(PreTrainedModel, GenerationMixin):
         cache = past_key_values if cache is None else cache
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
-        past = GrowingCache(cache) if cache is not None else None
+        past = GrowingCache(cache, self.config.n_layers) if cache is not None else None
         _require_no_gaps(attention_mask, goes_on=past is not None)
         length = input_ids.size(1)
         end = length + (past.length if past is not None else 0)

@@ -5,8 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pargolf.config.schema import ModelConfig
-from pargolf.model.init import vector
+from pargolf.model.init import matrix, normal, vector
+from pargolf.model.inputs import GATE_CHANNELS
 from pargolf.model.layers import norm, projection, rotate
+
+
+def shifted(x: Tensor, last: Tensor | None = None) -> Tensor:
+    """For each of x (batch, T, n) the one before it; for the first `last` (batch, 1, n), or itself."""
+    return torch.cat((x[:, :1] if last is None else last, x[:, :-1]), dim=1)
 
 
 class KVCache:
@@ -19,6 +25,13 @@ class KVCache:
         shape = (c.n_layers, 2, batch, c.kv_heads, c.seq_len, c.d_head)
         self.store = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
+        self.last: dict[torch.dtype, Tensor] = {}
+
+    def before(self, x: Tensor) -> Tensor:
+        """What came before each of x (batch, T, n), tokens or embeddings by their dtype (see `shifted`)."""
+        last = self.last.get(x.dtype)
+        self.last[x.dtype] = x[:, -1:]
+        return shifted(x, last)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k, v (batch, kv_heads, T, d_head) of one layer; return all keys and values so far.
@@ -38,16 +51,25 @@ class Attention(nn.Module):
     q is multiplied by a learned gain per head (`q_gain`), since normalized queries could not
     sharpen the softmax otherwise. k and v have `kv_heads` heads, each shared by
     n_heads / kv_heads query heads (GQA, arXiv 2305.13245).
+
+    Options: values with an embedding of the token (`value_embed_layers`) or with those of the first layer
+    (`value_residual`, ResFormer, arXiv 2410.17897); XSA (`xsa_layers`); a gate (`head_gate`).
     """
 
-    def __init__(self, c: ModelConfig):
+    def __init__(self, c: ModelConfig, layer: int = 0):
         super().__init__()
+        self.c = c
         self.n_heads, self.kv_heads, self.d_head = c.n_heads, c.kv_heads, c.d_head
-        self.q = projection(c.d_model, c.d_model, c.q_rank, kind="attn")
-        self.k = projection(c.d_model, c.d_kv, c.k_rank, kind="attn")
-        self.v = projection(c.d_model, c.d_kv, c.v_rank, kind="attn")
+        self.q = projection(c.d_model, c.d_model, c.q_rank, "attn", c.weight_init)
+        self.k = projection(c.d_model, c.d_kv, c.k_rank, "attn", c.weight_init)
+        self.v = projection(c.d_model, c.d_kv, c.v_rank, "attn", c.weight_init)
         self.out = projection(c.d_model, c.d_model, c.out_rank, kind="attn", init="zero")
         self.q_gain = vector(c.n_heads, c.q_gain)
+        self.takes_embedding = layer >= c.n_layers - c.value_embed_layers
+        self.value_share = vector(1, 1.0) if c.value_embed_layers and self.takes_embedding else None
+        self.value_mix = vector(2, 0.5) if c.value_residual and layer else None
+        self.is_exclusive = layer >= c.n_layers - c.xsa_layers
+        self.gate = HeadGate(c) if c.head_gate != "off" else None
 
     def forward(
         self,
@@ -57,22 +79,41 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
         layer: int = 0,
         first: int = 0,
+        embedded: Tensor | None = None,
+        first_values: Tensor | None = None,
     ) -> Tensor:
         """x (B, T, d_model) -> (B, T - first, d_model), of the positions from `first` on.
 
-        cos, sin (T, d_head / 2) are those of the positions of x.
+        cos, sin (T, r / 2) are those of the positions of x; `embedded` and `first_values` (B, T, d_kv) the
+        tokens' embeddings for values, and the first layer's values, where the options ask for them.
         """
         q = self._heads(self.q(x[:, first:]), self.n_heads)
         k = self._heads(self.k(x), self.kv_heads)
-        v = self._heads(self.v(x), self.kv_heads)
-        q = rotate(norm(q), cos[first:], sin[first:]) * self.q_gain.to(x.dtype)[:, None, None]
-        k = rotate(norm(k), cos, sin)
+        v = self.values(x, embedded)
+        if self.value_mix is not None and first_values is not None:
+            shares = self.value_mix.to(v.dtype)
+            v = shares[0] * first_values + shares[1] * v
+        own = v = self._heads(v, self.kv_heads)
+        q = self._placed(norm(q), cos[first:], sin[first:]) * self.q_gain.to(x.dtype)[:, None, None]
+        k = self._placed(norm(k), cos, sin)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         # The queries belong to the last of the keys; `past` keys come before them.
         past = k.size(2) - q.size(2)
         y = self.attend(q, k, v) if not past else self._attend_after(q, k, v, past)
-        return self.out(y.transpose(1, 2).flatten(2))
+        if self.c.xsa_layers and self.is_exclusive:
+            y = exclude(y, own[:, :, first:])
+        y = y.transpose(1, 2)
+        if self.gate is not None:
+            y = self.gate(x[:, first:])[..., None] * y
+        return self.out(y.flatten(2))
+
+    def values(self, x: Tensor, embedded: Tensor | None) -> Tensor:
+        """x (B, T, d_model) -> its values (B, T, d_kv), with the tokens' `embedded` where they belong in."""
+        v = self.v(x)
+        if self.value_share is not None and embedded is not None:
+            v = v + self.value_share.to(v.dtype) * embedded
+        return v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention of q (B, n_heads, T, d_head) to k and v (B, kv_heads, T, d_head): shape of q."""
@@ -87,6 +128,47 @@ class Attention(nn.Module):
             mask = torch.ones(length, k.size(2), dtype=torch.bool, device=q.device).tril(past)
         return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=self.kv_heads != self.n_heads)
 
+    def _placed(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Heads (B, heads, T, d_head), turned by their positions."""
+        if not self.c.rope_dims:
+            return rotate(x, cos, sin)
+        turned, rest = x.split((self.c.rope_dims, self.d_head - self.c.rope_dims), dim=-1)
+        return torch.cat((rotate(turned, cos, sin), rest), dim=-1)
+
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         """(B, T, heads * d_head) -> (B, heads, T, d_head)"""
         return x.unflatten(-1, (heads, self.d_head)).transpose(1, 2)
+
+
+def exclude(y: Tensor, v: Tensor) -> Tensor:
+    """y (B, n_heads, T, d_head) without what points along the token's own value v (B, kv_heads, T, d_head).
+
+    A token then writes only what it read from others (exclusive self attention, challenge thread 478).
+    """
+    own = F.normalize(v, dim=-1, eps=1e-12)[:, :, None]
+    heads = y.unflatten(1, (v.size(1), -1))  # (B, kv_heads, group, T, d_head)
+    return (heads - (heads * own).sum(-1, keepdim=True) * own).flatten(1, 2)
+
+
+class HeadGate(nn.Module):
+    """A factor for each head's output, computed from what the layer reads.
+
+    - "out": 2 s(w . x[:12]), w starts at 0, as 1 (challenge thread 1667)
+    - "dense": s(w . x), w starts as normal values of deviation 0.005, as about 1/2 (April 19 2026)
+    - "sparse": s(scale w . x[:12]), w starts at 0, as 1/2 (April 23 2026; scale 0.5 in thread 1855)
+    """
+
+    def __init__(self, c: ModelConfig):
+        super().__init__()
+        self.c = c
+        if c.head_gate == "dense":
+            self.weight = matrix(c.n_heads, c.d_model, "vector", normal(0.005))
+        else:
+            self.weight = vector((c.n_heads, min(GATE_CHANNELS, c.d_model)), 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, d_model) -> (B, T, n_heads)."""
+        logits = F.linear(x[..., : self.weight.size(1)], self.weight.to(x.dtype))
+        if self.c.head_gate == "out":
+            return 2 * torch.sigmoid(logits)
+        return torch.sigmoid(self.c.head_gate_scale * logits)

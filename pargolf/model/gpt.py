@@ -24,27 +24,40 @@ from torch import Tensor, nn
 
 from pargolf.config.kinds import TENSOR_KINDS, Slot
 from pargolf.config.schema import ModelConfig
-from pargolf.model.attention import Attention, KVCache
+from pargolf.model.attention import Attention, KVCache, shifted
 from pargolf.model.explorations import ContentRotation, DepthAttention
 from pargolf.model.init import init_weights, kind_of, vector
-from pargolf.model.inputs import Embedding
-from pargolf.model.layers import norm, rope_tables
+from pargolf.model.inputs import BigramHash, Embedding, SmearGate, ValueEmbedding
+from pargolf.model.layers import norm, rope_base, rope_tables
 from pargolf.model.mlp import MLP
-from pargolf.model.residual import mix, mix_weights, skip_weights
+from pargolf.model.residual import Routes, add_skip, mix, mix_weights, skip_gates, skip_weights
 
 
 class Block(nn.Module):
-    """One layer: mix with the embedding, add attention, add the MLP."""
+    """One layer: mix with the embedding, add attention, add the MLP.
+
+    From `parallel_from` on, `parallel` layers read both from one input, x = u + attention(u) + mlp(u)
+    ("joint", as GPT-J), or keep two lanes: attention reads the first, mixed with the embedding, and the
+    MLP the second. Each writes into its own ("lanes", challenge record of April 4 2026) or into both
+    ("routed", see `Routes`).
+    """
+
+    ln_scale: Tensor
 
     def __init__(self, c: ModelConfig, layer: int):
         super().__init__()
-        self.attn = Attention(c)
+        self.c = c
+        self.attn = Attention(c, layer)
         self.mlp = MLP(c)
         self.attn_scale = vector(c.d_model, 1.0)
         self.mlp_scale = vector(c.d_model, 1.0)
         self.rotation = ContentRotation(c) if c.rotation_rank else None
         # Depth attention has mixed the layer's input already.
         self.resid_mix = mix_weights(c, layer) if c.depth_attention == "off" else None
+        self.is_parallel = layer >= c.parallel_from
+        self.routes = Routes() if c.parallel == "routed" and self.is_parallel else None
+        if c.ln_scale:  # a tensor, so that all layers share their compiled code
+            self.register_buffer("ln_scale", torch.tensor((layer + 1) ** -0.5), persistent=False)
 
     def forward(
         self,
@@ -57,23 +70,54 @@ class Block(nn.Module):
         first: int = 0,
         skip: Tensor | None = None,
         skip_weight: Tensor | None = None,
+        skip_gate: Tensor | None = None,
+        embedded: Tensor | None = None,
+        first_values: Tensor | None = None,
     ) -> Tensor:
         """x, x0 (B, T, d_model): residual stream and normalized embedding -> new residual stream.
 
-        `skip`, the output of the layer that this one mirrors, is added to x first, each channel times
-        its `skip_weight`. The result is (B, T - first, d_model): positions from `first` on, which
-        see all before them.
+        `skip`, the output of the layer that this one mirrors, is added to x first (see `add_skip`). The
+        result is (B, T - first, d_model): positions from `first` on, which see all before them. Two
+        lanes are one tensor (2, B, T, d_model). For `embedded` and `first_values` see `Attention`.
         """
+        lanes = None
+        if self.c.parallel in ("lanes", "routed") and self.is_parallel:
+            lanes, x = x, x[0]
         if skip is not None and skip_weight is not None:
-            x = x + skip_weight.to(x.dtype) * skip
-        if self.resid_mix is not None:
-            x = mix(self.resid_mix, x, x0)
-        normed = norm(x)
-        if self.rotation is not None:
-            normed = self.rotation(normed)
-        attended = self.attn(normed, cos, sin, cache, layer, first)
-        x = x[:, first:] + self.attn_scale.to(x.dtype) * attended
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(norm(x))
+            x = add_skip(x, skip, skip_weight, skip_gate)
+        mixed = self.mixed(x, x0)
+        normed = self.attention_input(mixed)
+        attended = self.attn(normed, cos, sin, cache, layer, first, embedded, first_values)
+        attended = self.attn_scale.to(x.dtype) * attended
+        if lanes is not None:
+            return self._in_lanes(x[:, first:], lanes[1][:, first:], attended)
+        if self.c.parallel == "joint" and self.is_parallel:
+            return mixed[:, first:] + attended + self._fed(mixed[:, first:])
+        x = mixed[:, first:] + attended
+        return x + self._fed(x)
+
+    def mixed(self, x: Tensor, x0: Tensor) -> Tensor:
+        """x, mixed with the normalized embedding x0, both (B, T, d_model)."""
+        return x if self.resid_mix is None else mix(self.resid_mix, x, x0)
+
+    def attention_input(self, mixed: Tensor) -> Tensor:
+        """What attention reads of the mixed stream (B, T, d_model)."""
+        normed = self._normed(mixed)
+        return normed if self.rotation is None else self.rotation(normed)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return norm(x) * self.ln_scale.to(x.dtype) if self.c.ln_scale else norm(x)
+
+    def _fed(self, x: Tensor) -> Tensor:
+        """What the MLP adds to x (B, T, d_model)."""
+        return self.mlp_scale.to(x.dtype) * self.mlp(self._normed(x))
+
+    def _in_lanes(self, a: Tensor, m: Tensor, attended: Tensor) -> Tensor:
+        """The lanes (2, B, T, d_model) after this layer: a is where it has attended, the MLP reads m."""
+        fed = self._fed(m)
+        if self.routes is not None:
+            return self.routes(torch.stack((a, m)), attended, fed)
+        return torch.stack((a + attended, m + fed))
 
 
 class GPT(nn.Module):
@@ -93,13 +137,20 @@ class GPT(nn.Module):
         self.dtype = dtype
         self.n_encoder = c.n_layers // 2
         self.embed = Embedding(c)
+        self.bigram = BigramHash(c) if c.bigram_rows else None
+        self.smear = SmearGate(c) if c.smear != "off" else None
+        self.value_embed = ValueEmbedding(c) if c.value_embed_layers else None
         self.blocks = nn.ModuleList(Block(c, layer) for layer in range(c.n_layers))  # type: ignore[assignment]
-        self.skip_weights = self.depth = None
+        self.skip_weights = self.skip_gates = self.depth = None
         if c.depth_attention == "off":
             self.skip_weights = skip_weights(c)
         else:
             self.depth = DepthAttention(c)
-        cos, sin = rope_tables(c.seq_len, c.d_head, c.rope_base)
+        if c.skip_gates:
+            self.skip_gates = skip_gates(c)
+        self.lane_share = vector(1, 0.5) if c.parallel == "lanes" else None
+        self.caps = vector(2, c.softcap) if c.softcap_sides else None
+        cos, sin = rope_tables(c.seq_len, c.rope_dims or c.d_head, rope_base(c))
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         if seed is not None:
@@ -112,36 +163,75 @@ class GPT(nn.Module):
         keys and values of the last layer need the positions before `first`, so that is all it
         computes there.
         """
+        c = self.config
         start = cache.length if cache is not None else 0
         end = start + tokens.size(1)
         cos, sin = self.cos[start:end], self.sin[start:end]
-        x = x0 = self.enter(self.embed(tokens))
+        x = x0 = self.enter(self.embed(tokens), tokens, cache)
+        embedded = first_values = None
+        if self.value_embed is not None:
+            embedded = self.value_embed(tokens).to(x.dtype)
+        if c.value_residual:
+            entry = self.blocks[0]
+            first_values = entry.attn.values(entry.attention_input(entry.mixed(x, x0)), embedded)
         skips: list[Tensor] = []
         deltas: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             decoder_layer = layer - self.n_encoder
-            skip = skip_weight = None
+            skip = skip_weight = skip_gate = None
             if self.skip_weights is not None and 0 <= decoder_layer < self.n_encoder:
                 skip, skip_weight = skips.pop(), self.skip_weights[decoder_layer]
+                if self.skip_gates is not None:
+                    skip_gate = self.skip_gates[decoder_layer]
+            if c.parallel in ("lanes", "routed") and layer == c.parallel_from:
+                x = torch.stack((x, x))
             cut = first if layer == len(self.blocks) - 1 else 0
-            before, x = x, block(x, x0, cos, sin, cache, layer, cut, skip, skip_weight)
+            before, x = x, block(
+                x, x0, cos, sin, cache, layer, cut, skip, skip_weight, skip_gate, embedded, first_values
+            )  # fmt: skip
             if self.depth is not None:
                 deltas = [*(delta[:, cut:] for delta in deltas), x - before[:, cut:]]
                 x = self.depth(x0[:, cut:], deltas)
             elif layer < self.n_encoder:
                 skips.append(x)
+        if c.parallel == "routed":
+            x = x.mean(0)
+        if self.lane_share is not None:
+            x = torch.lerp(x[1], x[0], self.lane_share.to(x.dtype))
         if cache is not None:
             cache.length = end
         return x
 
-    def enter(self, embedded: Tensor) -> Tensor:
-        """The residual stream's start: the embedding, normalized, in the dtype of activations."""
-        return norm(embedded.to(self.dtype))
+    def enter(self, embedded: Tensor, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The residual stream's start: the embedding (B, T, d_model) of tokens (B, T), normalized, in the
+        dtype of activations, and with what the options mix into it."""
+        if self.bigram is None and self.smear is None:
+            return norm(embedded.to(self.dtype))
+        before = shifted if cache is None else cache.before
+        mixes = tokens != self.config.bos_id
+        if cache is None or not cache.length:  # the first token of a row has none before it
+            mixes = torch.cat((torch.zeros_like(mixes[:, :1]), mixes[:, 1:]), dim=1)
+        if self.bigram is not None:
+            embedded = embedded + self.bigram(tokens, before(tokens[..., None])[..., 0], mixes)
+        x = embedded.to(self.dtype)
+        if self.config.smear == "late" and self.smear is not None:
+            x = self.smear(x, before(x), mixes)
+        x = norm(x)
+        if self.config.smear == "early" and self.smear is not None:
+            x = self.smear(x, before(x), mixes)
+        return x
 
     def head(self, states: Tensor) -> Tensor:
         """states (..., d_model) -> softly capped logits (..., vocab_size), float32."""
         logits = F.linear(norm(states), self.embed.weight.to(states.dtype)).float()
-        return self.config.softcap * torch.tanh(logits / self.config.softcap)
+        cap = self.cap(logits)
+        return cap * torch.tanh(logits / cap)
+
+    def cap(self, logits: Tensor) -> Tensor | float:
+        """What bounds the logits: learned for either side with `softcap_sides` (challenge thread 1923)."""
+        if self.caps is None:
+            return self.config.softcap
+        return torch.where(logits > 0, self.caps[0], self.caps[1])
 
     def loss(self, states: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         """Cross-entropy in nats, float32, of targets (B, T) given states (B, T, d_model).

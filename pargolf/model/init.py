@@ -62,5 +62,25 @@ def uniform(weight: Tensor, generator: torch.Generator) -> None:
     weight.uniform_(-bound, bound, generator=generator)
 
 
+def orthogonal(weight: Tensor, generator: torch.Generator) -> None:
+    """Orthonormal rows or columns, whichever are fewer, where both sides are at least 64; else `uniform`.
+
+    Source: challenge records from March 19 2026 on.
+    """
+    if min(weight.shape) < 64:
+        uniform(weight, generator)
+    else:
+        nn.init.orthogonal_(weight, generator=generator)
+
+
+def normal(std: float) -> Start:
+    """Normal values of this standard deviation."""
+
+    def start(weight: Tensor, generator: torch.Generator) -> None:
+        weight.normal_(0.0, std, generator=generator)
+
+    return start
+
+
 # How a `Linear` may start, by name.
-STARTS = {"uniform": uniform, "zero": zero}
+STARTS = {"uniform": uniform, "orthogonal": orthogonal, "zero": zero}

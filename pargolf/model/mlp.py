@@ -16,7 +16,7 @@ class MLP(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.c = c
-        self.fc = projection(c.d_model, c.d_mlp, c.fc_rank, kind="mlp")
+        self.fc = projection(c.d_model, c.d_mlp, c.fc_rank, "mlp", c.weight_init)
         self.proj = projection(c.d_mlp, c.d_model, c.proj_rank, kind="mlp", init="zero")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
-"""The residual stream: how each layer mixes it with the embedding, and the skips from encoder to decoder."""
+"""The residual stream: its mix with the embedding, skips from encoder to decoder, and two lanes."""
 
+import torch
 from torch import Tensor, nn
 
 from pargolf.config.schema import ModelConfig
@@ -21,3 +22,36 @@ def mix(weights: Tensor, x: Tensor, x0: Tensor) -> Tensor:
 def skip_weights(c: ModelConfig) -> nn.Parameter:
     """Weights (n_layers / 2, d_model) of what each decoder layer takes from the encoder layer it mirrors."""
     return vector((c.n_layers // 2, c.d_model), 1.0)
+
+
+def skip_gates(c: ModelConfig) -> nn.Parameter:
+    """Gates (n_layers / 2, d_model) between stream and skip."""
+    return vector((c.n_layers // 2, c.d_model), 0.0)
+
+
+def add_skip(x: Tensor, skip: Tensor, weight: Tensor, gate: Tensor | None) -> Tensor:
+    """x and the output `skip` of the layer that this one mirrors, (B, T, d_model), joined channel by channel.
+
+    x + weight skip, or with a gate s(gate) x + (1 - s(gate)) weight skip (challenge thread 1089).
+    """
+    skip = weight.to(x.dtype) * skip
+    return x + skip if gate is None else torch.lerp(skip, x, torch.sigmoid(gate).to(x.dtype))
+
+
+class Routes(nn.Module):
+    """How much of each lane, of attention and of the MLP goes on in each of two lanes ("routed").
+
+    a <- ra a + pa_a attended + pm_a fed, m <- rm m + pa_m attended + pm_m fed: all p start at 1, r at 1.1.
+    Source: challenge thread 1530.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keep = vector(2, 1.1)
+        self.add = vector((2, 2), 1.0)
+
+    def forward(self, lanes: Tensor, attended: Tensor, fed: Tensor) -> Tensor:
+        """lanes (2, B, T, d_model), what attention and MLP add (B, T, d_model) -> the lanes after them."""
+        keep, add = self.keep.to(lanes.dtype), self.add.to(lanes.dtype)
+        added = torch.stack((attended, fed))
+        return keep[:, None, None, None] * lanes + torch.einsum("ls,sbtd->lbtd", add, added)
