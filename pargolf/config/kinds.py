@@ -10,7 +10,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class TensorKind:
-    """One row of the table; `lr` and `bits` name settings of OptimConfig and ExportConfig."""
+    """One row of the table; `lr`, `decay` and `bits` name settings of OptimConfig and ExportConfig."""
 
     role: Literal["product", "table", "lookup", "vector"]
     """product: y = W x; table: a row a token, both looked up and multiplied; lookup: a row an index, looked
@@ -18,16 +18,23 @@ class TensorKind:
     optimizer: Literal["muon", "adam"]
     lr: str
     """Field of OptimConfig with its learning rate."""
+    decay: str
+    """Field of OptimConfig with its weight decay."""
     bits: str
     """Field of ExportConfig with its bits a value."""
 
 
 TENSOR_KINDS = {
-    "embed": TensorKind("table", "adam", "embed_lr", "embed_bits"),  # tied token embedding
-    "lookup": TensorKind("lookup", "adam", "embed_lr", "embed_bits"),  # tables of pairs, and for values
-    "attn": TensorKind("product", "muon", "muon_lr", "attn_bits"),  # matrices of attention
-    "mlp": TensorKind("product", "muon", "muon_lr", "mlp_bits"),  # matrices of the MLP
-    "vector": TensorKind("vector", "adam", "vector_lr", "vector_bits"),  # gains, scales, mixes, skip weights
+    # tied token embedding
+    "embed": TensorKind("table", "adam", "embed_lr", "embed_weight_decay", "embed_bits"),
+    # tables of pairs of tokens, and for values
+    "lookup": TensorKind("lookup", "adam", "embed_lr", "embed_weight_decay", "embed_bits"),
+    # matrices of attention
+    "attn": TensorKind("product", "muon", "muon_lr", "muon_weight_decay", "attn_bits"),
+    # matrices of the MLP
+    "mlp": TensorKind("product", "muon", "muon_lr", "muon_weight_decay", "mlp_bits"),
+    # gains, scales, mixes, skip weights
+    "vector": TensorKind("vector", "adam", "vector_lr", "vector_weight_decay", "vector_bits"),
 }
 
 

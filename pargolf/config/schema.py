@@ -151,6 +151,8 @@ class TrainConfig:
     """Steps of the linear learning-rate decay to 0 at the end."""
     warmdown_fraction: Share = 0.0
     """If above 0, the decay takes this share of the run (of its steps or seconds) instead."""
+    min_lr: Share = 0.0
+    """The decay ends at this share of the learning rates."""
     qat_share: Share = 0.0
     """Share of the run, at its end, that trains with the matrices rounded as their artifact will hold
     them (quantization-aware, straight-through); 0 is none of it, 1 all."""
@@ -183,8 +185,16 @@ class OptimConfig:
     """Steps of that raise."""
     muon_weight_decay: NotNegative = 0.038
     """Decoupled: w *= 1 - lr * weight_decay."""
+    muon_decay_end: Share = 1.0
+    """What muon_weight_decay has come to at the run's end, as a share of it ..."""
+    muon_decay_from: Share = 0.7
+    """... falling linearly from this share of the run on."""
+    muon_row_norm: bool = False
+    """Scale each row of the momentum to length 1 before it is orthogonalized (MuonEq-R)."""
+    orthogonalize: Literal["newton-schulz", "polar-express"] = "newton-schulz"
+    """Coefficients of the iterations: one set for all, or one tuned for each of the first five."""
     ns_steps: Count = 5
-    """Newton-Schulz iterations."""
+    """Iterations of it."""
     ns_dtype: Literal["auto", "bfloat16", "float32"] = "bfloat16"
     """Dtype of the Newton-Schulz iterations; auto is the compute dtype."""
     embed_lr: NotNegative = 0.03
@@ -193,6 +203,11 @@ class OptimConfig:
     adam_beta1: Decay = 0.9
     adam_beta2: Decay = 0.95
     adam_eps: float = 1e-8
+    embed_weight_decay: NotNegative = 0.0
+    """Decoupled, of embedding and tables (AdamW)."""
+    vector_weight_decay: NotNegative = 0.0
+    grad_clip: NotNegative = 0.0
+    """Longest gradient of all parameters together (L2); longer ones are scaled down. 0: none are."""
 
 
 TOP_LEVEL = {"zstd": 22, "zlib": 9, "brotli": 11, "lzma": 9}

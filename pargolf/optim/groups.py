@@ -6,14 +6,14 @@ from torch import Tensor
 from pargolf.config.kinds import TENSOR_KINDS
 from pargolf.config.schema import OptimConfig
 from pargolf.model.gpt import GPT, tensor_kinds
-from pargolf.optim.muon import Muon
+from pargolf.optim.muon import COEFFICIENTS, Muon
 
 
 class Optimizers:
-    """All optimizers of a model, stepped together under one schedule."""
+    """All optimizers of a model, stepped together under one schedule; Adam decays as AdamW does."""
 
     def __init__(self, model: GPT, o: OptimConfig, ns_dtype: torch.dtype):
-        self.model = model
+        self.model, self.o = model, o
         by_kind: dict[str, list[Tensor]] = {kind: [] for kind in TENSOR_KINDS}
         parameters = dict(model.named_parameters())
         for name, slot in tensor_kinds(model).items():
@@ -27,10 +27,12 @@ class Optimizers:
             weight_decay=o.muon_weight_decay,
             ns_steps=o.ns_steps,
             ns_dtype=ns_dtype,
+            coefficients=COEFFICIENTS[o.orthogonalize],
+            row_norm=o.muon_row_norm,
         )
-        self.adam = torch.optim.Adam(
+        self.adam = torch.optim.AdamW(
             [
-                {"params": members, "lr": getattr(o, row.lr)}
+                {"params": members, "lr": getattr(o, row.lr), "weight_decay": getattr(o, row.decay)}
                 for row, members in rows
                 if row.optimizer == "adam"
             ],
@@ -41,9 +43,12 @@ class Optimizers:
         self.all: tuple[torch.optim.Optimizer, ...] = (self.muon, self.adam)
         self.base_lr = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.all]
 
-    def step(self, lr_scale: float, momentum: float) -> None:
+    def step(self, lr_scale: float, momentum: float, decay_scale: float = 1.0) -> None:
         """Update every parameter from its gradient, then drop the gradients."""
+        if self.o.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.o.grad_clip)
         self.muon.param_groups[0]["momentum"] = momentum
+        self.muon.param_groups[0]["weight_decay"] = self.o.muon_weight_decay * decay_scale
         for optimizer, base in zip(self.all, self.base_lr, strict=True):
             for group, lr in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = lr * lr_scale

@@ -16,7 +16,7 @@ from pargolf.data.dataset import Data
 from pargolf.data.shards import TokenStream
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
-from pargolf.optim.schedule import lr_scale, muon_momentum, progress
+from pargolf.optim.schedule import decay_scale, lr_scale, muon_momentum, progress
 from pargolf.score.windows import Score, score
 from pargolf.system import distributed, launch, machine
 from pargolf.system.errors import UserError
@@ -107,7 +107,8 @@ class Training:
 
             clock.resume()
             momentum = muon_momentum(step, self.config.optim)
-            loss = self.step(step, scale, momentum, self._weights(step, elapsed))
+            decay = decay_scale(progress(step, elapsed, t), self.config.optim)
+            loss = self.step(step, scale, momentum, self._weights(step, elapsed), decay)
             clock.launched()
             step += 1
             recorder.show(step, clock.seconds)
@@ -125,7 +126,12 @@ class Training:
                 recorder.note_loss(step, train_loss, scale, seconds)
 
     def step(
-        self, number: int, scale: float, momentum: float, weights: AbstractContextManager[None] | None = None
+        self,
+        number: int,
+        scale: float,
+        momentum: float,
+        weights: AbstractContextManager[None] | None = None,
+        decay: float = 1.0,
     ) -> Tensor:
         """One optimizer step; returns this rank's share of the mean loss, a float32 scalar on the device.
 
@@ -142,7 +148,7 @@ class Training:
                     loss = self.replica(x, y)
                     (loss / len(pieces)).backward()
                 loss_sum += loss.detach() / self.batches.micro_batches
-        self.optimizers.step(scale, momentum)
+        self.optimizers.step(scale, momentum, decay)
         return loss_sum
 
     def warm_up(self, steps: int) -> float:

@@ -9,7 +9,7 @@ from pargolf.config.schema import ModelConfig, OptimConfig
 from pargolf.kernels.native import serves, symmetric_product
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
-from pargolf.optim.muon import Muon, SymmetricProduct, newton_schulz, plain_product
+from pargolf.optim.muon import POLAR_COEFFICIENTS, Muon, SymmetricProduct, newton_schulz, plain_product
 
 SHAPES = [(16, 16), (48, 16), (16, 48), (16, 16), (48, 16)]
 
@@ -72,6 +72,91 @@ def test_rounding_is_not_blown_up_where_one_direction_is_nearly_all(product: Sym
         values[0] = 1.0
         result = newton_schulz(u * values @ vh, 5, torch.bfloat16, product)
         assert torch.linalg.matrix_norm(result.float(), ord=2).max() < 1.25
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 64, 16), (16, 64)])
+def test_polar_express_is_its_iterations_and_flattens_more(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    polar = newton_schulz(matrices, 5, torch.float32, coefficients=POLAR_COEFFICIENTS)
+    x = matrices.double().mT if shape[-2] > shape[-1] else matrices.double()
+    x = x / x.norm(dim=(-2, -1), keepdim=True)
+    for a, b, c in POLAR_COEFFICIENTS:
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    expected = x.mT if shape[-2] > shape[-1] else x
+    torch.testing.assert_close(polar.double(), expected, rtol=0, atol=1e-3)
+
+    def off(result: torch.Tensor) -> float:
+        return float((torch.linalg.svdvals(result.float()) - 1).square().mean())
+
+    assert off(polar) < off(newton_schulz(matrices, 5, torch.float32))
+    fewer = newton_schulz(matrices, 2, torch.float32, coefficients=POLAR_COEFFICIENTS)
+    assert torch.equal(fewer, newton_schulz(matrices, 2, torch.float32, coefficients=POLAR_COEFFICIENTS[:2]))
+
+
+def test_polar_express_is_not_blown_up_by_rounding() -> None:
+    torch.manual_seed(0)
+    for small in (0.5, 0.1, 0.05, 0.02):
+        u, _, vh = torch.linalg.svd(torch.randn(8, 128, 256), full_matrices=False)
+        values = small * torch.logspace(0, -3, 128)
+        values[0] = 1.0
+        result = newton_schulz(u * values @ vh, 5, torch.bfloat16, coefficients=POLAR_COEFFICIENTS)
+        assert torch.linalg.matrix_norm(result.float(), ord=2).max() < 1.3
+
+
+def test_rows_are_scaled_before_they_are_orthogonalized() -> None:
+    torch.manual_seed(0)
+    gradient = torch.randn(8, 24) * torch.logspace(0, 3, 8)[:, None]
+    plain, scaled = (torch.nn.Parameter(torch.zeros(8, 24)) for _ in range(2))
+    for parameter in (plain, scaled):
+        parameter.grad = gradient.clone()
+    options: dict[str, Any] = {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "ns_dtype": torch.float32}
+    Muon([plain], **options).step()
+    Muon([scaled], row_norm=True, **options).step()
+    rows = gradient / gradient.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(-scaled.detach(), newton_schulz(rows, 5, torch.float32))
+    assert not torch.allclose(plain, scaled, atol=0.05)
+
+
+def test_embedding_and_vectors_decay_as_adamw_does() -> None:
+    c = ModelConfig(vocab_size=32, seq_len=8, n_layers=2, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
+    model, oracle = GPT(c, seed=0), GPT(c, seed=0)
+    o = OptimConfig(embed_weight_decay=0.5, vector_weight_decay=0.25)
+    optimizers = Optimizers(model, o, torch.float32)
+    names = {"embed.weight": (o.embed_lr, 0.5), "skip_weights": (o.vector_lr, 0.25)}
+    theirs = torch.optim.AdamW(
+        [{"params": [oracle.get_parameter(n)], "lr": lr, "weight_decay": d} for n, (lr, d) in names.items()],
+        betas=(0.9, 0.95), eps=1e-8,
+    )  # fmt: skip
+    for step in range(3):
+        run_step(model, optimizers, step)
+        tokens = torch.randint(32, (2, 9), generator=torch.Generator().manual_seed(step))
+        oracle(tokens[:, :-1], tokens[:, 1:]).backward()
+        theirs.step()
+        theirs.zero_grad()
+        if step == 0:  # matrices move apart after the first step, since only ours train them
+            for name in names:
+                torch.testing.assert_close(model.get_parameter(name), oracle.get_parameter(name))
+
+
+def test_long_gradients_are_clipped_together() -> None:
+    c = ModelConfig(vocab_size=32, seq_len=8, n_layers=2, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
+    seen = []
+    for clip in (0.0, 0.01, 1e6):
+        model = GPT(c, seed=0)
+        optimizers = Optimizers(model, OptimConfig(grad_clip=clip), torch.float32)
+        optimizers.adam.register_step_pre_hook(
+            lambda *_, model=model: seen.append(
+                torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item()
+            )
+        )
+        run_step(model, optimizers, 0)
+    assert (
+        seen[1] == pytest.approx(0.01, rel=1e-3)
+        and seen[0] == pytest.approx(seen[2], rel=1e-6)
+        and seen[0] > 0.1
+    )
 
 
 def test_a_batch_is_orthogonalized_matrix_by_matrix() -> None:

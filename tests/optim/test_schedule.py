@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from pargolf.config.schema import OptimConfig, TrainConfig
-from pargolf.optim.schedule import lr_scale, muon_momentum
+from pargolf.optim.schedule import decay_scale, lr_scale, muon_momentum
 
 
 def test_constant_then_linear_to_zero_by_steps() -> None:
@@ -44,3 +44,16 @@ def test_momentum_rises_linearly() -> None:
     assert muon_momentum(0, o) == pytest.approx(0.92)
     assert muon_momentum(750, o) == pytest.approx(0.955)
     assert muon_momentum(9000, o) == pytest.approx(0.99)
+
+
+def test_a_floor_ends_the_decay() -> None:
+    t = TrainConfig(iterations=100, warmdown_fraction=0.5, min_lr=0.1, max_seconds=0)
+    assert [lr_scale(step, 0.0, t) for step in (50, 75, 94, 95, 99)] == pytest.approx(
+        [1, 0.5, 0.12, 0.1, 0.1]
+    )
+
+
+def test_weight_decay_tapers() -> None:
+    o = OptimConfig(muon_decay_end=0.5)
+    assert [decay_scale(share, o) for share in (0.0, 0.7, 0.85, 1.0)] == pytest.approx([1, 1, 0.75, 0.5])
+    assert decay_scale(1.0, OptimConfig()) == 1.0
