@@ -74,8 +74,10 @@ def pargolf(*arguments: object, cwd: Path | None = None, ranks: int = 1) -> subp
 def model_options() -> list[dict[str, Any]]:
     """Each option of the model at other values than its default, whatever options there are."""
     # What has a meaning beside another option alone is tried with it.
-    shape = {"vocab_size", "seq_len", "n_layers", "d_model", "n_heads", "kv_heads", "mlp_ratio", "bos_id",
-             "parallel_from", "bigram_dim", "value_embed_dim", "head_gate_scale"}  # fmt: skip
+    shape = {
+        "vocab_size", "seq_len", "n_layers", "d_model", "n_heads", "kv_heads", "mlp_ratio", "bos_id",
+        "parallel_from", "loop_from", "loop_to", "bigram_dim", "value_embed_dim", "head_gate_scale",
+    }  # fmt: skip
     found: list[dict[str, Any]] = []
     for field in fields(ModelConfig):
         default: Any = field.default

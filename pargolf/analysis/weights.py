@@ -133,6 +133,7 @@ def analyze_run(folder: Path, energy_loss: float = 0.01) -> Analysis:
         raise UserError(f"{folder} has neither checkpoint nor artifact; train it first: pargolf train")
     source, model = next(iter(models.items()))
     skips = model.skip_weights.detach().double() if model.skip_weights is not None else ()
+    visits = model.config.visits
     quantization: tuple[QuantizationError, ...] = ()
     if artifact and source == "checkpoint":
         quantization = quantization_errors(model.state_dict(), tensor_kinds(model), artifact)
@@ -144,7 +145,7 @@ def analyze_run(folder: Path, energy_loss: float = 0.01) -> Analysis:
         quantization=quantization,
         mixes=tuple(ResidMix(layer, *map(channels, mix)) for layer, mix in _in_layers(model, "resid_mix")),
         skips=tuple(
-            Skip(model.n_encoder + i, model.n_encoder - 1 - i, channels(weight))
+            Skip(visits[len(skips) + i], visits[len(skips) - 1 - i], channels(weight))
             for i, weight in enumerate(skips)
         ),
         gains=tuple(gain(layer, heads, config.model.d_head) for layer, heads in _in_layers(model, "q_gain")),

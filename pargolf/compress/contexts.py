@@ -88,4 +88,4 @@ def walk(
 
 def cache_bytes(c: ModelConfig, dtype: torch.dtype) -> int:
     """Bytes of keys and values that each stream's context takes."""
-    return 2 * c.n_layers * c.seq_len * c.d_kv * dtype.itemsize
+    return 2 * len(c.visits) * c.seq_len * c.d_kv * dtype.itemsize

@@ -27,14 +27,14 @@ class TensorKind:
 TENSOR_KINDS = {
     # tied token embedding
     "embed": TensorKind("table", "adam", "embed_lr", "embed_weight_decay", "embed_bits"),
-    # tables of pairs of tokens, and for values
-    "lookup": TensorKind("lookup", "adam", "embed_lr", "embed_weight_decay", "embed_bits"),
     # matrices of attention
     "attn": TensorKind("product", "muon", "muon_lr", "muon_weight_decay", "attn_bits"),
     # matrices of the MLP
     "mlp": TensorKind("product", "muon", "muon_lr", "muon_weight_decay", "mlp_bits"),
     # gains, scales, mixes, skip weights
     "vector": TensorKind("vector", "adam", "vector_lr", "vector_weight_decay", "vector_bits"),
+    # tables of pairs of tokens, and for values
+    "lookup": TensorKind("lookup", "adam", "embed_lr", "embed_weight_decay", "embed_bits"),
 }
 
 

@@ -81,6 +81,10 @@ class ModelConfig:
     """How each layer's mix of residual stream and embedding starts, by depth (see model.init)."""
     mix_order: Annotated[int, Bounds(0, 16)] = 2
     """Degree of the polynomial of mix_init "legendre"."""
+    loop_times: Natural = 0
+    """So many more times the layers loop_from .. loop_to are passed through, one after the other."""
+    loop_from: Natural = 3
+    loop_to: Natural = 5
     ln_scale: bool = False
     """Layer l multiplies what its attention and its MLP read by 1/sqrt(l + 1)."""
     skip_gates: bool = False
@@ -96,6 +100,18 @@ class ModelConfig:
     """What replaces mixes and skips: attention of each layer over the outputs of all earlier ones."""
     depth_order: Annotated[int, Bounds(0, 16)] = 3
     """Degree of depth_attention's position bias, in Legendre polynomials of depth."""
+
+    @property
+    def visits(self) -> tuple[int, ...]:
+        """The layers in the order in which a token passes through them; the first half encodes."""
+        loop = tuple(range(self.loop_from, self.loop_to + 1)) * self.loop_times
+        layers = tuple(range(self.n_layers))
+        return (*layers[: self.loop_to + 1], *loop, *layers[self.loop_to + 1 :])
+
+    @property
+    def n_skips(self) -> int:
+        """Visits of the encoder, each mirrored by one of the decoder."""
+        return len(self.visits) // 2
 
     @property
     def d_head(self) -> int:
@@ -151,6 +167,8 @@ class TrainConfig:
     """Steps of the linear learning-rate decay to 0 at the end."""
     warmdown_fraction: Share = 0.0
     """If above 0, the decay takes this share of the run (of its steps or seconds) instead."""
+    loop_share: Share = 0.0
+    """Share of the run after which layers are looped (model.loop_times); before, each is passed once."""
     min_lr: Share = 0.0
     """The decay ends at this share of the learning rates."""
     qat_share: Share = 0.0
@@ -295,6 +313,11 @@ def validate_model(m: ModelConfig) -> None:
     for name in ("xsa_layers", "value_embed_layers"):
         layers = getattr(m, name)
         require(layers <= m.n_layers, f"model.{name} {layers} is more than model.n_layers {m.n_layers}")
+    require(
+        not m.loop_times or m.loop_from <= m.loop_to < m.n_layers,
+        f"model.loop_from {m.loop_from} and loop_to {m.loop_to} must be layers, in this order, of"
+        f" {m.n_layers}",
+    )
     require(m.bigram_rows != 1, "model.bigram_rows must be 0 or at least 2: one row stands for no pair")
     for name, most in (
         ("q_rank", m.d_model), ("k_rank", m.d_kv), ("v_rank", m.d_kv), ("out_rank", m.d_model),
@@ -307,15 +330,18 @@ def validate_model(m: ModelConfig) -> None:
             m.mix_init == "identity",
             f"model.mix_init {m.mix_init} has no mix to set: model.depth_attention replaces it",
         )
-        for name in ("skip_gates", "parallel"):
+        for name in ("skip_gates", "parallel", "loop_times"):
             require(
-                getattr(m, name) in (False, "off"),
+                getattr(m, name) in (False, "off", 0),
                 f"model.{name} has no skips and streams to change: model.depth_attention replaces them",
             )
     if m.parallel != "off":
+        # Its lanes begin once, and the encoder's layers hand on one stream.
+        least = max(m.n_layers // 2, m.visits[m.n_skips] + 1 if m.loop_times else 0)
+        least = max(least, m.loop_to + 1 if m.loop_times else 0)
         require(
-            m.n_layers // 2 <= m.parallel_from < m.n_layers,
-            f"model.parallel_from must be a layer of the decoder, {m.n_layers // 2}..{m.n_layers - 1}, is"
+            least <= m.parallel_from < m.n_layers,
+            f"model.parallel_from must be a layer of the decoder, {least}..{m.n_layers - 1}, is"
             f" {m.parallel_from}",
         )
 

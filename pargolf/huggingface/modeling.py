@@ -45,8 +45,8 @@ class GrowingCache(KVCache):
         self.cache, self.layers = cache, layers
         self.length = cache.get_seq_length()
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = self.cache.update(k, v, layer)
+    def extend(self, visit: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.cache.update(k, v, visit)
         return keys, values
 
     def before(self, x: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class PargolfForCausalLM(PreTrainedModel, GenerationMixin):
         cache = past_key_values if cache is None else cache
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
-        past = GrowingCache(cache, self.config.n_layers) if cache is not None else None
+        past = GrowingCache(cache, len(self.model.config.visits)) if cache is not None else None
         _require_no_gaps(attention_mask, goes_on=past is not None)
         length = input_ids.size(1)
         end = length + (past.length if past is not None else 0)

@@ -16,13 +16,13 @@ def shifted(x: Tensor, last: Tensor | None = None) -> Tensor:
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, one pair of tensors a layer.
+    """Keys and values of the tokens seen so far, one pair of tensors a visit of a layer.
 
     Each tensor is (batch, kv_heads, seq_len, d_head); the first `length` positions are filled.
     """
 
     def __init__(self, c: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
-        shape = (c.n_layers, 2, batch, c.kv_heads, c.seq_len, c.d_head)
+        shape = (len(c.visits), 2, batch, c.kv_heads, c.seq_len, c.d_head)
         self.store = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
         self.last: dict[torch.dtype, Tensor] = {}
@@ -33,13 +33,13 @@ class KVCache:
         self.last[x.dtype] = x[:, -1:]
         return shifted(x, last)
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k, v (batch, kv_heads, T, d_head) of one layer; return all keys and values so far.
+    def extend(self, visit: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k, v (batch, kv_heads, T, d_head) of one visit; return all keys and values so far.
 
-        `length` is advanced by the model once all layers have appended.
+        `length` is advanced by the model once all visits have appended.
         """
         end = self.length + k.size(2)
-        keys, values = self.store[layer]
+        keys, values = self.store[visit]
         keys[:, :, self.length : end] = k
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
@@ -77,7 +77,7 @@ class Attention(nn.Module):
         cos: Tensor,
         sin: Tensor,
         cache: KVCache | None = None,
-        layer: int = 0,
+        visit: int = 0,
         first: int = 0,
         embedded: Tensor | None = None,
         first_values: Tensor | None = None,
@@ -97,7 +97,7 @@ class Attention(nn.Module):
         q = self._placed(norm(q), cos[first:], sin[first:]) * self.q_gain.to(x.dtype)[:, None, None]
         k = self._placed(norm(k), cos, sin)
         if cache is not None:
-            k, v = cache.extend(layer, k, v)
+            k, v = cache.extend(visit, k, v)
         # The queries belong to the last of the keys; `past` keys come before them.
         past = k.size(2) - q.size(2)
         y = self.attend(q, k, v) if not past else self._attend_after(q, k, v, past)

@@ -10,6 +10,9 @@ What is notable about it:
 - the embedding is tied to the head, whose logits are softly capped;
 - output projections start at zero, so that every layer starts as the identity.
 
+With `loop_times` some layers are passed through several times, with the same weights (depth recurrence,
+challenge threads 1204 and 1394): encoder, decoder and skips then go by visits.
+
 Explorations, off by default and then absent: a content-dependent rotation of attention's input,
 and attention over depth in the place of mixes and skips (`explorations.py`).
 
@@ -66,7 +69,7 @@ class Block(nn.Module):
         cos: Tensor,
         sin: Tensor,
         cache: KVCache | None = None,
-        layer: int = 0,
+        visit: int = 0,
         first: int = 0,
         skip: Tensor | None = None,
         skip_weight: Tensor | None = None,
@@ -87,7 +90,7 @@ class Block(nn.Module):
             x = add_skip(x, skip, skip_weight, skip_gate)
         mixed = self.mixed(x, x0)
         normed = self.attention_input(mixed)
-        attended = self.attn(normed, cos, sin, cache, layer, first, embedded, first_values)
+        attended = self.attn(normed, cos, sin, cache, visit, first, embedded, first_values)
         attended = self.attn_scale.to(x.dtype) * attended
         if lanes is not None:
             return self._in_lanes(x[:, first:], lanes[1][:, first:], attended)
@@ -135,7 +138,8 @@ class GPT(nn.Module):
         super().__init__()
         self.config = c
         self.dtype = dtype
-        self.n_encoder = c.n_layers // 2
+        self.looped = True
+        """Whether the layers of the loop are passed through again; a training may begin without."""
         self.embed = Embedding(c)
         self.bigram = BigramHash(c) if c.bigram_rows else None
         self.smear = SmearGate(c) if c.smear != "off" else None
@@ -174,25 +178,27 @@ class GPT(nn.Module):
         if c.value_residual:
             entry = self.blocks[0]
             first_values = entry.attn.values(entry.attention_input(entry.mixed(x, x0)), embedded)
+        visits = c.visits if self.looped else tuple(range(c.n_layers))
+        n_encoder = len(visits) // 2
         skips: list[Tensor] = []
         deltas: list[Tensor] = []
-        for layer, block in enumerate(self.blocks):
-            decoder_layer = layer - self.n_encoder
+        for visit, layer in enumerate(visits):
+            block, mirrored = self.blocks[layer], visit - n_encoder
             skip = skip_weight = skip_gate = None
-            if self.skip_weights is not None and 0 <= decoder_layer < self.n_encoder:
-                skip, skip_weight = skips.pop(), self.skip_weights[decoder_layer]
+            if self.skip_weights is not None and 0 <= mirrored < n_encoder:
+                skip, skip_weight = skips.pop(), self.skip_weights[mirrored]
                 if self.skip_gates is not None:
-                    skip_gate = self.skip_gates[decoder_layer]
+                    skip_gate = self.skip_gates[mirrored]
             if c.parallel in ("lanes", "routed") and layer == c.parallel_from:
                 x = torch.stack((x, x))
-            cut = first if layer == len(self.blocks) - 1 else 0
+            cut = first if visit == len(visits) - 1 else 0
             before, x = x, block(
-                x, x0, cos, sin, cache, layer, cut, skip, skip_weight, skip_gate, embedded, first_values
+                x, x0, cos, sin, cache, visit, cut, skip, skip_weight, skip_gate, embedded, first_values
             )  # fmt: skip
             if self.depth is not None:
                 deltas = [*(delta[:, cut:] for delta in deltas), x - before[:, cut:]]
                 x = self.depth(x0[:, cut:], deltas)
-            elif layer < self.n_encoder:
+            elif visit < n_encoder:
                 skips.append(x)
         if c.parallel == "routed":
             x = x.mean(0)

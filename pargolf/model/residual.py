@@ -20,13 +20,13 @@ def mix(weights: Tensor, x: Tensor, x0: Tensor) -> Tensor:
 
 
 def skip_weights(c: ModelConfig) -> nn.Parameter:
-    """Weights (n_layers / 2, d_model) of what each decoder layer takes from the encoder layer it mirrors."""
-    return vector((c.n_layers // 2, c.d_model), 1.0)
+    """Weights (n_skips, d_model) of what each decoder layer takes from the encoder layer it mirrors."""
+    return vector((c.n_skips, c.d_model), 1.0)
 
 
 def skip_gates(c: ModelConfig) -> nn.Parameter:
-    """Gates (n_layers / 2, d_model) between stream and skip."""
-    return vector((c.n_layers // 2, c.d_model), 0.0)
+    """Gates (n_skips, d_model) between stream and skip."""
+    return vector((c.n_skips, c.d_model), 0.0)
 
 
 def add_skip(x: Tensor, skip: Tensor, weight: Tensor, gate: Tensor | None) -> Tensor:

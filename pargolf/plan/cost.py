@@ -75,9 +75,12 @@ def activation_memory(model: GPT, tokens: int, dtype: str) -> int:
     """
     c = model.config
     slots = tensor_kinds(model)
+    visits = Counter[int | None](c.visits)
     outputs = sum(
-        p.size(0) for name, p in model.named_parameters() if TENSOR_KINDS[slots[name].kind].role == "product"
+        p.size(0) * (visits[slots[name].layer] or 1)
+        for name, p in model.named_parameters()
+        if TENSOR_KINDS[slots[name].kind].role == "product"
     )
-    width = outputs + c.n_layers * (9 * c.d_model + 4 * c.d_kv + 2 * c.d_mlp)
+    width = outputs + len(c.visits) * (9 * c.d_model + 4 * c.d_kv + 2 * c.d_mlp)
     element = 2 if dtype == "bfloat16" else 4
     return tokens * (width * element + 8 * c.vocab_size)

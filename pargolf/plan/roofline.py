@@ -64,25 +64,29 @@ def step_cost(config: RunConfig, ranks: int = 1) -> dict[str, Work]:
     c, t = config.model, config.train
     with torch.device("meta"):
         model = GPT(c)
-    optimizers = {name: TENSOR_KINDS[slot.kind].optimizer for name, slot in tensor_kinds(model).items()}
+    slots = tensor_kinds(model)
+    optimizers = {name: TENSOR_KINDS[slot.kind].optimizer for name, slot in slots.items()}
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     matrices = [shape for name, shape in shapes.items() if optimizers[name] == "muon"]
     parameters = sum(p.numel() for p in model.parameters())
     tokens = t.batch_tokens // ranks
     element = 4 if t.dtype == "float32" else 2
     d, d_kv, hidden = c.d_model, c.d_kv, c.d_mlp
-    area = sum(rows * cols for rows, cols in matrices)
-    sides = sum(rows + cols for rows, cols in matrices)
+    # A looped layer multiplies as often as it is visited.
+    layers, visits = len(c.visits), Counter[int | None](c.visits)
+    used = [(*shapes[name], visits[slots[name].layer] or 1) for name in shapes if optimizers[name] == "muon"]
+    area = sum(rows * cols * times for rows, cols, times in used)
+    sides = sum((rows + cols) * times for rows, cols, times in used)
 
     # Backward does and moves twice what forward does, hence the threes.
     cost = {
         "matrices of the layers": Work(3 * 2 * area * tokens, 3 * element * sides * tokens),
         "attention": Work(
-            3 * 2 * c.n_layers * d * (c.seq_len + 1) * tokens,  # q k^T, its product with v; causal half
-            3 * element * c.n_layers * (2 * d + 2 * d_kv) * tokens,
+            3 * 2 * layers * d * (c.seq_len + 1) * tokens,  # q k^T, its product with v; causal half
+            3 * element * layers * (2 * d + 2 * d_kv) * tokens,
         ),
         "mixes, norms, RoPE, ReLU²": Work(
-            bytes=3 * element * c.n_layers * (13 * d + 2 * d_kv + 2 * hidden) * tokens
+            bytes=3 * element * layers * (13 * d + 2 * d_kv + 2 * hidden) * tokens
         ),
         "head and loss": Work(
             3 * 2 * c.vocab_size * d * tokens, 3 * element * (d + 2 * c.vocab_size) * tokens

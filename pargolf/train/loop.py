@@ -106,8 +106,10 @@ class Training:
                 return
 
             clock.resume()
+            share = progress(step, elapsed, t)
+            self.model.looped = share >= t.loop_share
             momentum = muon_momentum(step, self.config.optim)
-            decay = decay_scale(progress(step, elapsed, t), self.config.optim)
+            decay = decay_scale(share, self.config.optim)
             loss = self.step(step, scale, momentum, self._weights(step, elapsed), decay)
             clock.launched()
             step += 1
@@ -152,12 +154,18 @@ class Training:
         return loss_sum
 
     def warm_up(self, steps: int) -> float:
-        """Run steps on training data so that everything is compiled, then undo them; returns seconds."""
+        """Run steps on training data so that everything is compiled, then undo them; returns seconds.
+
+        Where layers are looped later on, both orders of the layers are run.
+        """
         start = time.perf_counter()
         weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         state = {name: value.clone() for name, value in self.optimizers.state().items()}
-        for number in range(steps):
-            self.step(number, scale=1.0, momentum=0.9)
+        switches = self.config.model.loop_times and self.config.train.loop_share
+        for looped in (True, False) if switches else (True,):
+            self.model.looped = looped
+            for number in range(steps):
+                self.step(number, scale=1.0, momentum=0.9)
         self.model.load_state_dict(weights)
         self.optimizers.load_state(state)
         machine.synchronize(self.device)
@@ -176,6 +184,7 @@ class Training:
 
     def _score(self, scorer: GPT, data: Data) -> Score:
         """The validation rows, with the weights of now."""
+        scorer.looped = self.model.looped
         return score(scorer, data.val, self.config.model.seq_len, self.config.eval.batch_rows)
 
     def _weights(self, step: int, elapsed: float) -> AbstractContextManager[None] | None:

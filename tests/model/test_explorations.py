@@ -21,7 +21,16 @@ from pargolf.train.start_from import take_weights
 from support import matrix, model_options, shaken
 
 TINY = ModelConfig(
-    vocab_size=64, seq_len=16, n_layers=5, d_model=24, n_heads=4, kv_heads=2, q_rank=5, parallel_from=3
+    vocab_size=64,
+    seq_len=16,
+    n_layers=5,
+    d_model=24,
+    n_heads=4,
+    kv_heads=2,
+    q_rank=5,
+    parallel_from=3,
+    loop_from=1,
+    loop_to=2,
 )
 ALL_RANKS = {"k_rank": 2, "v_rank": 3, "out_rank": 4, "fc_rank": 6, "proj_rank": 7}
 

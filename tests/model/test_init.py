@@ -27,6 +27,7 @@ STARTS = {
     "embed_init": "embed.weight",
     "embed_std": "embed.weight",
     "q_gain": "q_gain",
+    "loop_times": "skip_weights",  # there are more of them
 }
 
 

@@ -23,6 +23,12 @@ RECORD = ModelConfig(
 )  # fmt: skip
 
 
+RECORD_0409 = {
+    "vocab_size": 8192, "mlp_ratio": 4, "smear": "off", "bigram_rows": 0, "xsa_layers": 11, "rope_dims": 16,
+    "ln_scale": True, "skip_gates": True, "loop_times": 2, "loop_from": 3, "loop_to": 5,
+}  # fmt: skip
+
+
 def tiny(**changes: Any) -> ModelConfig:
     c = dataclasses.replace(TINY, **changes)
     validate_model(c)
@@ -36,12 +42,21 @@ def tiny(**changes: Any) -> ModelConfig:
         ({"rope_dims": 16, "ln_scale": True, "value_embed_layers": 2}, 26_993_756),
         ({"value_embed_layers": 2, "bigram_rows": 1536}, 26_928_220),
         ({"value_embed_layers": 2, "bigram_rows": 2816, "bigram_dim": 112, "xsa_layers": 11}, 27_038_812),
+        (RECORD_0409, 35_944_536),
+        (RECORD_0409 | {"parallel": "routed", "parallel_from": 8}, 35_944_602),
+        (
+            RECORD_0409 | {"parallel": "routed", "parallel_from": 8, "head_gate": "sparse", "smear": "late"},
+            35_945_671,
+        ),
     ],
 )
 def test_parameters_are_as_many_as_in_the_records_logs(changes: Any, count: int) -> None:
+    c = dataclasses.replace(RECORD, **changes)
     with torch.device("meta"):
-        model = GPT(dataclasses.replace(RECORD, **changes))
-    assert sum(p.numel() for p in model.parameters()) == count
+        model = GPT(c)
+    # The logs count six routes of each layer before the lanes, too, which nothing reads.
+    unused = 6 * c.parallel_from if c.parallel == "routed" else 0
+    assert sum(p.numel() for p in model.parameters()) + unused == count
 
 
 def test_exclusive_attention_leaves_nothing_along_the_own_value() -> None:
@@ -188,9 +203,48 @@ def test_lanes_begin_alike_and_end_as_one() -> None:
         torch.testing.assert_close(model.trunk(tokens), only_attention)  # nothing crosses to the first lane
 
 
+def looped(**changes: Any) -> ModelConfig:
+    return tiny(loop_times=2, loop_from=1, loop_to=2, **changes)
+
+
+def test_a_loop_visits_its_layers_again() -> None:
+    record = dataclasses.replace(RECORD, loop_times=2)
+    assert record.visits == (0, 1, 2, 3, 4, 5, 3, 4, 5, 3, 4, 5, 6, 7, 8, 9, 10) and record.n_skips == 8
+    assert RECORD.visits == tuple(range(11)) and RECORD.n_skips == 5
+    assert looped().visits == (0, 1, 2, 1, 2, 1, 2, 3, 4) and looped().n_skips == 4
+
+
+@pytest.mark.parametrize("gates", [False, True])
+def test_a_looped_model_is_its_visits_written_out(gates: bool) -> None:
+    model, tokens = shaken(looped(skip_gates=gates)), torch.randint(2, 64, (2, 16))
+    x = x0 = norm(model.embed(tokens))
+    skips: list[torch.Tensor] = []
+    for visit, layer in enumerate((0, 1, 2, 1, 2, 1, 2, 3, 4)):
+        skip = skip_of(model, visit - 4, skips.pop()) if 4 <= visit < 8 else {}
+        x = model.blocks[layer](x, x0, model.cos, model.sin, **skip)
+        if visit < 4:
+            skips.append(x)
+    torch.testing.assert_close(model.trunk(tokens), x)
+
+
+def test_without_the_loop_it_is_the_plain_model() -> None:
+    model, plain = shaken(looped()), shaken(TINY)
+    state = model.state_dict()
+    assert model.skip_weights is not None
+    plain.load_state_dict(state | {"skip_weights": state["skip_weights"][:2]})
+    model.looped = False
+    tokens = torch.randint(2, 64, (2, 16))
+    assert torch.equal(model.trunk(tokens), plain.trunk(tokens))
+    model.looped = True
+    assert not torch.allclose(model.trunk(tokens), plain.trunk(tokens))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"loop_times": 1, "loop_from": 3, "loop_to": 2}, "must be layers, in this order"),
+        ({"loop_times": 1, "loop_from": 3, "loop_to": 5}, "must be layers, in this order"),
+        ({"loop_times": 1, "loop_from": 1, "loop_to": 3, "parallel": "routed"}, r"decoder, 4\.\.4"),
         ({"rope_dims": 3}, "rope_dims 3 must be even"),
         ({"rope_dims": 8}, "at most a head's size, 6"),
         ({"xsa_layers": 6}, "xsa_layers 6 is more than"),
