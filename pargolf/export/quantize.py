@@ -44,7 +44,7 @@ def plain_bits(kind: str, values: int, export: ExportConfig) -> int:
 def most_bits(kind: str, values: int, export: ExportConfig) -> int:
     """The most bits a value of such a tensor can take: those of `plain_bits` unless training text decides."""
     if export.model_bytes or export.max_loss:
-        return 16 if TENSOR_KINDS[kind].role == "vector" else 8
+        return 8 if TENSOR_KINDS[kind].role == "product" else 16
     return plain_bits(kind, values, export)
 
 

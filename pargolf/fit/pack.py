@@ -17,7 +17,8 @@ from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import pack, pack_stored
 from pargolf.export.quantize import dequantize_state, quantize_state
 from pargolf.fit.calibrate import bits_per_byte, calibrate, spread_rows
-from pargolf.fit.price import fit_bytes, fit_loss, prepare_state, state_at
+from pargolf.fit.choose import Choice, as_floats, choose
+from pargolf.fit.price import Prepared, Stored, fit_bytes, fit_loss, prepare_state, state_at
 from pargolf.fit.smallest import pack_smallest
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.system.errors import require
@@ -33,11 +34,13 @@ def pack_model(
     model: GPT,
     tokenizer: Tokenizer,
     code_bytes: Callable[[RunConfig], int],
+    say: Callable[[str], None],
     bars: Bars = no_bar,
 ) -> bytes:
     """The artifact of a trained model; the same weights and settings give the same bytes.
 
-    `code_bytes` says how long the code of a configuration is, for codec or layout "auto". The
+    `code_bytes` says how long the code of a configuration is, for codec or layout "auto"; `say` is
+    told in a line where fitting gave nothing better than plain rounding. The
     training shards are read if `export.model_bytes` or `export.max_loss` is set, no others ever.
     Raises UserError where the settings cannot be met.
     """
@@ -49,16 +52,24 @@ def pack_model(
             stored = quantize_state(state, slots, x)
             return pack_smallest(stored, slots, config, tokenizer.sha256, code_bytes)
         # What is smallest for trained weights: range coding takes what bits a row has, however few.
-        return pack_model(replace(config, export=settled(x)), model, tokenizer, code_bytes, bars)
+        return pack_model(replace(config, export=settled(x)), model, tokenizer, code_bytes, say, bars)
     if x.model_bytes or x.max_loss:
-        return _fitted(config, model, state, tokenizer, bars)
+        return _fitted(config, model, state, tokenizer, say, bars)
     return pack(state, slots, config.model, x, tokenizer.sha256)
 
 
 def _fitted(
-    config: RunConfig, model: GPT, state: dict[str, Tensor], tokenizer: Tokenizer, bars: Bars
+    config: RunConfig,
+    model: GPT,
+    state: dict[str, Tensor],
+    tokenizer: Tokenizer,
+    say: Callable[[str], None],
+    bars: Bars,
 ) -> bytes:
-    """The file of `state` that fills `export.model_bytes`, or the smallest within `export.max_loss`."""
+    """The best file of `state` within `export.model_bytes`, or the smallest within `export.max_loss`.
+
+    Of the priced rounding, the same with the embedding in float16, and the plain rounding.
+    """
     x = config.export
     slots = tensor_kinds(model)
     stream = open_split(Path(config.data.dataset), "train")
@@ -67,22 +78,35 @@ def _fitted(
     measured.load_state_dict(state)
     with bars("calibrating") as bar:
         moments = calibrate(measured, rows, bar)
+    table = tokenizer.byte_table()
+    before = bits_per_byte(measured, held_back, table)
+
+    def file_of(stored: Stored) -> bytes:
+        return pack_stored(stored, slots, config.model, x, tokenizer.sha256)
+
+    def loss_of(stored: Stored) -> float:
+        measured.load_state_dict(dequantize_state(stored))
+        return bits_per_byte(measured, held_back, table) - before
+
+    def fit(prepared: Prepared) -> Stored:
+        with bars("fitting") as bar:
+            if x.model_bytes:
+                price = fit_bytes(lambda price: len(file_of(state_at(prepared, price))), x.model_bytes, bar)
+            else:
+                price = fit_loss(lambda price: loss_of(state_at(prepared, price)), x.max_loss, bar)
+        return state_at(prepared, price)
+
     prepared = prepare_state(state, slots, moments)
-
-    def file_at(price: float) -> bytes:
-        return pack_stored(state_at(prepared, price), slots, config.model, x, tokenizer.sha256)
-
-    with bars("fitting") as bar:
-        if x.model_bytes:
-            return fit_bytes(file_at, x.model_bytes, bar)
-        table = tokenizer.byte_table()
-        before = bits_per_byte(measured, held_back, table)
-
-        def loss(price: float) -> float:
-            measured.load_state_dict(dequantize_state(state_at(prepared, price)))
-            return bits_per_byte(measured, held_back, table) - before
-
-        return file_at(fit_loss(loss, x.max_loss, bar))
+    forms = {"fitted": fit(prepared)}
+    floats = as_floats(state, slots, forms["fitted"])
+    if floats:
+        forms["fitted, float16 embedding"] = fit({**prepared, **floats})
+    forms["plain"] = quantize_state(state, slots, x)
+    choices = [Choice(form, file_of(stored), loss_of(stored)) for form, stored in forms.items()]
+    best = choose(choices, x)
+    if best.form == "plain":
+        say(f"plain rounding is kept, as the best: {'; '.join(map(str, choices))}")
+    return best.data
 
 
 def with_goal(

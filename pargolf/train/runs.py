@@ -147,13 +147,13 @@ def pack(
     config = replace(config, export=with_codec(config.export, codec, layout))
     if fit is not None or max_loss is not None:
         config = with_goal(config, fit, max_loss, code_bytes)
-    data = pack_model(config, model, Tokenizer(run.tokenizer), code_bytes, Bar)
+    data = pack_model(config, model, Tokenizer(run.tokenizer), code_bytes, say, Bar)
     write_atomic(run.artifact, data)
     config = replace(config, export=read_header(data).export)
     sizes = ledger(data, code_bytes(config))
     if len(data) < WELL_FILLED * config.export.model_bytes:
         say(
-            f"even the best quality, 8 bits a weight, takes {sizes.total:,} bytes:"
+            f"even the best quality takes {sizes.total:,} bytes:"
             f" {config.export.model_bytes - len(data):,} are left, enough for a larger model"
         )
     return sizes

@@ -59,7 +59,7 @@ def run(
     training.run(data, recorder, log, compile_cache)
     marks.append(time.perf_counter())
     if launch.is_main():
-        write_atomic(path, pack_model(config, training.model, data.tokenizer, code_bytes, bars))
+        write_atomic(path, pack_model(config, training.model, data.tokenizer, code_bytes, log, bars))
         log(f"artifact in {path}")
     distributed.barrier()
     marks.append(time.perf_counter())
