@@ -40,8 +40,8 @@ def pack_model(
     """The artifact of a trained model; the same weights and settings give the same bytes.
 
     `code_bytes` says how long the code of a configuration is, for codec or layout "auto"; `say` is
-    told in a line where fitting gave nothing better than plain rounding. The
-    training shards are read if `export.model_bytes` or `export.max_loss` is set, no others ever.
+    told in a line where fitting gave nothing better than plain rounding. The training shards are read if
+    `export.model_bytes` or `export.max_loss` is set, no others ever.
     Raises UserError where the settings cannot be met.
     """
     x = config.export
@@ -68,7 +68,7 @@ def _fitted(
 ) -> bytes:
     """The best file of `state` within `export.model_bytes`, or the smallest within `export.max_loss`.
 
-    Of the priced rounding, the same with the embedding in float16, and the plain rounding.
+    The forms are the priced rounding, the same with the embedding in float16, and the plain rounding.
     """
     x = config.export
     slots = tensor_kinds(model)

@@ -23,6 +23,7 @@ from pargolf.config.schema import ModelConfig
 from pargolf.export.artifact import pack, unpack
 from pargolf.export.quantize import dequantize, quantize_rows, round_rows
 from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.train.qat import quantized
 
 BASELINE = load_preset("baseline")
 AS_INITIALIZED = 4_916_832  # bytes, as the challenge's script writes its model before the first step
@@ -122,6 +123,10 @@ def test_small_matrices_stay_float16_in_a_small_model() -> None:
     assert state["blocks.0.attn.q.weight"].numel() == 65_536
     read = unpack(pack(state, slots, c, BASELINE.export, "0" * 64)).state
     assert all(np.array_equal(x.numpy(), meant(expected[name])) for name, x in read.items())
+    model.load_state_dict(state)
+    with quantized(model, BASELINE.export):  # what training aims at is what the file holds
+        for name, x in model.state_dict().items():
+            assert torch.equal(x, read[name] if isinstance(expected[name], tuple) else state[name])
 
 
 @settings(max_examples=60, deadline=None)
