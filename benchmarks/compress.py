@@ -17,7 +17,7 @@ import tyro
 from rich.table import Table
 
 from pargolf.compress.files import compress_file, decompress_file
-from pargolf.data.prepare import read_text
+from pargolf.data.text import decoded
 from pargolf.run.target import Target, find_target
 from pargolf.score.compressors import COMPRESSORS, compressor_table
 from pargolf.system.console import console, say
@@ -65,7 +65,9 @@ def main(run: tyro.conf.Positional[Path], source_bytes: int = 200_000) -> None:
     """Print the tables of a run's artifact."""
     target = find_target(run)
     _, tokenizer = target.open()
-    val, train = (read_text(target.stream(split), tokenizer) for split in ("val", "train"))
+    train_tokens = target.training()
+    val = decoded(target.validation().tokens, tokenizer)
+    train = decoded(train_tokens.read(0, len(train_tokens)), tokenizer)
     say(
         f"{target.artifact}: {target.artifact.stat().st_size:,} bytes; {torch.get_num_threads()} CPU threads;"
         f" training text: {len(train):,} bytes"

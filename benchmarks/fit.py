@@ -50,12 +50,11 @@ def main(run: tyro.conf.Positional[Path], stride: int = 0) -> None:
     target = find_target(run)
     assert target.config is not None and target.run is not None
     config, tokenizer = target.config, Tokenizer(target.tokenizer)
-    stream = target.stream("val")
-    text, table = stream.read(0, len(stream)), tokenizer.byte_table()
+    text = target.validation()
     model, scored = GPT(config.model), GPT(config.model, target.dtype)
     load_weights(target.run.checkpoint, model)
     state, slots = dict(model.state_dict()), tensor_kinds(model)
-    rows, _ = spread_rows(target.stream("train"), config.model.seq_len, config.export.calibration_tokens)
+    rows, _ = spread_rows(target.training(), config.model.seq_len, config.export.calibration_tokens)
     prepared = prepare_state(state, slots, calibrate(model, rows))
     nearest = {
         # With inputs that are independent there is nothing to make good later.
@@ -66,7 +65,7 @@ def main(run: tyro.conf.Positional[Path], stride: int = 0) -> None:
     def val_bpb(weights: Mapping[str, Tensor]) -> float:
         scored.load_state_dict(weights)
         every = stride or config.model.seq_len
-        return score(scored, text, table, every, config.eval.batch_rows).val_bpb
+        return score(scored, text, every, config.eval.batch_rows).val_bpb
 
     before = val_bpb(state)
     lines = Table(title=f"{run}: val_bpb before quantization {before:.4f}")

@@ -52,21 +52,20 @@ def main(
 ) -> None:
     """Print the table for a run's artifact on the first `tokens` of its validation stream."""
     target = find_target(run)
-    artifact, tokenizer = target.open()
+    artifact, _ = target.open()
     model = load_model(artifact, target.dtype)
-    stream = target.stream("val")
-    text = stream.read(0, min(tokens, len(stream)))
+    text = target.validation().first(tokens)
 
     def ours() -> float:
-        return scoring.score(model, text, tokenizer.byte_table(), stride, rows).val_loss
+        return scoring.score(model, text, stride, rows).val_loss
 
     def before() -> float:
         with patch.object(scoring, "token_losses", head_where_scored):
             return ours()
 
     methods: dict[str, Callable[[], float]] = {
-        "naive, 1 window at once": partial(naive, model, text, stride, 1),
-        f"naive, {rows} windows at once": partial(naive, model, text, stride, rows),
+        "naive, 1 window at once": partial(naive, model, text.tokens, stride, 1),
+        f"naive, {rows} windows at once": partial(naive, model, text.tokens, stride, rows),
         "head where scored": before,
         OURS: ours,
     }

@@ -14,10 +14,11 @@ import numpy as np
 from torch import Tensor
 
 from pargolf.config.schema import ModelConfig
+from pargolf.data.text import Text, measured
 from pargolf.fit.budget import Ledger, ledger
 from pargolf.model.gpt import GPT
 from pargolf.run.target import find_target, load_model
-from pargolf.score.passages import token_bits, token_bytes
+from pargolf.score.passages import token_bits
 from pargolf.score.sample import continue_text
 from pargolf.score.windows import check_stride, score
 from pargolf.system.errors import require
@@ -109,26 +110,20 @@ class Model:
 
         Each window after the first scores its last `stride` tokens; stride = seq_len gives plain
         rows. Bytes are those of the text that the tokens stand for. Raises as `logprobs`, and
-        UserError if there are none.
+        UserError if there are none or the tokenizer lacks pieces for the text.
 
         >>> prose, noise = "It was one of the first of the new state.", "xq7)Zv 0kQ!j ~Wp"
         >>> model.bits_per_byte(prose) < model.bits_per_byte(noise)
         True
         """
-        tokens, _ = self.scored(text, stride)
-        table, batch_rows = self.tokenizer.byte_table(), self.target.scoring.batch_rows
-        return score(self.gpt, tokens, table, stride, batch_rows).val_bpb
+        scored = self.scored(text, stride)
+        return score(self.gpt, scored, stride, self.target.scoring.batch_rows).val_bpb
 
-    def scored(self, text: str, stride: int) -> tuple[np.ndarray, np.ndarray]:
-        """What `bits_per_byte` scores, and raises: the tokens of `encode`, and the bytes each stands for.
-
-        Both are (N + 1,) int64. BOS stands for none.
-        """
+    def scored(self, text: str, stride: int) -> Text:
+        """What `bits_per_byte` scores, and raises: the tokens of `encode`, and the bytes each stands for."""
         check_stride(stride, self.config.seq_len)
-        tokens = self.encode(text)
-        sizes = token_bytes(tokens, self.tokenizer.byte_table())
-        require(sizes.sum() > 0, "the text is empty: there is no byte to score")
-        return tokens, sizes
+        require(text != "", "the text is empty: there is no byte to score")
+        return measured(self.encode(text), self.tokenizer)
 
     def generate(
         self, prompt: str, tokens: int = 128, temperature: float = 0.8, top_k: int = 50, seed: int = 0

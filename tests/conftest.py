@@ -20,6 +20,7 @@ from pargolf.data.corpus import embedded_documents
 from pargolf.run.folder import Run
 from submission_support import write_good
 from support import Dataset, pargolf, shaken, write_run
+from tokenizer_support import CaseOps, make_case_ops
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +68,12 @@ def module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         yield
+
+
+@pytest.fixture
+def case_ops(tmp_path: Path) -> CaseOps:
+    """Tokens of a text with operators for capitals, and the bytes they stand for."""
+    return make_case_ops(tmp_path)
 
 
 @pytest.fixture

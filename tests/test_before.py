@@ -17,7 +17,7 @@ import torch
 import pargolf
 from artifact_support import parts, sealed
 from pargolf.cli import dispatch
-from pargolf.data.shards import open_split
+from pargolf.data.dataset import open_validation
 from pargolf.export.artifact import assemble, read_artifact
 from pargolf.run.folder import open_run
 from pargolf.score.windows import score
@@ -98,10 +98,9 @@ def test_an_old_artifact_scores_as_it_did(
     out = capsys.readouterr().out
     assert all(f"{bpb:.4f}" in out for bpb in SCORES[name].values())
     model = pargolf.load(name, tokenizer="tokenizer.model")
-    stream, table = open_split(Path("dataset"), "val"), model.tokenizer.byte_table()
-    tokens = stream.read(0, len(stream))
+    text = open_validation(Path("dataset"), model.tokenizer)
     for how, stride in (("standard", 64), ("sliding", 16)):
-        bpb = score(model.gpt, tokens, table, stride, 64).val_bpb
+        bpb = score(model.gpt, text, stride, 64).val_bpb
         assert bpb == pytest.approx(SCORES[name][how], rel=SAME)
 
 

@@ -26,7 +26,7 @@ FLOORS = """
 
 # Imports inside functions: of packages that are optional or slow, and of ours in what answers before
 # PyTorch is there.
-LATE_PACKAGES = {"gensim", "huggingface_hub", "jinja2", "pyppmd", "python_minifier", "scipy"}
+LATE_PACKAGES = {"gensim", "huggingface_hub", "jinja2", "pyarrow", "pyppmd", "python_minifier", "scipy"}
 QUICK = {"pargolf", "pargolf.cli"}
 
 

@@ -18,8 +18,8 @@ import pargolf
 import pargolf.library
 from pargolf.cli import dispatch
 from pargolf.config.schema import ExportConfig
-from pargolf.data.prepare import read_text
 from pargolf.data.shards import open_split
+from pargolf.data.text import decoded, measured
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import pack, read_artifact
 from pargolf.fit.budget import ledger
@@ -50,8 +50,9 @@ def test_the_held_out_document_costs_what_the_run_s_result_says(
     model: Model, finished: Path, dataset: Dataset, stride: int
 ) -> None:
     stream = open_split(dataset.folder, "val")
-    text = read_text(stream, model.tokenizer).decode()
-    assert model.encode(text).tolist() == stream.read(0, len(stream)).tolist()  # one document, BOS first
+    tokens = stream.read(0, len(stream))
+    text = decoded(tokens, model.tokenizer).decode()
+    assert model.encode(text).tolist() == tokens.tolist()  # one document, BOS first
     result = json.loads((finished / "result.json").read_text())
     how = {result["stride"]: "sliding", result["seq_len"]: "standard"}[stride]
     assert model.bits_per_byte(text, stride) == result["artifact"][how]["val_bpb"]
@@ -60,7 +61,7 @@ def test_the_held_out_document_costs_what_the_run_s_result_says(
 @pytest.mark.parametrize("text", [*AWKWARD, "The city " * 60])
 def test_any_text_is_scored_as_pargolf_score_does(model: Model, text: str) -> None:
     tokens = model.encode(text)
-    expected = score(model.gpt, tokens, model.tokenizer.byte_table(), 32, 4)
+    expected = score(model.gpt, measured(tokens, model.tokenizer), 32, 4)
     assert expected.bytes == len(text.encode())
     assert model.bits_per_byte(text, stride=32) == pytest.approx(expected.val_bpb, rel=1e-6)
     found = model.logprobs(text, stride=32)

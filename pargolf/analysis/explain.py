@@ -3,7 +3,7 @@
 import math
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -97,20 +97,19 @@ def explain(model: Model, text: str, stride: int = 64, progress: OnProgress = un
     `progress` is called with windows done and windows in all. Raises as `bits_per_byte`.
     """
     tokenizer = model.tokenizer
-    stream, sizes = model.scored(text, stride)
-    tokens, sizes = stream[1:], sizes[1:]
-    bits, ranks, contexts, ids, shares = _predictions(model, stream, stride, progress)
-    shown = spans(
-        Passage(0, len(tokens), int(sizes.sum()), float(bits.sum())), tokens, bits, sizes, tokenizer
-    )
+    whole = model.scored(text, stride)
+    scored = replace(whole, tokens=whole.tokens[1:], sizes=whole.sizes[1:])
+    tokens = scored.tokens
+    bits, ranks, contexts, ids, shares = _predictions(model, whole.tokens, stride, progress)
+    shown = spans(Passage(0, len(scored), scored.bytes, float(bits.sum())), scored, bits)
     found = [
         Token(
             tokenizer.piece_of(token), kind, size, cost, rank, context,
             tuple((tokenizer.piece_of(i), share) for i, share in zip(best, probabilities, strict=True)),
         )
         for token, kind, size, cost, rank, context, best, probabilities in zip(
-            tokens.tolist(), _kinds(shown, tokens, tokenizer), sizes.tolist(), bits.tolist(), ranks.tolist(),
-            contexts.tolist(), ids.tolist(), shares.tolist(), strict=True,
+            tokens.tolist(), _kinds(shown, tokens, tokenizer), scored.sizes.tolist(), bits.tolist(),
+            ranks.tolist(), contexts.tolist(), ids.tolist(), shares.tolist(), strict=True,
         )
     ]  # fmt: skip
     return Explanation(found, shown, stride, model.config.seq_len)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pargolf.analysis import figures
 from pargolf.analysis.figures import Picture
 from pargolf.run.target import Target, load_model
-from pargolf.score.passages import Passage, Span, by_position, passages, spans, token_bits, token_bytes
+from pargolf.score.passages import Passage, Span, by_position, passages, spans, token_bits
 from pargolf.score.sample import continue_text
 from pargolf.system.console import Bar
 from pargolf.system.errors import UserError
@@ -37,28 +37,27 @@ def read_validation(target: Target, stride: int, max_tokens: int) -> Reading:
     `stride` is the sliding window's. Raises UserError if shards are missing or hold no text, or
     the artifact cannot be read.
     """
-    artifact, tokenizer = target.open()
-    stream = target.stream("val")
-    tokens, table = stream.read(0, min(len(stream), max_tokens + 1)), tokenizer.byte_table()
-    sizes = token_bytes(tokens, table)
+    artifact, _ = target.open()
+    whole = target.validation()
+    text = whole.first(max_tokens + 1)
+    tokens, sizes = text.tokens, text.sizes
     model = load_model(artifact, target.dtype).to(target.device_type)
     seq_len, batch_rows = artifact.model.seq_len, target.scoring.batch_rows
     with Bar("bits of each token, rows") as bar:
         position = by_position(token_bits(model, tokens, seq_len, batch_rows, bar), sizes, seq_len)
     with Bar("bits of each token, sliding") as bar:
         bits = token_bits(model, tokens, stride, batch_rows, bar)
-    found = sorted(passages(tokens, bits, sizes, tokenizer, table), key=lambda passage: passage.bpb)
+    found = sorted(passages(text, bits), key=lambda passage: passage.bpb)
     if not found:
         raise UserError(f"the {len(tokens) - 1:,} validation tokens looked at hold no passage of text")
     count = min(SHOWN_PASSAGES, (len(found) + 1) // 2)
     easiest, hardest = (
-        [(p, spans(p, tokens, bits, sizes, tokenizer)) for p in chosen]
-        for chosen in (found[:count], found[: -count - 1 : -1])
+        [(p, spans(p, text, bits)) for p in chosen] for chosen in (found[:count], found[: -count - 1 : -1])
     )
     return Reading(
         tokens=len(tokens) - 1,
-        all_tokens=len(stream) - 1,
-        bpb=float(bits.sum() / sizes.sum()),
+        all_tokens=len(whole) - 1,
+        bpb=float(bits.sum() / text.bytes),
         pictures=[figures.position_picture(*position), figures.passages_picture([p.bpb for p in found])],
         hardest=hardest,
         easiest=easiest,

@@ -18,7 +18,7 @@ from pargolf.run.folder import Run, read_lines
 from pargolf.run.target import Target, find_target
 from pargolf.study.compare import Comparison, compare
 from pargolf.study.records import RunRecord, read_json, read_record, read_records
-from pargolf.system.errors import UserError
+from pargolf.system.errors import Mismatch, UserError
 from pargolf.system.files import write_atomic
 
 # Settings told below the name.
@@ -74,21 +74,24 @@ class Page:
     """Prompts and continuations."""
 
 
-def write_report(folders: Sequence[Path], out: Path | None, max_tokens: int) -> Path:
+def write_report(
+    folders: Sequence[Path], out: Path | None, max_tokens: int, dataset: Path | None = None
+) -> Path:
     """Write the page about the first of the runs, compared with the others, and return its path.
 
-    `max_tokens` of the validation text are looked at one by one. The page shows what there is: a
-    part whose files are missing or broken says so. Raises UserError if a folder holds nothing of a
-    run, or if there are no folders or no tokens.
+    `max_tokens` of the validation text are looked at one by one, in the folder `dataset` or the run's.
+    The page shows what there is: a part whose files are missing or broken says so. Raises UserError if
+    a folder holds nothing of a run, or if there are no folders or no tokens, and Mismatch if dataset,
+    tokenizer and artifact do not belong together.
     """
-    page = gather(folders, max_tokens)
+    page = gather(folders, max_tokens, dataset)
     path = out or folders[0] / "report.html"
     # JSON can spell lone surrogates, which no UTF-8 text can hold: they are shown as escapes.
     write_atomic(path, render(page).encode(errors="backslashreplace"))
     return path
 
 
-def gather(folders: Sequence[Path], max_tokens: int) -> Page:
+def gather(folders: Sequence[Path], max_tokens: int, dataset: Path | None = None) -> Page:
     """Read, score and sample what the page shows; UserError as in `write_report`."""
     if not folders:
         raise UserError("name a run's folder: pargolf report RUN")
@@ -110,7 +113,7 @@ def gather(folders: Sequence[Path], max_tokens: int) -> Page:
         ledger=sizes,
         treemap=[] if isinstance(sizes, Missing) else figures.treemap(sizes),
         weights=_part(lambda: figures.weight_pictures(analyze_run(run.folder))),
-        reading=_part(lambda: reading.read_validation(_target(run), _stride(run), max_tokens)),
+        reading=_part(lambda: reading.read_validation(_target(run, dataset), _stride(run), max_tokens)),
         samples=_part(lambda: reading.write_samples(_target(run))),
     )
 
@@ -130,6 +133,8 @@ def render(page: Page) -> str:
 def _part(make: Callable[[], T]) -> T | Missing:
     try:
         return make()
+    except Mismatch:
+        raise  # a page of false figures is worse than none
     except UserError as error:
         return Missing(str(error))
 
@@ -196,9 +201,9 @@ def _ledger(run: Run) -> Ledger:
     return sizes
 
 
-def _target(run: Run) -> Target:
+def _target(run: Run, dataset: Path | None = None) -> Target:
     _existing(run.artifact)
-    return find_target(run.folder)
+    return find_target(run.folder, dataset=dataset)
 
 
 def _existing(path: Path) -> Path:

@@ -5,9 +5,9 @@ import dataclasses
 import hashlib
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -39,6 +39,8 @@ class RunArgs:
     """Name of the run's folder; default: the preset and what was changed."""
     runs: Path = Path("runs")
     """Folder of all runs."""
+    own_data: Annotated[str, tyro.conf.arg(name="data", metavar="NAME")] = ""
+    """Dataset of `pargolf data`, by its name or folder: sets dataset, tokenizer and vocabulary together."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -62,9 +64,15 @@ class RunArgs:
 
     def _default_name(self) -> str:
         stack = "+".join(Path(name).stem for name in self.preset.split("+"))
-        base, mine = (flatten(to_dict(config)) for config in (load_preset(self.preset), self.config))
+        preset = load_preset(self.preset)
+        if self.own_data:
+            preset = replace(
+                preset, data=self.data, model=replace(preset.model, vocab_size=self.model.vocab_size)
+            )
+        base, mine = (flatten(to_dict(config)) for config in (preset, self.config))
         changes = [f"{name.split('.')[1]}={value}" for name, value in mine.items() if value != base[name]]
-        name = "-".join([stack, *changes, *self._purpose]).replace("/", "_")
+        data = [Path(self.own_data).name] if self.own_data else []
+        name = "-".join([stack, *data, *changes, *self._purpose]).replace("/", "_")
         if len(name) <= LONGEST_NAME:
             return name
         everything = json.dumps(mine, sort_keys=True) + "".join(self._purpose)
@@ -86,8 +94,20 @@ def preset_args(kind: type[A], argv: list[str], command: str) -> A:
         raise UserError(f"name a preset first: pargolf {command} PRESET[+OVERLAY...] ... ({known_names()})")
     base = load_preset(argv[0])
     args = parse(kind, argv, prog, kind(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)}))
+    if args.own_data:
+        args = with_dataset(args, args.own_data)
     validated(args.config)
     return args
+
+
+def with_dataset(args: A, name: str) -> A:
+    """`args` with a dataset of `pargolf data` in the place of the preset's; UserError as `find_dataset`."""
+    from pargolf.data.record import find_dataset
+    from pargolf.data.tokenizer import Tokenizer
+
+    dataset, tokenizer = find_dataset(name, Path("data"))
+    data = replace(args.data, dataset=str(dataset), tokenizer=str(tokenizer), corpus="none")
+    return replace(args, data=data, model=replace(args.model, vocab_size=Tokenizer(tokenizer).vocab_size))
 
 
 def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -> T:

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,18 +22,28 @@ class DataArgs:
     """Turn text into a tokenizer and shards: the embedded articles, or files of your own."""
 
     text: tuple[Path, ...] = ()
-    """Files to use instead of the embedded articles: .jsonl (field "text", one document a line) or plain
-    UTF-8 text (one document a file)."""
-    separator: str = ""
-    """Where plain text files are cut into documents, for example "<|endoftext|>"."""
+    """Files and folders to use instead of the embedded articles: .jsonl (field "text", one document a
+    line), .parquet (column "text", one a row) or plain UTF-8 text (.txt, .md: one document a file); each
+    also as .gz, .zst, .xz or .bz2."""
+    separator: str | None = None
+    """Where plain text is cut into documents, for example "<|endoftext|>" or "\\n\\n"; default: not at all,
+    but a single file at its empty lines."""
     name: str = ""
     """Name of the dataset; default: "demo", or the first file's."""
     vocab_size: int = 1024
     """Pieces of the tokenizer, trained on the training documents alone."""
+    tokenizer: Path | None = None
+    """SentencePiece model to use instead of training one."""
+    val: tuple[Path, ...] = ()
+    """Files and folders of validation text; default: a share of the documents is held out."""
     val_fraction: float = 0.1
-    """Share of the documents held out, chosen by their hash."""
+    """Share of the documents held out, chosen by their hash ..."""
+    val_bytes: int = 2_000_000
+    """... up to so many bytes of text; 0: no limit. Each score reads all of it."""
     root: Path = Path("data")
     """Folder for tokenizers/ and datasets/."""
+    overwrite: bool = False
+    """Replace another dataset of that name."""
 
 
 @dataclass
@@ -61,6 +72,8 @@ class PackArgs:
     """Bytes of code and model to fill: training text decides how finely each row is rounded."""
     max_loss: float | None = None
     """The same for the smallest file that loses at most so many bits per byte of training text."""
+    dataset: Path | None = None
+    """Folder of the training shards that --fit and --max-loss read; default: the run's."""
 
 
 @dataclass
@@ -109,16 +122,27 @@ def data(argv: list[str]) -> None:
         return
     require(argv[:1] != ["tokenize"], "there is no `tokenize`: write `pargolf data`")
     args = parse(DataArgs, argv, "pargolf data [fineweb]")
+    from pargolf.data.files import text_files
     from pargolf.data.prepare import prepare_embedded, prepare_files
+    from pargolf.system.console import Bar
 
     if args.text:
-        name = args.name or args.text[0].stem
         done = prepare_files(
-            name, args.text, args.vocab_size, args.val_fraction, args.separator or None, args.root
-        )
+            text_files(args.text, args.separator), args.name, args.vocab_size, args.val_fraction,
+            args.val_bytes, text_files(args.val, args.separator) if args.val else None, args.tokenizer,
+            args.root, args.overwrite, partial(Bar, in_bytes=True),
+        )  # fmt: skip
     else:
-        done = prepare_embedded(args.vocab_size, args.val_fraction, args.root)
+        done = prepare_embedded(args.vocab_size, args.val_fraction, args.root, args.overwrite)
     print(done.summary())
+    print(f"next: pargolf run demo{_data_option(done.dataset, args)}")
+
+
+def _data_option(dataset: Path, args: DataArgs) -> str:
+    """How a training names the dataset just made."""
+    if (args.text, args.vocab_size, args.root) == ((), 1024, Path("data")):
+        return ""  # what the demo takes
+    return f" --data {dataset.name if args.root == Path('data') else dataset}"
 
 
 def plan(argv: list[str]) -> None:
@@ -157,7 +181,7 @@ def pack(argv: list[str]) -> None:
     from pargolf.run.folder import open_run
     from pargolf.train import runs
 
-    sizes = runs.pack(args.run, code_bytes, args.codec, args.layout, args.fit, args.max_loss)
+    sizes = runs.pack(args.run, code_bytes, args.codec, args.layout, args.fit, args.max_loss, args.dataset)
     tables.show_ledger(sizes)
     check_budget(sizes, open_run(args.run)[1].export.budget)
 

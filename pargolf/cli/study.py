@@ -91,6 +91,8 @@ class ReportArgs:
     """File to write; default: report.html in the first run's folder."""
     tokens: int = 2_000_000
     """Validation tokens to look at one by one, from the first on."""
+    dataset: Path | None = None
+    """Folder of the validation shards; default: the run's."""
 
 
 def analyze(argv: list[str]) -> None:
@@ -150,4 +152,4 @@ def report(argv: list[str]) -> None:
     args = parse(ReportArgs, argv, "pargolf report")
     from pargolf.analysis.report import write_report
 
-    print(write_report(args.runs, args.out, args.tokens))
+    print(write_report(args.runs, args.out, args.tokens, args.dataset))

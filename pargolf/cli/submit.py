@@ -30,6 +30,8 @@ class SubmitArgs:
     """val_loss in nats of the record to beat, for the p-value."""
     positions: int = 64
     """Windows in which the validity of the score is tried, as by `pargolf verify`."""
+    dataset: Path | None = None
+    """Folder of the validation shards for that; default: the run's."""
 
 
 @dataclass
@@ -93,7 +95,7 @@ def submit(argv: list[str]) -> None:
 
     about = About(args.author, args.github_id, args.name, args.blurb)
     tables.show_submission(
-        submit(args.runs, about, args.out, args.form or None, args.record_loss, args.positions)
+        submit(args.runs, about, args.out, args.form or None, args.record_loss, args.positions, args.dataset)
     )
 
 

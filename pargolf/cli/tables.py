@@ -98,6 +98,8 @@ def show_result(result: dict[str, Any]) -> None:
         f" ({result['bytes_total'] / result['budget']:.1%})",
         highlight=False,
     )
+    if "doubt" in result:
+        console.print(f"note: {result['doubt']}", highlight=False)
     if "seconds" in result:
         console.print(
             "seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in result["seconds"].items()),

@@ -1,10 +1,8 @@
-"""Text to learn from: the embedded Wikipedia articles, or the user's own files, as lists of documents."""
+"""Text that is there at once: the embedded Wikipedia articles, and a single file."""
 
 import bz2
 import hashlib
-import json
 import re
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -77,28 +75,6 @@ def _with_content(lines: list[str]) -> list[str]:
     return kept[::-1]
 
 
-def read_documents(files: Sequence[Path], separator: str | None = None) -> list[str]:
-    """Documents of the user's own files, in the order given, empty ones dropped.
-
-    A .jsonl file holds one document a line in the field "text"; any other file is one UTF-8
-    document, or as many as `separator` cuts it into. Raises UserError on a missing file,
-    invalid UTF-8, a malformed line, or if no document is left.
-    """
-    if separator == "":
-        raise UserError("the document separator is empty; give the text that stands between documents")
-    documents: list[str] = []
-    for path in files:
-        text = read_utf8(path)
-        if path.suffix == ".jsonl":
-            documents += _jsonl_documents(path, text)
-        else:
-            documents += text.split(separator) if separator else [text]
-    documents = [document for document in documents if document.strip()]
-    if not documents:
-        raise UserError(f"no text in {', '.join(map(str, files)) or 'an empty list of files'}")
-    return documents
-
-
 def read_utf8(path: Path) -> str:
     """The text of a file; UserError if it cannot be read or is not UTF-8."""
     try:
@@ -109,38 +85,3 @@ def read_utf8(path: Path) -> str:
         ) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _jsonl_documents(path: Path, text: str) -> list[str]:
-    documents = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            document = json.loads(line)["text"]
-            document.encode()  # JSON can spell lone surrogates, which are no text
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise UserError(f'{path} line {number}: not a JSON object with a string "text"') from None
-        documents.append(document)
-    return documents
-
-
-def split_documents(documents: Sequence[str], val_fraction: float) -> tuple[list[str], list[str]]:
-    """(training, validation) documents, each in the original order.
-
-    The max(1, round(val_fraction * n)) documents with the smallest SHA-256 go to validation:
-    a choice that depends on the texts alone. Raises UserError if there are fewer than two
-    documents or val_fraction is not between 0 and 1.
-    """
-    if not 0 < val_fraction < 1:
-        raise UserError(f"the validation fraction must lie between 0 and 1, is {val_fraction}")
-    if len(documents) < 2:
-        raise UserError(
-            "one document cannot be split into training and validation text;"
-            " give more files, or the separator that stands between documents"
-        )
-    count = min(max(1, round(val_fraction * len(documents))), len(documents) - 1)
-    order = sorted(range(len(documents)), key=lambda i: hashlib.sha256(documents[i].encode()).digest())
-    chosen = set(order[:count])
-    train = [text for i, text in enumerate(documents) if i not in chosen]
-    return train, [documents[i] for i in sorted(chosen)]

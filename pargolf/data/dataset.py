@@ -1,27 +1,37 @@
-"""The data of a run, opened and held against its model."""
+"""The data of a run: shards, tokenizer and sidecar, opened together and held against each other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from pargolf.config.schema import RunConfig
-from pargolf.data.shards import TokenStream, open_split
+from pargolf.data.record import read_record
+from pargolf.data.shards import TokenStream, open_sidecar, open_split
+from pargolf.data.text import Text, measured
 from pargolf.data.tokenizer import Tokenizer
-from pargolf.system.errors import UserError
+from pargolf.system import distributed, launch
+from pargolf.system.errors import Mismatch, UserError, require
 
-SAMPLED_TOKENS = 1_000_000  # looked at to see that shards and tokenizer belong together
+UNRECORDED = "no dataset.json beside the shards: that their tokens are this tokenizer's is taken for granted"
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run reads: two token streams and their tokenizer."""
+    """What a run reads: the tokens it learns from, and the text it is scored on."""
 
     train: TokenStream
-    val: TokenStream
-    tokenizer: Tokenizer
+    val: Text
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.val.tokenizer
 
 
 def load_data(config: RunConfig) -> Data:
-    """Open the shards and the tokenizer; UserError if they are missing or do not fit the model."""
+    """Open the shards and the tokenizer of a run; UserError if they are missing or do not fit the model.
+
+    Every rank calls this, and each looks at its share of the training tokens.
+    """
     tokenizer = Tokenizer(Path(config.data.tokenizer))
     if tokenizer.vocab_size != config.model.vocab_size:
         raise UserError(
@@ -29,12 +39,45 @@ def load_data(config: RunConfig) -> Data:
             f" has {tokenizer.vocab_size} pieces; make them equal"
         )
     dataset = Path(config.data.dataset)
-    data = Data(open_split(dataset, "train"), open_split(dataset, "val"), tokenizer)
-    for stream in (data.train, data.val):
-        largest = int(stream.read(0, min(len(stream), SAMPLED_TOKENS)).max())
-        if largest >= tokenizer.vocab_size:
-            raise UserError(
-                f"{stream.paths[0]} holds token {largest}, but tokenizer {config.data.tokenizer} has"
-                f" {tokenizer.vocab_size} pieces: it was made with another"
-            )
-    return data
+    return Data(open_training(dataset, tokenizer), open_validation(dataset, tokenizer))
+
+
+def open_training(dataset: Path, tokenizer: Tokenizer) -> TokenStream:
+    """The training tokens of a dataset folder; UserError unless all of them are the tokenizer's."""
+    return _open(dataset, "train", tokenizer)
+
+
+def open_validation(dataset: Path, tokenizer: Tokenizer) -> Text:
+    """The validation text of a dataset folder, to be scored.
+
+    Raises UserError as `measured`, and unless shards, tokenizer, dataset.json and a sidecar, as far as
+    they are there, belong together.
+    """
+    stream, sidecar = _open(dataset, "val", tokenizer), open_sidecar(dataset)
+    require(len(stream) > 1, f"{dataset} has one validation token, which leaves none to score")
+    tokens = stream.read(0, len(stream))
+    text = measured(tokens, tokenizer, sidecar.read(0, len(sidecar)) if sidecar else None)
+    record = read_record(dataset)
+    if record is None:
+        return replace(text, doubt=UNRECORDED)
+    if not sidecar:
+        record.check_size(dataset, "val", "bytes", text.bytes)
+    return text
+
+
+def _open(dataset: Path, split: Literal["train", "val"], tokenizer: Tokenizer) -> TokenStream:
+    stream, record = open_split(dataset, split), read_record(dataset)
+    if record:
+        record.check(dataset, tokenizer)
+        record.check_size(dataset, split, "tokens", len(stream))
+    # Each rank looks at some of the shards, and all of them learn what it finds.
+    (at,) = distributed.agree(
+        float(stream.find_above(tokenizer.vocab_size - 1, launch.rank(), launch.world_size()))
+    )
+    if at >= 0:
+        path, offset = stream.locate(int(at))
+        raise Mismatch(
+            f"{path} holds token {stream.read(int(at), 1)[0]} at position {offset:,}, but tokenizer"
+            f" {tokenizer.path} has {tokenizer.vocab_size} pieces: it was made with another"
+        )
+    return stream

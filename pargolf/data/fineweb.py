@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pargolf.data.shards import read_header, shard_name
+from pargolf.data.record import Record, Split, write_record
+from pargolf.data.shards import HEADER_BYTES, read_header, shard_name
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.system.errors import UserError, require
 
@@ -38,8 +39,8 @@ def download(variant: str, train_shards: int, root: Path) -> None:
     """Fetch the tokenizer, all validation shards and the first `train_shards` training shards.
 
     They go to root/datasets/fineweb10B_{variant}/ and root/tokenizers/; files that are there and
-    valid are kept. Raises UserError if the repository lacks one of them, the network fails, or
-    a file arrives damaged twice.
+    valid are kept. A dataset.json says which tokenizer the manifest gives for them. Raises UserError
+    if the repository lacks one of them, the network fails, or a file arrives damaged twice.
     """
     if not re.fullmatch(r"sp\d+", variant):
         raise UserError(f"unknown variant {variant!r}: it is 'sp' and the vocabulary size, such as sp1024")
@@ -55,11 +56,22 @@ def download(variant: str, train_shards: int, root: Path) -> None:
     counts, tokenizer = _read_manifest(manifest_path, name)
     if train_shards > counts["train"]:
         raise UserError(f"{REPO} has {counts['train']} training shards of {variant}, not {train_shards}")
-    get(tokenizer, root / "tokenizers" / PurePosixPath(tokenizer).name, Tokenizer)
+    model, dataset = root / "tokenizers" / PurePosixPath(tokenizer).name, root / "datasets" / name
+    get(tokenizer, model, Tokenizer)
     for split, count in (("val", counts["val"]), ("train", train_shards)):
         for index in range(count):
             file = shard_name(split, index)
-            get(f"datasets/{name}/{file}", root / "datasets" / name / file, read_header)
+            get(f"datasets/{name}/{file}", dataset / file, read_header)
+    there = {split: _on_disk(dataset, split) for split in ("train", "val")}
+    recipe = {"repository": REPO, "dataset": name}
+    splits = {split: found for split, found in there.items() if found.files}
+    write_record(dataset, Record(recipe, model.name, Tokenizer(model).sha256, splits))
+
+
+def _on_disk(dataset: Path, split: str) -> Split:
+    """The shards of a split that are there, of this download or an earlier one."""
+    tokens = {path.name: read_header(path) for path in sorted(dataset.glob(f"fineweb_{split}_[0-9]*.bin"))}
+    return Split(sum(tokens.values()), {name: HEADER_BYTES + 2 * count for name, count in tokens.items()})
 
 
 def _get(remote: str, path: Path, folder: Path, check: Callable[[Path], object]) -> None:

@@ -1,8 +1,9 @@
 """Token shards in the challenge's file format, and the endless stream that several of them form."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -13,6 +14,7 @@ MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 1024  # 256 little-endian int32: magic, version, number of tokens, zeros
 SHARD_TOKENS = 100_000_000  # most tokens a shard, as published
+PART = 16_000_000  # tokens looked at in one go
 _REMAKE = "download or make it again with `pargolf data`"
 
 
@@ -21,13 +23,54 @@ def shard_name(split: str, index: int) -> str:
     return f"fineweb_{split}_{index:06d}.bin"
 
 
+class ShardWriter:
+    """Writes tokens as the shards of a split, SHARD_TOKENS each, into a folder that nobody reads yet."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder, self.split = folder, split
+        self.files: dict[str, int] = {}
+        """Size in bytes of each file, by its name."""
+        self.tokens = 0
+        self._file: BinaryIO | None = None
+
+    def write(self, tokens: np.ndarray) -> None:
+        """Append tokens (n,), values in 0 .. 65535."""
+        while len(tokens):
+            room = SHARD_TOKENS - self.tokens % SHARD_TOKENS
+            if self._file is None:
+                self._file = open(self.folder / shard_name(self.split, len(self.files)), "wb")  # noqa: SIM115
+                self._file.write(bytes(HEADER_BYTES))
+            self._file.write(tokens[:room].astype("<u2").tobytes())
+            self.tokens += len(tokens[:room])
+            if len(tokens) >= room:
+                self.close()
+            tokens = tokens[room:]
+
+    def close(self) -> None:
+        """End the shard at hand: its header says how many tokens it holds."""
+        if self._file is None:
+            return
+        size = self._file.tell()
+        self._file.seek(0)
+        self._file.write(_header((size - HEADER_BYTES) // 2))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+        self.files[shard_name(self.split, len(self.files))] = size
+
+
+def _header(count: int) -> bytes:
+    header = np.zeros(HEADER_BYTES // 4, "<i4")
+    header[:3] = MAGIC, VERSION, count
+    return header.tobytes()
+
+
 def write_shard(path: Path, tokens: np.ndarray) -> None:
     """Write token ids, shape (n,) and values in 0 .. 65535, as one shard, atomically."""
     if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < 65_536:
         raise ValueError("token ids of a shard must fit in 16 bits")
-    header = np.zeros(HEADER_BYTES // 4, "<i4")
-    header[:3] = MAGIC, VERSION, len(tokens)
-    write_atomic(path, header.tobytes() + tokens.astype("<u2").tobytes())
+    write_atomic(path, _header(len(tokens)) + tokens.astype("<u2").tobytes())
 
 
 def read_header(path: Path) -> int:
@@ -76,6 +119,20 @@ class TokenStream:
         """Tokens before the stream repeats."""
         return int(self._ends[-1])
 
+    def find_above(self, limit: int, share: int = 0, shares: int = 1) -> int:
+        """Position of a token id above `limit`, or -1; reads every `shares`-th part of the stream, from
+        `share` on."""
+        for start in range(share * PART, len(self), shares * PART):
+            part = self.read(start, min(PART, len(self) - start))
+            if part.max() > limit:
+                return start + int(np.argmax(part > limit))
+        return -1
+
+    def locate(self, position: int) -> tuple[Path, int]:
+        """The shard that holds a token of the stream, and the token's position in it."""
+        index = int(np.searchsorted(self._ends, position, side="right"))
+        return self.paths[index], position - int(self._ends[index]) + len(self._shards[index])
+
     def read(self, offset: int, count: int) -> np.ndarray:
         """`count` tokens from `offset` on, shape (count,) uint16; both may be larger than the stream."""
         tokens = np.empty(count, np.uint16)
@@ -92,7 +149,20 @@ class TokenStream:
 
 def open_split(dataset: Path, split: Literal["train", "val"]) -> TokenStream:
     """The stream of all `split` shards in the folder `dataset`; UserError if it has none."""
-    paths = list(Path(dataset).glob(f"fineweb_{split}_*.bin"))
+    paths = list(Path(dataset).glob(f"fineweb_{split}_[0-9]*.bin"))
     if not paths:
-        raise UserError(f"no fineweb_{split}_*.bin in {dataset}; get them with `pargolf data`")
+        raise UserError(
+            f"no fineweb_{split}_*.bin in {dataset}; get them with `pargolf data`, or name their folder"
+            " (--dataset; in training --data.dataset)"
+        )
     return TokenStream(paths)
+
+
+def open_sidecar(dataset: Path) -> TokenStream | None:
+    """The bytes that each validation token stands for, in shards of their own beside the tokens'.
+
+    Published data whose text was transformed before tokenizing (CaseOps) has them; None where there is
+    none.
+    """
+    paths = list(Path(dataset).glob("fineweb_val_bytes_[0-9]*.bin"))
+    return TokenStream(paths) if paths else None

@@ -15,6 +15,9 @@ from pargolf.system.files import write_atomic
 
 MIN_VOCAB_SIZE = 300  # 256 bytes, 3 control pieces, and some room for letters
 SPACE = "\u2581"  # how SentencePiece writes a space inside its pieces
+# Operators that a CaseOps transform writes into the text (challenge thread 1729); they stand for no bytes.
+OPERATORS = ("\ue001", "\ue002", "\ue003", "\ue004")
+PROBES = ("a", "the cat sat")  # tokens of these must count as many bytes
 
 
 def train_tokenizer(documents: Sequence[str], vocab_size: int, path: Path) -> None:
@@ -83,7 +86,11 @@ class ByteTable:
 
 
 class Tokenizer:
-    """A SentencePiece model read from a file; UserError if it is missing, no such model, or without BOS."""
+    """A SentencePiece model read from a file.
+
+    Raises UserError if the file is missing or no such model, or if the model has no BOS or no piece for
+    a space alone.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -106,7 +113,15 @@ class Tokenizer:
             raise UserError(f"{path} is not a SentencePiece model") from None
         if self.bos_id < 0:
             raise UserError(f"tokenizer {path} has no BOS token to put before documents")
+        # Without it a space is spelled as the three bytes of U+2581, which would all be counted (the
+        # challenge's thread 897).
+        if not self._has_piece(SPACE):
+            raise UserError(f"tokenizer {path} has no piece for a space alone (U+2581); train one that has")
         self._strips_first_space = self._strips()
+
+    def _has_piece(self, piece: str) -> bool:
+        token = self._processor.piece_to_id(piece)
+        return not self._is_boundary(token) and self.piece_of(token) == piece
 
     def _strips(self) -> bool:
         for token in range(self.vocab_size):
@@ -135,6 +150,19 @@ class Tokenizer:
         mark = self._spell(SPACE.encode())
         first, *rest = self._processor.encode(text.split(SPACE))
         return list(first) + [token for part in rest for token in mark + part]
+
+    def encode_all(self, texts: list[str], threads: int) -> list[list[int]]:
+        """`encode` of each text, on several threads."""
+        plain = [text for text in texts if SPACE not in text or self._strips_first_space]
+        encoded = iter(self._processor.encode(plain, num_threads=threads) if plain else [])
+        return [
+            next(encoded) if SPACE not in text or self._strips_first_space else self.encode(text)
+            for text in texts
+        ]
+
+    def decode_all(self, ids: list[list[int]], threads: int) -> list[str]:
+        """`decode` of each text, on several threads."""
+        return list(self._processor.decode(ids, num_threads=threads)) if ids else []
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; control tokens give none. Raises UserError on an id outside the vocabulary."""
@@ -216,8 +244,42 @@ class Tokenizer:
         """The bytes of every token, in the order of ids."""
         return [self.bytes_of(token) for token in range(self.vocab_size)]
 
+    def unknown(self) -> np.ndarray:
+        """bool (vocab,): the token stands for characters that the vocabulary cannot write."""
+        return np.array([self._processor.is_unknown(token) for token in range(self.vocab_size)])
+
+    def boundaries(self) -> np.ndarray:
+        """bool (vocab,): the token is a control, unknown or unused piece, which stands for no text."""
+        return np.array([self._is_boundary(token) for token in range(self.vocab_size)])
+
+    @property
+    def has_operators(self) -> bool:
+        """Whether the vocabulary is of a text in which operators stand for capitals (CaseOps)."""
+        return all(self._has_piece(operator) for operator in OPERATORS)
+
     def byte_table(self) -> ByteTable:
-        """Bytes of each token, by the challenge's rule for SentencePiece tokens."""
+        """Bytes of each token, by the challenge's rule for SentencePiece tokens.
+
+        Raises UserError where that rule does not hold: for a vocabulary with operators, and for a
+        tokenizer that puts its spaces elsewhere than before words.
+        """
+        if self.has_operators:
+            raise UserError(
+                f"tokenizer {self.path} writes capitals with operators (CaseOps): only"
+                " fineweb_val_bytes_*.bin beside the shards says how many bytes its tokens stand for"
+            )
+        table = self._table()
+        for text in PROBES:
+            ids = np.array([self.bos_id, *self._processor.encode(text)])
+            counted = int(table.count(ids[:-1], ids[1:]).sum())
+            if not self.unknown()[ids].any() and counted != len(text):
+                raise UserError(
+                    f"tokenizer {self.path} writes spaces in a way whose bytes cannot be counted;"
+                    " train one that writes them before words, as SentencePiece does by default"
+                )
+        return table
+
+    def _table(self) -> ByteTable:
         bytes_of = np.zeros(self.vocab_size, np.int32)
         leading_space = np.zeros(self.vocab_size, bool)
         boundary = np.zeros(self.vocab_size, bool)

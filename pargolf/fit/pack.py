@@ -6,13 +6,12 @@ training text shows to be best (`calibrate`, `gptq`, `price`).
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from torch import Tensor
 
 from pargolf.config.schema import RunConfig, validate
 from pargolf.config.settings import settled
-from pargolf.data.shards import open_split
+from pargolf.data.shards import TokenStream
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import pack, pack_stored
 from pargolf.export.quantize import dequantize_state, quantize_state
@@ -34,14 +33,15 @@ def pack_model(
     model: GPT,
     tokenizer: Tokenizer,
     code_bytes: Callable[[RunConfig], int],
+    training: Callable[[], TokenStream],
     say: Callable[[str], None],
     bars: Bars = no_bar,
 ) -> bytes:
     """The artifact of a trained model; the same weights and settings give the same bytes.
 
-    `code_bytes` says how long the code of a configuration is, for codec or layout "auto"; `say` is
-    told in a line where fitting gave nothing better than plain rounding. The training shards are read if
-    `export.model_bytes` or `export.max_loss` is set, no others ever.
+    `code_bytes` says how long the code of a configuration is, for codec or layout "auto". The
+    `training` tokens are opened if `export.model_bytes` or `export.max_loss` is set, no others ever;
+    `say` is then told in a line where fitting gave nothing better than plain rounding.
     Raises UserError where the settings cannot be met.
     """
     x = config.export
@@ -52,9 +52,10 @@ def pack_model(
             stored = quantize_state(state, slots, x)
             return pack_smallest(stored, slots, config, tokenizer.sha256, code_bytes)
         # What is smallest for trained weights: range coding takes what bits a row has, however few.
-        return pack_model(replace(config, export=settled(x)), model, tokenizer, code_bytes, say, bars)
+        usual = replace(config, export=settled(x))
+        return pack_model(usual, model, tokenizer, code_bytes, training, say, bars)
     if x.model_bytes or x.max_loss:
-        return _fitted(config, model, state, tokenizer, say, bars)
+        return _fitted(config, model, state, tokenizer, training(), say, bars)
     return pack(state, slots, config.model, x, tokenizer.sha256)
 
 
@@ -63,6 +64,7 @@ def _fitted(
     model: GPT,
     state: dict[str, Tensor],
     tokenizer: Tokenizer,
+    stream: TokenStream,
     say: Callable[[str], None],
     bars: Bars,
 ) -> bytes:
@@ -72,7 +74,6 @@ def _fitted(
     """
     x = config.export
     slots = tensor_kinds(model)
-    stream = open_split(Path(config.data.dataset), "train")
     rows, held_back = spread_rows(stream, config.model.seq_len, x.calibration_tokens)
     measured = GPT(config.model).to(model.embed.weight.device)  # in float32, whatever `model` computes in
     measured.load_state_dict(state)

@@ -19,18 +19,20 @@ class Scored(NamedTuple):
 
 
 def closing_lines(
-    export: ExportConfig, code_bytes: int, model_bytes: int, scores: Mapping[str, Scored]
+    export: ExportConfig, code_bytes: int, model_bytes: int, scores: Mapping[str, Scored], doubt: str = ""
 ) -> list[str]:
     """Sizes of code and artifact, then two lines a score: rounded, and exact to 8 digits.
 
-    `scores` maps how they were taken, of LABELS, to scores of the artifact as read back from disk.
+    `scores` maps how they were taken, of LABELS, to scores of the artifact as read back from disk;
+    `doubt` says what is not known of their text.
     """
     lines = size_lines(export, code_bytes, model_bytes)
+    note = f" ({doubt})" if doubt else ""
     for how, (score, stride, seconds) in scores.items():
         label = f"final_{_precision(export)}_{LABELS[how]}"
         lines += [
             f"{label} val_loss:{score.val_loss:.4f} val_bpb:{score.val_bpb:.4f} stride:{stride}"
-            f" tokens:{score.tokens} bytes:{score.bytes} eval_time:{seconds * 1000:.0f}ms",
+            f" tokens:{score.tokens} bytes:{score.bytes} eval_time:{seconds * 1000:.0f}ms{note}",
             f"{label}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}",
         ]
     return lines

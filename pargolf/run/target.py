@@ -9,13 +9,15 @@ import torch
 from pargolf.config.kinds import TENSOR_KINDS
 from pargolf.config.schema import EvalConfig, RunConfig
 from pargolf.config.settings import read_config
-from pargolf.data.shards import TokenStream, open_split
+from pargolf.data.dataset import open_training, open_validation
+from pargolf.data.shards import TokenStream
+from pargolf.data.text import Text
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import Artifact, check_state, read_artifact
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.run.folder import Run
 from pargolf.system import machine
-from pargolf.system.errors import UserError
+from pargolf.system.errors import Mismatch, UserError
 
 
 def load_model(artifact: Artifact, dtype: torch.dtype = torch.float32) -> GPT:
@@ -66,13 +68,20 @@ class Target:
 
     def open(self) -> tuple[Artifact, Tokenizer]:
         """The artifact and its tokenizer; UserError if they do not belong together."""
-        return open_artifact(self.artifact, self.tokenizer)
+        return open_artifact(self.artifact, Tokenizer(self.tokenizer))
 
-    def stream(self, split: Literal["train", "val"]) -> TokenStream:
-        """The tokens of a split; UserError if no dataset is known."""
+    def validation(self) -> Text:
+        """The text it is scored on; UserError if no dataset is known or it does not fit the tokenizer."""
+        return open_validation(self._known_dataset(), Tokenizer(self.tokenizer))
+
+    def training(self) -> TokenStream:
+        """The tokens it learned from; UserError as `validation`."""
+        return open_training(self._known_dataset(), Tokenizer(self.tokenizer))
+
+    def _known_dataset(self) -> Path:
         if self.dataset is None:
             raise UserError(f"{self.artifact} lies in no run folder; name its shards with --dataset FOLDER")
-        return open_split(self.dataset, split)
+        return self.dataset
 
 
 def find_target(path: Path, tokenizer: Path | None = None, dataset: Path | None = None) -> Target:
@@ -101,12 +110,12 @@ def find_target(path: Path, tokenizer: Path | None = None, dataset: Path | None 
     return Target(artifact, tokenizer, dataset, run, config)
 
 
-def open_artifact(path: Path, tokenizer_path: Path) -> tuple[Artifact, Tokenizer]:
-    """Read an artifact and the tokenizer it was trained with; UserError if they do not belong together."""
-    artifact, tokenizer = read_artifact(path), Tokenizer(tokenizer_path)
+def open_artifact(path: Path, tokenizer: Tokenizer) -> tuple[Artifact, Tokenizer]:
+    """Read an artifact, and its tokenizer with it; UserError if they do not belong together."""
+    artifact = read_artifact(path)
     if tokenizer.sha256 != artifact.tokenizer_sha256:
-        raise UserError(
-            f"{tokenizer_path} is not the tokenizer {path} was trained with"
+        raise Mismatch(
+            f"{tokenizer.path} is not the tokenizer {path} was trained with"
             f" (SHA-256 {tokenizer.sha256[:12]}, wanted {artifact.tokenizer_sha256[:12]})"
         )
     if tokenizer.vocab_size != artifact.model.vocab_size:

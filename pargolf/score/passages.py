@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from pargolf.data.tokenizer import ByteTable, Tokenizer
+from pargolf.data.text import Text
+from pargolf.data.tokenizer import SPACE, Tokenizer
 from pargolf.model.gpt import GPT
 from pargolf.score.windows import batch_losses, windows
 from pargolf.system.progress import OnProgress, unseen
@@ -61,35 +62,30 @@ def token_bits(
     return bits
 
 
-def token_bytes(tokens: np.ndarray, table: ByteTable) -> np.ndarray:
-    """Bytes (N,) int64 that each of `tokens` (N,) stands for; 0 for the first, which is not scored."""
-    return np.concatenate(([0], table.count(tokens[:-1], tokens[1:])))
-
-
 def by_position(bits: np.ndarray, sizes: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
     """Sums of bits and of bytes of the tokens that plain rows predict from 1, 2, ..., seq_len tokens.
 
-    `bits` and `sizes` (N,) are those of `token_bits` with stride = seq_len and of `token_bytes`.
+    `bits` (N,) are those of `token_bits` with stride = seq_len, `sizes` (N,) those of a `Text`.
     """
     position = np.arange(len(bits) - 1) % seq_len
     return np.bincount(position, bits[1:]), np.bincount(position, sizes[1:])
 
 
-def passages(
-    tokens: np.ndarray, bits: np.ndarray, sizes: np.ndarray, tokenizer: Tokenizer, table: ByteTable
-) -> list[Passage]:
-    """The stream cut into passages of about PASSAGE_BYTES; arrays are (N,), of one value a token.
+def passages(text: Text, bits: np.ndarray) -> list[Passage]:
+    """The text cut into passages of about PASSAGE_BYTES; `bits` (N,) has one value a token.
 
     A passage ends with a sentence, a line or its document; where none ends for another
     PASSAGE_BYTES, after a whole character. BOS tokens belong to none, and what is left of a
     document is left out if it is shorter than half a passage.
     """
+    tokens, sizes, tokenizer = text.tokens, text.sizes, text.tokenizer
     pieces = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+    spaced = np.array([tokenizer.piece_of(token).startswith(SPACE) for token in range(tokenizer.vocab_size)])
     line_end = np.array([piece.endswith("\n") for piece in pieces])
     sentence_end = np.array([piece.endswith((".", "!", "?")) for piece in pieces])
     following = np.append(tokens[1:], tokenizer.bos_id)
     good_end = line_end[tokens] & ~line_end[following]  # empty lines stay with what they end
-    good_end |= sentence_end[tokens] & table.leading_space[following]
+    good_end |= sentence_end[tokens] & spaced[following]
     found = []
     start = size = 0
     for at, (token, good) in enumerate(zip(tokens.tolist(), good_end.tolist(), strict=True)):
@@ -104,10 +100,9 @@ def passages(
     return found
 
 
-def spans(
-    passage: Passage, tokens: np.ndarray, bits: np.ndarray, sizes: np.ndarray, tokenizer: Tokenizer
-) -> list[Span]:
-    """The text of a passage, token by token; arrays as in `passages`."""
+def spans(passage: Passage, text: Text, bits: np.ndarray) -> list[Span]:
+    """The text of a passage, token by token; `text` and `bits` as in `passages`."""
+    tokens, sizes, tokenizer = text.tokens, text.sizes, text.tokenizer
     raw = {
         at: tokenizer.text_bytes(int(tokens[at]), int(sizes[at])) for at in range(passage.start, passage.stop)
     }

@@ -3,8 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from pargolf.data.shards import TokenStream
-from pargolf.data.tokenizer import ByteTable
+from pargolf.data.text import Text
 from pargolf.model.gpt import GPT
 from pargolf.score.windows import Score, score
 from pargolf.system.errors import require
@@ -31,22 +30,20 @@ class StrideSample:
     of_tokens: int
 
 
-def sample_strides(
-    model: GPT, stream: TokenStream, table: ByteTable, batch_rows: int, bars: Bars = no_bar
-) -> StrideSample:
-    """Score a sample of `stream` at those STRIDES that the model's window holds (else at its length).
+def sample_strides(model: GPT, text: Text, batch_rows: int, bars: Bars = no_bar) -> StrideSample:
+    """Score a sample of `text` at those STRIDES that the model's window holds (else at its length).
 
     Raises UserError if `batch_rows` is below 1. Under torchrun every rank calls this.
     """
     require(batch_rows >= 1, f"batch_rows must be at least 1, is {batch_rows}")
-    tokens = stream.read(0, min(len(stream), SAMPLE_TOKENS + 1))
+    sample = text.first(SAMPLE_TOKENS + 1)
     window = model.config.seq_len
     # The first batch starts threads and takes memory from the system: not timed.
-    score(model, tokens[: batch_rows * window + 1], table, window, batch_rows)
+    score(model, sample.first(batch_rows * window + 1), window, batch_rows)
     rows = []
     for stride in [stride for stride in STRIDES if stride <= window] or [window]:
         start = time.perf_counter()
         with bars(f"scoring at stride {stride}") as bar:
-            result = score(model, tokens, table, stride, batch_rows, bar)
+            result = score(model, sample, stride, batch_rows, bar)
         rows.append(StrideRow(stride, result, time.perf_counter() - start))
-    return StrideSample(tuple(rows), len(stream) - 1)
+    return StrideSample(tuple(rows), len(text) - 1)

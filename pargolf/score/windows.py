@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pargolf.data.tokenizer import ByteTable
+from pargolf.data.text import Text
 from pargolf.model.gpt import GPT
 from pargolf.system import distributed, launch
 from pargolf.system.errors import require
@@ -27,6 +27,11 @@ class Window:
     start: int
     length: int
     first: int
+
+    @property
+    def targets(self) -> slice:
+        """Where the scored tokens stand in the stream."""
+        return slice(self.start + self.first + 1, self.start + self.length + 1)
 
 
 @dataclass(frozen=True)
@@ -61,27 +66,19 @@ def windows(targets: int, seq_len: int, stride: int) -> list[Window]:
 
 
 @torch.inference_mode()
-def score(
-    model: GPT,
-    tokens: np.ndarray,
-    table: ByteTable,
-    stride: int,
-    batch_rows: int,
-    progress: OnProgress = unseen,
-) -> Score:
-    """Score the stream `tokens` (N,): its tokens from the second on, each once.
+def score(model: GPT, text: Text, stride: int, batch_rows: int, progress: OnProgress = unseen) -> Score:
+    """Score a text: its tokens from the second on, each once.
 
     The windows are shared over the ranks and summed in float64, so that their number does not
     matter. `progress` is called with windows done and windows in all (of this rank).
     """
-    plan = windows(len(tokens) - 1, model.config.seq_len, stride)
+    plan = windows(len(text) - 1, model.config.seq_len, stride)
     mine = plan[launch.rank() :: launch.world_size()]
     sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
-    for batch, rows, losses in batch_losses(model, tokens, mine, batch_rows, progress):
-        first = batch[0].first
+    for batch, _, losses in batch_losses(model, text.tokens, mine, batch_rows, progress):
         sums[0] += losses.double().sum().cpu()
         sums[1] += losses.numel()
-        sums[2] += int(table.count(rows[:, first:-1], rows[:, first + 1 :]).sum())
+        sums[2] += sum(int(text.sizes[w.targets].sum(dtype=np.int64)) for w in batch)
     nats, count, size_bytes = distributed.total(sums).tolist()
     return Score(nats / count, nats / math.log(2) / size_bytes, int(count), int(size_bytes))
 

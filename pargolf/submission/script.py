@@ -16,8 +16,8 @@ import torch
 
 from pargolf.config.environment import ENVIRONMENT
 from pargolf.config.schema import RunConfig, validate, validate_world
-from pargolf.data.dataset import load_data
-from pargolf.data.shards import open_split
+from pargolf.data.dataset import load_data, open_validation
+from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import read_header
 from pargolf.system import distributed, launch, machine
 from pargolf.system.errors import UserError
@@ -99,11 +99,9 @@ def score_artifact(config: RunConfig, path: Path, device: torch.device, log: Log
     header = read_header(path.read_bytes(), str(path))
     if (header.model, header.export) != (config.model, config.export):
         raise UserError(f"{path} was made with other settings than this script's")
-    stream, dtype = open_split(Path(config.data.dataset), "val"), getattr(torch, config.train.dtype)
-    tokenizer = Path(config.data.tokenizer)
-    stages.score_file(
-        path, tokenizer, stream, config.eval, dtype, device, lambda artifact: code_bytes(config), log
-    )
+    text = open_validation(Path(config.data.dataset), Tokenizer(Path(config.data.tokenizer)))
+    dtype = getattr(torch, config.train.dtype)
+    stages.score_file(path, text, config.eval, dtype, device, lambda artifact: code_bytes(config), log)
 
 
 def main() -> None:

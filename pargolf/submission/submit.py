@@ -83,11 +83,13 @@ def submit(
     form: Form | None = None,
     record_loss: float | None = None,
     positions: int = 64,
+    dataset: Path | None = None,
 ) -> Submission:
     """Write a submission folder; `out` is by default submissions/<date>_<name>, `form` what the runs say.
 
     `record_loss` is the val_loss in nats of the record to beat. The best seed's artifact is
-    verified at so many `positions` (see `verify`), for the README. Raises UserError, and writes
+    verified at so many `positions` of the validation text in `dataset`, by default the run's (see `verify`),
+    for the README. Raises UserError, and writes
     nothing, unless the runs are finished, start from scratch, differ in nothing but the seed, fit
     the budget, are valid, and their logs hold their scores; or if `out` already holds something.
     """
@@ -111,7 +113,7 @@ def submit(
     summary = _summary(about, date, seeds, best, sizes[form], record_loss)
     over = sizes[form] + max(run.bytes_model for run in seeds) - config.export.budget
     require(over <= 0, f"code and model are {over:,} bytes over the budget of {config.export.budget:,}")
-    target = find_target(best.run.folder)
+    target = find_target(best.run.folder, dataset=dataset)
     verdict = verify_target(target, None, config.eval.stride, positions, seed=0)
     check_verdict(verdict, target)
     readme = _readme(config, about, seeds, best, summary, form, record_loss, verdict)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from types import TracebackType
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as RichProgress
 from rich.segment import Segment
 
@@ -32,14 +32,16 @@ def say(line: str) -> None:
 class Bar:
     """A progress bar for the length of a `with` block; call it with how much is done, and of how much.
 
-    Piped, it draws nothing: the log's plain lines tell the progress.
+    `in_bytes`: what is done are bytes, and the bar shows how many a second. Piped, it draws nothing:
+    the log's plain lines tell the progress.
     """
 
-    def __init__(self, title: str):
+    def __init__(self, title: str, in_bytes: bool = False):
         self._progress = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
+            *([TransferSpeedColumn()] if in_bytes else []),
             TimeRemainingColumn(),
             console=console,
             transient=True,

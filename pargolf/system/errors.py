@@ -17,6 +17,10 @@ class UserError(Exception):
         return visible(super().__str__(), " ")
 
 
+class Mismatch(UserError):
+    """Files that do not belong together: any figure made of them would be false."""
+
+
 class Stopped(Exception):
     """The work was asked to stop by SIGINT or SIGTERM; what was done is saved."""
 

@@ -63,6 +63,19 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which replaces `folder` at the end; if anything is raised, `folder` stays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as place:
+        new, old = Path(place) / "new", Path(place) / "old"
+        new.mkdir()
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's content, read in chunks."""
     with open(path, "rb") as file:

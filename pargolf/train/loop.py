@@ -170,8 +170,7 @@ class Training:
 
     def _score(self, scorer: GPT, data: Data) -> Score:
         """The validation rows, with the weights of now."""
-        tokens, table = data.val.read(0, len(data.val)), data.tokenizer.byte_table()
-        return score(scorer, tokens, table, self.config.model.seq_len, self.config.eval.batch_rows)
+        return score(scorer, data.val, self.config.model.seq_len, self.config.eval.batch_rows)
 
     def _weights(self, step: int, elapsed: float) -> AbstractContextManager[None] | None:
         """Where the gradient of a step is taken, if not at the model's own weights."""

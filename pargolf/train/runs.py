@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 
 from pargolf.config.schema import EvalConfig, RunConfig, validate, validate_world
 from pargolf.config.settings import read_config, with_codec
-from pargolf.data.dataset import Data, load_data
-from pargolf.data.prepare import prepare_embedded, read_text
+from pargolf.data.dataset import Data, load_data, open_training
+from pargolf.data.prepare import prepare_embedded
+from pargolf.data.text import Text, decoded
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import Artifact, read_header
 from pargolf.fit.budget import Ledger, ledger
@@ -112,7 +114,7 @@ def train_pack_and_score(config: RunConfig, folder: Path, code_bytes: CodeBytes)
             x.training, x.data, x.recorder, x.run.compile_cache, x.run.artifact, code_bytes, x.log, Bar
         )
         end = time.perf_counter()
-        result = _result(find_target(folder), finished, config.eval, device)
+        result = _result(find_target(folder), x.data.val, finished, config.eval, device)
         seconds = {"data": ready - begin, **seconds}
         seconds["eval"] += time.perf_counter() - end
         result["seconds"] = {stage: round(value, 1) for stage, value in seconds.items()}
@@ -128,13 +130,15 @@ def pack(
     layout: str = "",
     fit: int | None = None,
     max_loss: float | None = None,
+    dataset: Path | None = None,
 ) -> Ledger:
     """Quantize and compress a run's checkpoint into its model.pgz; returns where every byte went.
 
     `codec`, at its highest level, and `layout` replace those of the run's settings; `fit` (bytes of
-    code and model to fill) or `max_loss` (as `export.max_loss`) their goal. Raises UserError if
-    there is no finished checkpoint, or no file that meets the goal. A file over the budget is
-    written all the same, to be looked at: `fit.budget.check_budget` refuses it.
+    code and model to fill) or `max_loss` (as `export.max_loss`) their goal, for which training text
+    is read from the folder `dataset`, by default the run's. Raises UserError if there is no finished
+    checkpoint, or no file that meets the goal. A file over the budget is written all the same, to be
+    looked at: `fit.budget.check_budget` refuses it.
     """
     run, config = open_run(folder)
     model = GPT(config.model)
@@ -147,7 +151,9 @@ def pack(
     config = replace(config, export=with_codec(config.export, codec, layout))
     if fit is not None or max_loss is not None:
         config = with_goal(config, fit, max_loss, code_bytes)
-    data = pack_model(config, model, Tokenizer(run.tokenizer), code_bytes, say, Bar)
+    tokenizer = Tokenizer(run.tokenizer)
+    training = partial(open_training, dataset or Path(config.data.dataset), tokenizer)
+    data = pack_model(config, model, tokenizer, code_bytes, training, say, Bar)
     write_atomic(run.artifact, data)
     config = replace(config, export=read_header(data).export)
     sizes = ledger(data, code_bytes(config))
@@ -165,14 +171,14 @@ def evaluate(target: Target, settings: EvalConfig, code_bytes: CodeBytes) -> dic
     In a run's folder its checkpoint is scored too, the figures close the log, and result.json is
     written. Raises UserError as `stages.score_file`. Under torchrun every rank calls this.
     """
-    stream = target.stream("val")
     log = Log(target.run.log if target.run and launch.is_main() else None)
     with distributed.world(target.device_type) as device:
+        text = target.validation()
         finished = stages.score_file(
-            target.artifact, target.tokenizer, stream, settings, target.dtype, device,
+            target.artifact, text, settings, target.dtype, device,
             lambda artifact: code_bytes(_as_packed(target, artifact)), log, Bar,
         )  # fmt: skip
-        result = _result(target, finished, settings, device)
+        result = _result(target, text, finished, settings, device)
     if target.run and launch.is_main():
         write_json(target.run.result, result)
     return result
@@ -180,11 +186,10 @@ def evaluate(target: Target, settings: EvalConfig, code_bytes: CodeBytes) -> dic
 
 def try_strides(target: Target, batch_rows: int) -> StrideSample:
     """What smaller strides would gain and cost for an artifact (see `sample_strides`); writes nothing."""
-    stream = target.stream("val")
     with distributed.world(target.device_type) as device:
-        artifact, tokenizer = target.open()
+        artifact, _ = target.open()
         model = load_model(artifact, target.dtype).to(device)
-        return sample_strides(model, stream, tokenizer.byte_table(), batch_rows, Bar)
+        return sample_strides(model, target.validation(), batch_rows, Bar)
 
 
 def _as_packed(target: Target, artifact: Artifact) -> RunConfig:
@@ -193,16 +198,15 @@ def _as_packed(target: Target, artifact: Artifact) -> RunConfig:
 
 
 def _result(
-    target: Target, finished: stages.Finished, settings: EvalConfig, device: torch.device
+    target: Target, text: Text, finished: stages.Finished, settings: EvalConfig, device: torch.device
 ) -> dict[str, Any]:
     """Content of result.json; scores the checkpoint, if there is one, for what quantization costs."""
-    artifact, stream = finished.artifact, target.stream("val")
-    tokenizer = Tokenizer(target.tokenizer)
+    artifact = finished.artifact
     result: dict[str, Any] = {"artifact": _figures(finished.scores)}
     if target.run and target.run.checkpoint.exists():
         trained = GPT(artifact.model, target.dtype)
         progress = load_weights(target.run.checkpoint, trained)
-        scores = stages.score_stream(trained.to(device), tokenizer, stream, settings, "checkpoint", Bar)
+        scores = stages.score_text(trained.to(device), text, settings, "checkpoint", Bar)
         result["checkpoint"] = _figures(scores)
         result["steps"], result["train_seconds"] = progress.step, round(progress.seconds, 1)
     result |= {
@@ -213,8 +217,14 @@ def _result(
         "bytes_total": finished.model_bytes + finished.code_bytes,
         "budget": artifact.export.budget,
     }
-    if settings.compressors:
-        val, train = (read_text(s, tokenizer) for s in (stream, target.stream("train")))
+    if text.doubt:
+        result["doubt"] = text.doubt
+    if settings.compressors and not text.sidecar:  # a transformed text is not what they would be given
+        train_tokens = target.training()
+        val, train = (
+            decoded(tokens, text.tokenizer)
+            for tokens in (text.tokens, train_tokens.read(0, len(train_tokens)))
+        )
         if launch.is_main():
             result["compressors"] = [asdict(row) for row in compressor_table(val, train)]
     return result

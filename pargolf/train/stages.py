@@ -13,8 +13,7 @@ import torch
 
 from pargolf.config.schema import EvalConfig, RunConfig
 from pargolf.data.dataset import Data
-from pargolf.data.shards import TokenStream
-from pargolf.data.tokenizer import Tokenizer
+from pargolf.data.text import Text
 from pargolf.export.artifact import Artifact
 from pargolf.fit.pack import pack_model
 from pargolf.model.gpt import GPT
@@ -59,12 +58,13 @@ def run(
     training.run(data, recorder, log, compile_cache)
     marks.append(time.perf_counter())
     if launch.is_main():
-        write_atomic(path, pack_model(config, training.model, data.tokenizer, code_bytes, log, bars))
+        packed = pack_model(config, training.model, data.tokenizer, code_bytes, lambda: data.train, log, bars)
+        write_atomic(path, packed)
         log(f"artifact in {path}")
     distributed.barrier()
     marks.append(time.perf_counter())
     finished = score_file(
-        path, data.tokenizer.path, data.val, config.eval, dtype, training.device,
+        path, data.val, config.eval, dtype, training.device,
         lambda artifact: code_bytes(replace(config, export=artifact.export)), log, bars,
     )  # fmt: skip
     marks.append(time.perf_counter())
@@ -74,8 +74,7 @@ def run(
 
 def score_file(
     path: Path,
-    tokenizer: Path,
-    stream: TokenStream,
+    text: Text,
     settings: EvalConfig,
     dtype: torch.dtype,
     device: torch.device,
@@ -83,37 +82,32 @@ def score_file(
     log: Log,
     bars: Bars = no_bar,
 ) -> Finished:
-    """Read the artifact at `path` back, score it on `stream` and end the log with sizes and scores.
+    """Read the artifact at `path` back, score it on `text` and end the log with sizes and scores.
 
-    Raises UserError if artifact and tokenizer do not belong together or the settings do not fit them.
+    Raises UserError if artifact and text do not belong together or the settings do not fit them.
     Every rank calls this and scores its share.
     """
-    artifact, its_tokenizer = open_artifact(path, tokenizer)
+    artifact, _ = open_artifact(path, text.tokenizer)
     model = load_model(artifact, dtype).to(device)
-    scores = score_stream(model, its_tokenizer, stream, settings, "artifact", bars)
+    scores = score_text(model, text, settings, "artifact", bars)
     finished = Finished(artifact, scores, code_bytes(artifact), path.stat().st_size)
-    for line in closing_lines(artifact.export, finished.code_bytes, finished.model_bytes, scores):
+    sizes = (finished.code_bytes, finished.model_bytes)
+    for line in closing_lines(artifact.export, *sizes, scores, text.doubt):
         log(line)
     return finished
 
 
-def score_stream(
-    model: GPT,
-    tokenizer: Tokenizer,
-    stream: TokenStream,
-    settings: EvalConfig,
-    what: str,
-    bars: Bars = no_bar,
+def score_text(
+    model: GPT, text: Text, settings: EvalConfig, what: str, bars: Bars = no_bar
 ) -> dict[str, Scored]:
     """A model's scores by plain rows ("standard") and by the sliding window; `what` names it on the bars."""
     seq_len = model.config.seq_len
     check_stride(settings.stride, seq_len)
     require(settings.batch_rows >= 1, f"batch_rows must be at least 1, is {settings.batch_rows}")
-    tokens, table = stream.read(0, len(stream)), tokenizer.byte_table()
     scores = {}
     for how, stride in (("standard", seq_len), ("sliding", settings.stride)):
         start = time.perf_counter()
         with bars(f"scoring {what}, {how}") as bar:
-            result = score(model, tokens, table, stride, settings.batch_rows, bar)
+            result = score(model, text, stride, settings.batch_rows, bar)
         scores[how] = Scored(result, stride, time.perf_counter() - start)
     return scores

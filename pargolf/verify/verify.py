@@ -5,6 +5,7 @@ what is tried for each, and what that cannot show.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pargolf.data.prepare import decode_documents
-from pargolf.data.tokenizer import Tokenizer
+from pargolf.data.text import Text, decoded
+from pargolf.data.tokenizer import OPERATORS
 from pargolf.run.target import Target
 from pargolf.score.windows import check_stride, windows
 from pargolf.system import distributed
@@ -89,11 +90,12 @@ class Trials:
         return [Trials(*part) for part in zip(*parts, strict=True)]
 
 
-def choose_trials(tokens: np.ndarray, seq_len: int, count: int, tokenizer: Tokenizer, seed: int) -> Trials:
-    """`count` windows of tokens (N,), a third cut at a document's start, a third at a window's edge.
+def choose_trials(text: Text, seq_len: int, count: int, seed: int) -> Trials:
+    """`count` windows of a text, a third cut at a document's start, a third at a window's edge.
 
     Raises UserError if the stream is too short to cut.
     """
+    tokens, tokenizer = text.tokens, text.tokenizer
     length = min(seq_len, len(tokens) - 1)
     if length < 2:
         raise UserError(f"a window of {length} validation tokens has no later token to change")
@@ -119,27 +121,25 @@ def choose_trials(tokens: np.ndarray, seq_len: int, count: int, tokenizer: Token
 @torch.no_grad()
 def verify(
     load: Callable[[], ModelUnderTest],
-    tokenizer: Tokenizer,
-    tokens: np.ndarray,
+    text: Text,
     stride: int = 64,
     positions: int = 64,
     seed: int = 0,
     progress: OnProgress = unseen,
 ) -> Verdict:
-    """Try each condition on a model that is scored on the stream `tokens` (N,), windows every `stride`.
+    """Try each condition on a model that is scored on `text`, windows every `stride`.
 
     `load` gives the model as freshly read from its artifact, and is called several times.
     `positions` windows are drawn by `seed`, and a future is changed in each. `progress` is called
     with batches done and batches in all. Raises UserError if a setting is out of range or the model
     gives no full distribution.
     """
-    model = load()
+    model, vocab_size = load(), text.tokenizer.vocab_size
     if positions < 1:
         raise UserError(f"positions must be at least 1, is {positions}")
     check_stride(stride, model.seq_len)
-    accounting = _accounting(model, tokenizer, tokens, stride)  # first, since it refuses foreign tokens
-    trials = choose_trials(tokens, model.seq_len, positions, tokenizer, seed)
-    most = CHUNK_VALUES // (trials.inputs.size(1) * tokenizer.vocab_size)
+    trials = choose_trials(text, model.seq_len, positions, seed)
+    most = CHUNK_VALUES // (trials.inputs.size(1) * vocab_size)
     # At least four chunks where there are four windows, so that there is an order to reverse.
     chunks = trials.split(max(1, min(most, positions // 4)))
 
@@ -153,7 +153,7 @@ def verify(
             nonlocal done
             done += 1
             progress(done, calls)
-            return _full_logprobs(new, rows, tokenizer.vocab_size)
+            return _full_logprobs(new, rows, vocab_size)
 
         return logprobs
 
@@ -162,7 +162,7 @@ def verify(
     leak = kept = None
     if unlike <= LOGPROB_TOLERANCE:
         leak, kept = _leak(fresh, chunks), _kept(fresh, chunks)
-    sums = f"{scored:,} positions: their {tokenizer.vocab_size:,} probabilities sum to 1 within {off:.1e}"
+    sums = f"{scored:,} positions: their {vocab_size:,} probabilities sum to 1 within {off:.1e}"
     return Verdict(
         (
             _compared("determinism", scored, f"artifact read twice, {scored:,} positions", unlike),
@@ -174,7 +174,7 @@ def verify(
                 leak,
             ),
             _compared("one pass", scored, f"{scored:,} tokens scored again, last windows first", kept),
-            accounting,
+            _accounting(model, text, stride),
         )
     )
 
@@ -226,24 +226,42 @@ def _kept(fresh: Fresh, chunks: list[Trials]) -> float:
     )
 
 
-def _accounting(model: ModelUnderTest, tokenizer: Tokenizer, tokens: np.ndarray, stride: int) -> Condition:
+def _accounting(model: ModelUnderTest, text: Text, stride: int) -> Condition:
     """Count the whole stream as `score` does: each token once, and the bytes of its text."""
-    text = len(decode_documents(tokens, tokenizer))
-    count = getattr(model, "token_bytes", tokenizer.byte_table().count)
-    plan = windows(len(tokens) - 1, model.seq_len, stride)
-    seen, counted = np.zeros(len(tokens) - 1, np.int32), 0
+    wanted = _bytes_of_text(text)
+    plan = windows(len(text) - 1, model.seq_len, stride)
+    seen, counted = np.zeros(len(text), np.int32), 0
     for window in plan:
-        scored = slice(window.start + window.first, window.start + window.length)
-        seen[scored] += 1
-        previous, targets = (part[scored].astype(np.int64) for part in (tokens[:-1], tokens[1:]))
-        counted += int(np.sum(count(previous, targets)))
+        seen[window.targets] += 1
+        counted += _counted(model, text, window.targets)
+    seen = seen[1:]
     once = bool((seen == 1).all())
     times = "once each" if once else f"{seen.min()} to {seen.max()} times"
     return Condition(
-        "accounting", once and counted == text, len(seen), abs(counted - text), 0,
+        "accounting", once and counted == wanted, len(seen), abs(counted - wanted), 0,
         f"{len(seen):,} tokens scored {times} by {len(plan):,} windows;"
-        f" {counted:,} bytes counted, {text:,} in the text",
+        f" {counted:,} bytes counted, {wanted:,} in the text{f' ({text.doubt})' if text.doubt else ''}",
     )  # fmt: skip
+
+
+def _counted(model: ModelUnderTest, text: Text, scored: slice) -> int:
+    """Bytes that the model, if it counts them itself, or pargolf counts for some of the tokens."""
+    count = getattr(model, "token_bytes", None)
+    if count is None:
+        return int(text.sizes[scored].sum(dtype=np.int64))
+    previous = text.tokens[scored.start - 1 : scored.stop - 1]
+    return int(np.sum(count(previous.astype(np.int64), text.tokens[scored].astype(np.int64))))
+
+
+def _bytes_of_text(text: Text) -> int:
+    """UTF-8 bytes of the decoded text, without the first token's and without operators (CaseOps)."""
+    raw = decoded(text.tokens, text.tokenizer)[len(text.tokenizer.bytes_of(int(text.tokens[0]))) :]
+    if not text.tokenizer.has_operators:
+        return len(raw)
+    escape = OPERATORS[-1]  # the character after it is an operator's that was in the text itself
+    operator = re.compile(f"{escape}(.)|[{''.join(OPERATORS)}]", re.DOTALL)
+    original = operator.sub(lambda found: found[1] or "", raw.decode(errors="surrogateescape"))
+    return len(original.encode(errors="surrogateescape"))
 
 
 def _compared(condition: str, tried: int, what: str, deviation: float | None) -> Condition:
@@ -270,15 +288,14 @@ def verify_target(target: Target, file: Path | None, stride: int, positions: int
 
     Raises UserError as `verify`, and where the user's file fails.
     """
-    stream = target.stream("val")
-    tokens, tokenizer = stream.read(0, len(stream)), Tokenizer(target.tokenizer)
+    text = target.validation()
     with distributed.world(target.device_type) as device, Bar("verifying") as bar:
         if file is None:
             own = partial(load_own, target, device, stride)
-            return verify(own, tokenizer, tokens, stride, positions, seed, bar)
+            return verify(own, text, stride, positions, seed, bar)
         theirs = partial(loader_of(file), target.artifact)
         with blaming(file):
-            return verify(theirs, tokenizer, tokens, stride, positions, seed, bar)
+            return verify(theirs, text, stride, positions, seed, bar)
 
 
 def write_verdict(path: Path, verdict: Verdict, target: Target) -> None:

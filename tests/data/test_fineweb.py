@@ -7,6 +7,7 @@ import pytest
 
 from pargolf.data import fineweb
 from pargolf.data.fineweb import REPO, download, fetch
+from pargolf.data.record import is_whole, read_record
 from pargolf.data.shards import open_split, write_shard
 from pargolf.data.tokenizer import Tokenizer, train_tokenizer
 from pargolf.system.errors import UserError
@@ -79,6 +80,9 @@ def test_download_and_go_on(hub: Hub, tmp_path: Path) -> None:
     download("sp1024", 3, root)
     assert hub.names() == ["fineweb_train_000001.bin", "fineweb_train_000002.bin"]
     assert len(open_split(dataset, "train")) == 1500
+    record = read_record(dataset)
+    assert record is not None and record.splits["train"].tokens == 1500 and is_whole(record, dataset)
+    record.check(dataset, Tokenizer(root / "tokenizers" / "fineweb_1024_bpe.model"))
 
 
 @pytest.mark.parametrize(

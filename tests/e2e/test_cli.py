@@ -302,6 +302,7 @@ def test_shards_of_another_tokenizer_are_refused(
     folder = tmp_path / "data"
     shutil.copytree(dataset.folder, folder)
     write_shard(folder / "fineweb_val_000000.bin", np.array([1, 2, 600]))
+    (folder / "dataset.json").unlink()
     options = dataset.options(data__dataset=folder)
     assert "holds token 600" in failure(capsys, "train", "demo", "--runs", tmp_path, *options)
 

@@ -76,7 +76,7 @@ def test_a_loss_is_kept_on_training_text_that_calibration_has_not_seen(finished:
     assert target.run is not None and target.config is not None
     trained = GPT(target.config.model)
     load_weights(target.run.checkpoint, trained)
-    _, held_back = spread_rows(target.stream("train"), 64, target.config.export.calibration_tokens)
+    _, held_back = spread_rows(target.training(), 64, target.config.export.calibration_tokens)
     assert dispatch(["pack", str(copy), "--max-loss", "0.03"]) == 0
     artifact, tokenizer = target.open()
     table = tokenizer.byte_table()
@@ -91,7 +91,7 @@ def test_it_is_never_larger_and_worse_than_plain_rounding(
     """By what it measures: training text that calibration has not seen."""
     target = find_target(copy)
     assert target.config is not None
-    _, held_back = spread_rows(target.stream("train"), 64, target.config.export.calibration_tokens)
+    _, held_back = spread_rows(target.training(), 64, target.config.export.calibration_tokens)
 
     def packed(run: Path) -> tuple[int, float]:
         artifact, tokenizer = find_target(run).open()

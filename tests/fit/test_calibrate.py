@@ -8,6 +8,7 @@ import torch
 
 from pargolf.config.schema import ModelConfig
 from pargolf.data.shards import open_split, write_shard
+from pargolf.data.text import measured
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.fit.calibrate import bits_per_byte, calibrate, spread_rows
 from pargolf.model.gpt import GPT, tensor_kinds
@@ -68,7 +69,8 @@ def test_rows_to_calibrate_and_to_measure_are_disjoint(length: int, count: int, 
 
 def test_bits_per_byte_are_those_of_the_score(dataset: Dataset) -> None:
     model = GPT(ModelConfig(512, 64, 3, 32, 4, 2, 8), seed=0)
-    table = Tokenizer(dataset.tokenizer).byte_table()
-    text = open_split(dataset.folder, "train").read(0, 65)
-    rows = text.astype(np.int64)[None]
-    assert bits_per_byte(model, rows, table) == pytest.approx(score(model, text, table, 64, 1).val_bpb)
+    tokenizer = Tokenizer(dataset.tokenizer)
+    tokens = open_split(dataset.folder, "train").read(0, 65)
+    alone = score(model, measured(tokens, tokenizer), 64, 1)
+    rows = tokens.astype(np.int64)[None]
+    assert bits_per_byte(model, rows, tokenizer.byte_table()) == pytest.approx(alone.val_bpb)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pargolf.config.schema import ModelConfig
 from pargolf.data.shards import open_split
+from pargolf.data.text import Text, measured
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.score.passages import (
     PASSAGE_BYTES,
@@ -15,7 +16,6 @@ from pargolf.score.passages import (
     passages,
     spans,
     token_bits,
-    token_bytes,
 )
 from pargolf.score.windows import score
 from support import Dataset, shaken
@@ -30,12 +30,13 @@ def tokenizer(dataset: Dataset) -> Tokenizer:
 
 @pytest.mark.parametrize("stride", [32, 7])
 def test_token_bits_sum_to_the_score(dataset: Dataset, tokenizer: Tokenizer, stride: int) -> None:
-    model, table = shaken(SMALL), tokenizer.byte_table()
+    model = shaken(SMALL)
     tokens = open_split(dataset.folder, "val").read(0, 500)
     calls: list[tuple[float, float]] = []
     bits = token_bits(model, tokens, stride, 8, lambda done, total: calls.append((done, total)))
-    sizes = token_bytes(tokens, table)
-    expected = score(model, tokens, table, stride, 8)
+    text = measured(tokens, tokenizer)
+    sizes = text.sizes
+    expected = score(model, text, stride, 8)
     assert bits.shape == sizes.shape == (500,)
     assert bits[0] == sizes[0] == 0 and (bits[1:] > 0).all()
     assert sizes.sum() == expected.bytes
@@ -54,26 +55,23 @@ def test_bits_by_position_are_those_of_the_rows() -> None:
     assert by_bytes[9] == 10 + 42 + 74
 
 
-Cut = tuple[np.ndarray, np.ndarray, np.ndarray, list[Passage]]
-
-
-def cut(tokenizer: Tokenizer, documents: list[str]) -> Cut:
-    """Documents as tokens, their bytes, random bits for them, and the passages."""
+def cut(tokenizer: Tokenizer, documents: list[str]) -> tuple[Text, np.ndarray, list[Passage]]:
+    """Documents as a text, random bits for its tokens, and the passages."""
     parts = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in documents]
     tokens = np.array([token for part in parts for token in part], np.uint16)
-    table = tokenizer.byte_table()
-    sizes = token_bytes(tokens, table)
+    text = measured(tokens, tokenizer)
     bits = np.random.default_rng(0).random(len(tokens))
-    return tokens, sizes, bits, passages(tokens, bits, sizes, tokenizer, table)
+    return text, bits, passages(text, bits)
 
 
 words = st.text(st.sampled_from("aé漢🙂 .!\n"), min_size=1, max_size=12)
 
 
-@given(documents=st.lists(st.lists(words, max_size=150).map("".join), min_size=1, max_size=4))
+@given(documents=st.lists(st.lists(words, max_size=150).map("".join), min_size=1, max_size=4).filter(any))
 @settings(max_examples=60, deadline=None)
 def test_passages_cover_the_text_once(tokenizer: Tokenizer, documents: list[str]) -> None:
-    tokens, sizes, bits, found = cut(tokenizer, documents)
+    stream, bits, found = cut(tokenizer, documents)
+    tokens, sizes = stream.tokens, stream.sizes
     covered = np.zeros(len(tokens), int)
     for passage in found:
         covered[passage.start : passage.stop] += 1
@@ -84,7 +82,7 @@ def test_passages_cover_the_text_once(tokenizer: Tokenizer, documents: list[str]
         assert passage.bytes == len(text.encode()) == sizes[passage.start : passage.stop].sum()
         assert PASSAGE_BYTES // 2 <= passage.bytes < 2 * PASSAGE_BYTES + 40
         assert passage.bits == pytest.approx(bits[passage.start : passage.stop].sum())
-        shown = spans(passage, tokens, bits, sizes, tokenizer)
+        shown = spans(passage, stream, bits)
         assert "".join(span.text for span in shown) == text
         assert sum(span.bytes for span in shown) == passage.bytes
         assert all(span.bytes == len(span.text.encode()) for span in shown)
@@ -98,8 +96,8 @@ def test_passages_cover_the_text_once(tokenizer: Tokenizer, documents: list[str]
 def test_passages_end_with_sentences_and_lines(tokenizer: Tokenizer) -> None:
     sentence = "It was so, and 3.14 is no end of one. "
     line = "a line of its own without a full stop\n\n"
-    tokens, _, _, found = cut(tokenizer, [sentence * 30, line * 30])
-    texts = [tokenizer.decode(tokens[p.start : p.stop]) for p in found]
+    stream, _, found = cut(tokenizer, [sentence * 30, line * 30])
+    texts = [tokenizer.decode(stream.tokens[p.start : p.stop]) for p in found]
     assert len(texts) > 4
     assert all(text.endswith((" of one.", "stop\n\n", "one. ")) for text in texts)
     assert not any(text.startswith("\n") for text in texts)

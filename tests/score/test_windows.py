@@ -10,16 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pargolf.config.schema import ModelConfig
-from pargolf.data.corpus import split_documents
-from pargolf.data.prepare import read_text
-from pargolf.data.shards import open_split
-from pargolf.data.tokenizer import ByteTable, Tokenizer
+from pargolf.data.dataset import open_validation
+from pargolf.data.split import choose_validation, survey
+from pargolf.data.text import Text, decoded
+from pargolf.data.tokenizer import Tokenizer
 from pargolf.model.gpt import GPT
 from pargolf.score.windows import score, windows
 from support import Dataset, shaken
 
 TINY = ModelConfig(vocab_size=32, seq_len=16, n_layers=3, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
-ONE_BYTE_EACH = ByteTable(np.ones(32, np.int32), np.zeros(32, bool), np.zeros(32, bool))
+
+
+def one_byte_each(tokens: np.ndarray) -> Text:
+    """A text of no tokenizer."""
+    return Text(tokens, np.minimum(np.arange(len(tokens)), 1), None)  # type: ignore[arg-type]
 
 
 @given(targets=st.integers(1, 400), seq_len=st.integers(1, 70), stride=st.integers(1, 70))
@@ -53,7 +57,7 @@ def naive_sliding(model: GPT, tokens: np.ndarray, stride: int) -> float:
 def test_score_is_the_naive_loop(stride: int, length: int) -> None:
     model = shaken(TINY)
     tokens = np.random.default_rng(0).integers(0, 32, length).astype(np.uint16)
-    result = score(model, tokens, ONE_BYTE_EACH, stride, batch_rows=3)
+    result = score(model, one_byte_each(tokens), stride, batch_rows=3)
     assert result.tokens == result.bytes == length - 1
     assert result.val_loss == pytest.approx(naive_sliding(model, tokens, stride), rel=1e-5)
     assert result.val_bpb == pytest.approx(result.val_loss / math.log(2))
@@ -96,26 +100,24 @@ def test_score_is_the_plain_loop_over_windows(
     )  # fmt: skip
     model, stride = shaken(c), min(stride, seq_len)
     tokens = np.random.default_rng(length).integers(0, 32, length).astype(np.uint16)
-    result = score(model, tokens, ONE_BYTE_EACH, stride, rows)
+    result = score(model, one_byte_each(tokens), stride, rows)
     assert result.val_loss * result.tokens == pytest.approx(plain_loop(model, tokens, stride), rel=1e-6)
 
 
 def test_batching_changes_nothing() -> None:
     model = shaken(TINY)
     tokens = np.random.default_rng(1).integers(0, 32, 200).astype(np.uint16)
-    results = [score(model, tokens, ONE_BYTE_EACH, 4, rows).val_loss for rows in (1, 7, 100)]
+    results = [score(model, one_byte_each(tokens), 4, rows).val_loss for rows in (1, 7, 100)]
     assert results == pytest.approx([results[0]] * 3, rel=1e-6)
 
 
 def test_scored_bytes_are_the_text_s(dataset: Dataset) -> None:
-    tokenizer = Tokenizer(dataset.tokenizer)
-    stream = open_split(dataset.folder, "val")
+    stream = open_validation(dataset.folder, Tokenizer(dataset.tokenizer))
     c = ModelConfig(vocab_size=512, seq_len=64, n_layers=2, d_model=16, n_heads=2, kv_heads=1, q_rank=0)
-    tokens = stream.read(0, len(stream))
-    text = read_text(stream, tokenizer)
-    _, held_out = split_documents(dataset.documents, 0.1)
-    assert text.decode() == "".join(held_out)
+    text = decoded(stream.tokens, stream.tokenizer)
+    held_out = choose_validation(survey(dataset.documents), 0.1)
+    assert text.decode() == "".join(x for x, out in zip(dataset.documents, held_out, strict=True) if out)
     for stride in (64, 24):
-        result = score(GPT(c, seed=0), tokens, tokenizer.byte_table(), stride, 32)
-        assert result.tokens == len(tokens) - 1
+        result = score(GPT(c, seed=0), stream, stride, 32)
+        assert result.tokens == len(stream) - 1
         assert result.bytes == len(text)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,16 @@ from torch import Tensor
 from pargolf.cli import dispatch
 from pargolf.config.schema import ExportConfig, ModelConfig
 from pargolf.data.shards import open_split
+from pargolf.data.text import Text, measured
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import pack
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.system.errors import UserError
 from pargolf.verify import verify as module
 from pargolf.verify.model_under_test import ScoredGPT
-from pargolf.verify.verify import Verdict, choose_trials, verify
+from pargolf.verify.verify import Condition, Verdict, choose_trials, verify
 from support import Dataset, pargolf, shaken
+from tokenizer_support import CaseOps
 
 TINY = ModelConfig(vocab_size=512, seq_len=32, n_layers=3, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
 CONDITIONS = ["determinism", "normalization", "causality", "one pass", "accounting"]
@@ -34,10 +37,10 @@ def tokenizer(dataset: Dataset) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def tokens(dataset: Dataset) -> np.ndarray:
+def text(dataset: Dataset, tokenizer: Tokenizer) -> Text:
     """The validation text twice, so that a document starts inside the stream."""
     stream = open_split(dataset.folder, "val")
-    return stream.read(0, 2 * len(stream))
+    return measured(stream.read(0, 2 * len(stream)), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +67,10 @@ def broken(verdict: Verdict) -> set[str]:
         ModelConfig(vocab_size=512, seq_len=7, n_layers=2, d_model=16, n_heads=1, kv_heads=1, q_rank=16),
     ],
 )
-def test_our_models_hold_bit_for_bit(
-    config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer, tokens: np.ndarray
-) -> None:
+def test_our_models_hold_bit_for_bit(config: ModelConfig, dtype: torch.dtype, text: Text) -> None:
     gpt = GPT(config, dtype)
     gpt.load_state_dict(shaken(config).state_dict())
-    verdict = verify(lambda: ScoredGPT(gpt, stride=5), tokenizer, tokens, stride=5, positions=16)
+    verdict = verify(lambda: ScoredGPT(gpt, stride=5), text, stride=5, positions=16)
     assert verdict.valid
     assert [row.condition for row in verdict.rows] == CONDITIONS
     determinism, normalization, causality, one_pass, accounting = verdict.rows
@@ -78,7 +79,7 @@ def test_our_models_hold_bit_for_bit(
     assert 0 < normalization.deviation < 1e-5
     assert determinism.tried == normalization.tried == one_pass.tried == 16 * config.seq_len
     assert 16 <= causality.tried < 16 * config.seq_len
-    assert accounting.tried == len(tokens) - 1
+    assert accounting.tried == len(text) - 1
 
 
 class Honest:
@@ -196,52 +197,90 @@ class NotAllInTheArtifact(Honest):
         (NotAllInTheArtifact, "determinism"),
     ],
 )
-def test_a_cheat_breaks_its_condition_alone(
-    cheat: type[Honest], condition: str, tokenizer: Tokenizer, tokens: np.ndarray
-) -> None:
-    verdict = verify(cheat, tokenizer, tokens, stride=8, positions=48)
+def test_a_cheat_breaks_its_condition_alone(cheat: type[Honest], condition: str, text: Text) -> None:
+    verdict = verify(cheat, text, stride=8, positions=48)
     assert not verdict.valid
     assert broken(verdict) == {condition}
     unknown = {row.condition for row in verdict.rows if row.holds is None}
     assert unknown == ({"causality", "one pass"} if condition == "determinism" else set())
 
 
-def test_learning_before_scoring_breaks_two_conditions(tokenizer: Tokenizer, tokens: np.ndarray) -> None:
-    assert broken(verify(LearnsBeforeScoring, tokenizer, tokens, 8)) == {"causality", "one pass"}
+def test_learning_before_scoring_breaks_two_conditions(text: Text) -> None:
+    assert broken(verify(LearnsBeforeScoring, text, 8)) == {"causality", "one pass"}
 
 
-def test_wrong_bytes_are_caught(dataset: Dataset, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
+def test_wrong_bytes_are_caught(dataset: Dataset, tokenizer: Tokenizer, text: Text) -> None:
     table = tokenizer.byte_table()
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(dataset.tokenizer))
     is_byte = np.array([pieces.is_byte(token) for token in range(tokenizer.vocab_size)])
-    assert is_byte[tokens].any()
+    assert is_byte[text.tokens].any()
 
     class ReplacementCharacters(Honest):
         def token_bytes(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
             return np.where(is_byte[targets], 3, table.count(previous, targets))
 
-    verdict = verify(ReplacementCharacters, tokenizer, tokens, 8, positions=4)
+    verdict = verify(ReplacementCharacters, text, 8, positions=4)
     assert broken(verdict) == {"accounting"}
-    assert verdict.rows[-1].deviation == 2 * is_byte[tokens].sum()
+    assert verdict.rows[-1].deviation == 2 * is_byte[text.tokens].sum()
 
 
-def test_a_tail_scored_twice_is_caught(
-    tokenizer: Tokenizer, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
+def prefixed(tmp_path: Path) -> Tokenizer:
+    """As the challenge's: a space is put before each text, and vanishes when it is decoded."""
+    model = tmp_path / "prefixed.model"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the quick brown fox"] * 99), model_prefix=str(model.with_suffix("")),
+        vocab_size=300, byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    return Tokenizer(model)
+
+
+@pytest.mark.parametrize("stripping", [False, True])
+@pytest.mark.parametrize("kind", ["inside a document", "inside a character", "EOS between"])
+def test_whatever_a_stream_begins_ends_and_is_cut_with_is_counted(
+    kind: str, stripping: bool, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    plan = module.windows(len(tokens) - 1, 32, 8)
+    own = prefixed(tmp_path) if stripping else tokenizer
+    one, two = (own.encode(words) for words in ("the quick \N{SNOWMAN}", "brown fox \N{SNOWMAN}"))
+    ids = {
+        "inside a document": [*one[1:], own.bos_id, *two],
+        "inside a character": [own.bos_id, *one, own.bos_id, *two[:-1]],
+        "EOS between": [*one, 2, *two, 2],
+    }[kind]
+    stream = measured(np.array(ids), own)
+    c = replace(TINY, vocab_size=own.vocab_size)
+    verdict = verify(lambda: ScoredGPT(GPT(c, seed=0), 8), stream, 8, positions=4)
+    assert verdict.valid, verdict.rows[-1].measured
+    if kind == "inside a character":
+        assert stream.bytes == len("the quick \N{SNOWMAN}brown fox \N{SNOWMAN}".encode()) - 1
+
+
+def test_the_bytes_of_a_sidecar_are_held_against_the_text_without_its_operators(case_ops: CaseOps) -> None:
+    own, ids, sizes = case_ops
+    c = replace(TINY, vocab_size=own.vocab_size)
+
+    def accounting(sidecar: np.ndarray) -> Condition:
+        text = measured(ids, own, sidecar)
+        return verify(lambda: ScoredGPT(GPT(c, seed=0), 8), text, 8, positions=4).rows[-1]
+
+    assert accounting(sizes).holds
+    assert not accounting(np.where(ids == ids[-1], 0, sizes)).holds
+
+
+def test_a_tail_scored_twice_is_caught(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = module.windows(len(text) - 1, 32, 8)
     monkeypatch.setattr(module, "windows", lambda *sizes: [*plan, plan[-1]])
-    verdict = verify(Honest, tokenizer, tokens, 8, positions=4)
+    verdict = verify(Honest, text, 8, positions=4)
     assert broken(verdict) == {"accounting"}
     assert "1 to 2 times" in verdict.rows[-1].measured
 
 
-def test_a_part_of_the_vocabulary_is_refused(tokenizer: Tokenizer, tokens: np.ndarray) -> None:
+def test_a_part_of_the_vocabulary_is_refused(text: Text) -> None:
     class OnlyTheTarget(Honest):
         def logprobs(self, rows: Tensor) -> Tensor:
             return super().logprobs(rows)[..., :1]
 
     with pytest.raises(UserError, match="whole vocabulary"):
-        verify(OnlyTheTarget, tokenizer, tokens, 8)
+        verify(OnlyTheTarget, text, 8)
 
 
 @given(data=st.data(), length=st.integers(3, 90), seq_len=st.integers(2, 40), count=st.integers(1, 20))
@@ -249,7 +288,7 @@ def test_trials_keep_the_past_and_change_all_the_future(
     data: st.DataObject, length: int, seq_len: int, count: int, tokenizer: Tokenizer
 ) -> None:
     tokens = np.array(data.draw(st.lists(st.integers(0, 511), min_size=length, max_size=length)), np.uint16)
-    trials = choose_trials(tokens, seq_len, count, tokenizer, seed=data.draw(st.integers(0, 9)))
+    trials = choose_trials(Text(tokens, tokens, tokenizer), seq_len, count, seed=data.draw(st.integers(0, 9)))
     width = min(seq_len, length - 1)
     assert trials.rows.shape == (count, width + 1)
     spans = np.lib.stride_tricks.sliding_window_view(tokens.astype(np.int64), width + 1)
@@ -261,8 +300,8 @@ def test_trials_keep_the_past_and_change_all_the_future(
         assert 0 <= int(changed.min()) <= int(changed.max()) < 512
 
 
-def test_trials_stand_at_borders(tokenizer: Tokenizer, tokens: np.ndarray) -> None:
-    trials = choose_trials(tokens, 32, 30, tokenizer, seed=0)
+def test_trials_stand_at_borders(tokenizer: Tokenizer, text: Text) -> None:
+    trials = choose_trials(text, 32, 30, seed=0)
     at_start = at_edge = 0
     for row, cut in zip(trials.rows, trials.cuts, strict=True):
         at_start += bool((row[cut - 1 : cut + 1] == tokenizer.bos_id).any())
