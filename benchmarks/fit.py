@@ -8,7 +8,6 @@ the smallest such file with a score no worse, if there is one. Gap: val_bpb abov
 checkpoint's; closed: 1 - gap / plain gap.
 """
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -25,20 +24,17 @@ from pargolf.export import artifact
 from pargolf.export.quantize import Quantized, dequantize_state, quantize_state, top_value
 from pargolf.fit.calibrate import calibrate, spread_rows
 from pargolf.fit.gptq import PreparedMatrix, round_second_order
-from pargolf.fit.price import fit_bytes, fit_loss, prepare_state, state_at
+from pargolf.fit.price import Prepared, Stored, fit_bytes, fit_loss, prepare_state, state_at
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.run.target import find_target
 from pargolf.score.windows import score
 from pargolf.system.console import console
-from pargolf.system.errors import UserError
 from pargolf.train.checkpoint import load_weights
 
 PLAIN = ((6, 16), (6, 6), (5, 16), (5, 5), (4, 16), (4, 4))  # bits of matrices, of the embedding
 
-Stored = dict[str, Quantized | Tensor]
 
-
-def second_order(plain: Stored, prepared: Mapping[str, PreparedMatrix | Tensor]) -> Stored:
+def second_order(plain: Stored, prepared: Prepared) -> Stored:
     """The plain state's matrices with their scales and bits, rounded to second order."""
     state = dict(plain)
     for name, q in plain.items():
@@ -82,19 +78,21 @@ def main(run: tyro.conf.Positional[Path], stride: int = 0) -> None:
         def pack(stored: Stored) -> bytes:
             return artifact.pack_stored(stored, slots, config.model, config.export, tokenizer.sha256)
 
-        def at(price: float) -> bytes:
-            return pack(state_at(prepared, price))
+        def filled(ready: Prepared, limit: int) -> bytes:
+            price = fit_bytes(lambda price: len(pack(state_at(ready, price))), limit)
+            return pack(state_at(ready, price))
 
         plain = quantize_state(state, slots, export)
         files = {"plain": pack(plain), "second order": pack(second_order(plain, prepared))}
         limit = len(files["plain"])
-        files["priced steps"] = fit_bytes(lambda price: pack(state_at(nearest, price)), limit)
-        files["both: fitted"] = fit_bytes(at, limit)
+        files["priced steps"] = filled(nearest, limit)
+        files["both: fitted"] = filled(prepared, limit)
         gap = val_bpb(artifact.unpack(files["plain"]).state) - before
         if gap > 0:
-            with contextlib.suppress(UserError):  # where not even the finest steps lose so little
-                price = fit_loss(lambda x: val_bpb(dequantize_state(state_at(prepared, x))) - before, gap)
-                files["fitted, as good"] = at(price)
+            price = fit_loss(lambda x: val_bpb(dequantize_state(state_at(prepared, x))) - before, gap)
+            as_good = state_at(prepared, price)
+            if val_bpb(dequantize_state(as_good)) - before <= gap:  # else the finest steps lose more
+                files["fitted, as good"] = pack(as_good)
         for name, data in files.items():
             bpb = val_bpb(artifact.unpack(data).state)
             closed = 1 - (bpb - before) / gap if gap > 0 and name != "fitted, as good" else math.nan

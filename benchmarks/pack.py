@@ -45,7 +45,7 @@ def entropy_bytes(values: NDArray[np.int8]) -> float:
 def heavy_tailed(count: int) -> dict[str, Quantized | Tensor]:
     rng = np.random.default_rng(0)
     return {
-        f"w{i}": quantize_rows(torch.from_numpy(rng.standard_t(5, (512, 1536))), 6, 0.9999984)
+        f"w{i}": quantize_rows(torch.from_numpy(rng.standard_t(5, (512, 1536))), 6, ExportConfig())
         for i in range(count)
     }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pargolf.analysis.spectra import MatrixSpectrum, Source, model_spectra
 from pargolf.config.kinds import Slot
 from pargolf.export.artifact import Artifact, check_state, read_artifact
-from pargolf.export.quantize import kind_bits
+from pargolf.export.quantize import most_bits
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.run.folder import Run, open_run
 from pargolf.system.errors import UserError
@@ -174,7 +174,7 @@ def quantization_errors(
             QuantizationError(
                 kind=kind,
                 values=values,
-                bits=kind_bits(kind, artifact.export),
+                bits=most_bits(kind, max(weight.numel() for weight in weights.values()), artifact.export),
                 file_bits=8 * sum(section.bytes for section in sections) / values,
                 relative_rms=_relative_rms(list(errors.values()), list(weights.values())),
                 max_abs=max(error.abs().max().item() for error in errors.values()),

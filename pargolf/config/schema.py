@@ -243,6 +243,9 @@ class ExportConfig:
     """Floats of gains, scales, mixes and skip weights."""
     clip_quantile: Annotated[float, Bounds(0.5, 1)] = 0.9999984
     """Each row is clipped at this quantile of its absolute values before it is quantized."""
+    quantizer: Literal["pargolf", "challenge"] = "pargolf"
+    """challenge: as the challenge's baseline. A row's clip is at least 1, its integers come from its
+    scale before float16 rounds the scale, and a matrix of 65,536 values or fewer stays float16."""
     layout: Literal["bytes", "planes", "range", "auto"] = "bytes"
     """How values are written before the codec compresses them. bytes: one byte a quantized value;
     planes: bytes, and those of floats sorted by significance; range: planes, and quantized values

@@ -11,6 +11,7 @@ from pargolf.config.schema import ExportConfig
 from pargolf.system.errors import UserError
 
 TINIEST_SCALE = 2.0**-24  # smallest positive float16
+SMALL_MATRIX = 65_536  # values: of so many or fewer the challenge's baseline keeps floats
 QUANTIZED_BITS = range(2, 9)
 FLOATS = {16: torch.float16, 32: torch.float32}
 
@@ -32,18 +33,25 @@ def top_value(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
-def kind_bits(kind: str, export: ExportConfig) -> int:
-    """Bits a value of tensors of this kind: 4-8 integers, 16 or 32 floats; fitted: the most."""
-    if export.model_bytes or export.max_loss:
-        return 16 if TENSOR_KINDS[kind].role == "vector" else 8
+def plain_bits(kind: str, values: int, export: ExportConfig) -> int:
+    """Bits a value of a tensor of so many values, without a goal: 4-8 integers, 16 or 32 floats."""
     bits: int = getattr(export, TENSOR_KINDS[kind].bits)
+    if export.quantizer == "challenge" and values <= SMALL_MATRIX:
+        return max(bits, 16)
     return bits
 
 
-def quantize_rows(weight: Tensor, bits: int, clip_quantile: float, name: str = "weight") -> Quantized:
+def most_bits(kind: str, values: int, export: ExportConfig) -> int:
+    """The most bits a value of such a tensor can take: those of `plain_bits` unless training text decides."""
+    if export.model_bytes or export.max_loss:
+        return 8 if TENSOR_KINDS[kind].role == "product" else 16
+    return plain_bits(kind, values, export)
+
+
+def quantize_rows(weight: Tensor, bits: int, export: ExportConfig, name: str = "weight") -> Quantized:
     """weight float32 (rows, cols) -> 2- to 8-bit integers with one scale a row.
 
-    Each row is clipped at `clip_quantile` of its absolute values (interpolated linearly);
+    Each row is clipped at `export.clip_quantile` of its absolute values (interpolated linearly);
     elements within the clip are at most scale / 2 off. Raises UserError, naming the tensor, on
     NaN, infinity or a row too large for a float16 scale; ValueError if it is no matrix.
     """
@@ -51,19 +59,24 @@ def quantize_rows(weight: Tensor, bits: int, clip_quantile: float, name: str = "
         raise ValueError(f"cannot quantize {name} of shape {tuple(weight.shape)} to {bits} bits a value")
     weight = weight.detach().float()
     _require_finite(weight, name)
-    q = _quantize(weight, bits, clip_quantile)
+    q = _quantize(weight, bits, export)
     _require_scales(q.scale, name)
     return q
 
 
-def round_rows(weight: Tensor, bits: int, clip_quantile: float) -> Tensor:
+def round_rows(weight: Tensor, bits: int, export: ExportConfig) -> Tensor:
     """The float32 matrix that `quantize_rows`'s integers mean, unchecked: a check makes a GPU's host wait."""
-    return dequantize(_quantize(weight.detach(), bits, clip_quantile))
+    return dequantize(_quantize(weight.detach(), bits, export))
 
 
-def _quantize(weight: Tensor, bits: int, clip_quantile: float) -> Quantized:
+def _quantize(weight: Tensor, bits: int, export: ExportConfig) -> Quantized:
     top = top_value(bits)
-    scale = _float16(_row_quantile(weight.abs(), clip_quantile) / top)
+    clip = _row_quantile(weight.abs(), export.clip_quantile)
+    if export.quantizer == "challenge":
+        wanted = clip.clamp_min(1) / top
+        clipped = weight.clamp(-clip[:, None], clip[:, None])
+        return Quantized((clipped / wanted[:, None]).round().to(torch.int8), wanted.half(), bits)
+    scale = _float16(clip / top)
     values = (weight / scale.float()[:, None]).round().clamp(-top, top).to(torch.int8)
     return Quantized(values, scale, bits)
 
@@ -86,7 +99,7 @@ def dequantize(q: Quantized) -> Tensor:
 def quantize_state(
     state: Mapping[str, Tensor], slots: Mapping[str, Slot], export: ExportConfig
 ) -> dict[str, Quantized | Tensor]:
-    """Every tensor in the form in which it is stored, by the bits of its kind.
+    """Every tensor in the form in which it is stored, by its bits (see `plain_bits`).
 
     Kinds of 16 or 32 bits become float16 or float32 tensors of the same shape. Raises
     ValueError unless `state` and `slots` have the same names; UserError as `quantize_rows`.
@@ -95,11 +108,11 @@ def quantize_state(
         raise ValueError(f"tensors and slots differ: {sorted(state.keys() ^ slots.keys())}")
     stored: dict[str, Quantized | Tensor] = {}
     for name, tensor in state.items():
-        bits = kind_bits(slots[name].kind, export)
+        bits = plain_bits(slots[name].kind, tensor.numel(), export)
         if bits in FLOATS:
             stored[name] = to_floats(tensor, bits, name)
         else:
-            stored[name] = quantize_rows(tensor, bits, export.clip_quantile, name)
+            stored[name] = quantize_rows(tensor, bits, export, name)
     return stored
 
 
@@ -116,14 +129,14 @@ def dequantize_state(stored: Mapping[str, Quantized | Tensor]) -> dict[str, Tens
 
 
 def _row_quantile(rows: Tensor, quantile: float) -> Tensor:
-    """Quantile of each row of (rows, cols), as torch.quantile with linear interpolation.
+    """Quantile of each row of (rows, cols) float32: torch.quantile's, bit by bit.
 
     torch.quantile itself refuses more than 16 million elements. topk is enough and quicker than
     sorting, as clips are high quantiles.
     """
     cols = rows.size(1)
-    position = quantile * (cols - 1)
-    below = min(int(position), cols - 1)
+    position = float(torch.tensor(quantile, dtype=torch.float32) * (cols - 1))  # as rough as torch.quantile's
+    below = int(position)
     largest = rows.topk(cols - below, dim=1).values  # descending; the last is the one at `below`
     return torch.lerp(largest[:, -1], largest[:, -2:][:, 0], position - below)
 

@@ -8,7 +8,7 @@ from pargolf.config.kinds import Slot
 from pargolf.config.schema import ExportConfig
 from pargolf.config.settings import settled
 from pargolf.export.artifact import read_header
-from pargolf.export.quantize import kind_bits
+from pargolf.export.quantize import most_bits
 from pargolf.system.errors import UserError
 
 # Bits a quantized value saved by the codec, measured on published records of trained models with
@@ -135,7 +135,7 @@ def predict_bytes(
     saved_floats = {} if export.layout == "bytes" else SAVED_BY_PLANES
     expected = at_most = 0.0
     for name, shape in shapes.items():
-        bits = kind_bits(slots[name].kind, export)
+        bits = most_bits(slots[name].kind, prod(shape), export)
         quantized = bits <= 8
         side = 2 * shape[0] if quantized else 0  # scales
         levels = sum(shape) if quantized and ranged else 0

@@ -16,7 +16,8 @@ from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import pack, pack_stored
 from pargolf.export.quantize import dequantize_state, quantize_state
 from pargolf.fit.calibrate import bits_per_byte, calibrate, spread_rows
-from pargolf.fit.price import fit_bytes, fit_loss, prepare_state, state_at
+from pargolf.fit.choose import Choice, as_floats, choose
+from pargolf.fit.price import Prepared, Stored, fit_bytes, fit_loss, prepare_state, state_at
 from pargolf.fit.smallest import pack_smallest
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.system.errors import require
@@ -33,12 +34,14 @@ def pack_model(
     tokenizer: Tokenizer,
     code_bytes: Callable[[RunConfig], int],
     training: Callable[[], TokenStream],
+    say: Callable[[str], None],
     bars: Bars = no_bar,
 ) -> bytes:
     """The artifact of a trained model; the same weights and settings give the same bytes.
 
     `code_bytes` says how long the code of a configuration is, for codec or layout "auto". The
-    `training` tokens are opened if `export.model_bytes` or `export.max_loss` is set, no others ever.
+    `training` tokens are opened if `export.model_bytes` or `export.max_loss` is set, no others ever;
+    `say` is then told in a line where fitting gave nothing better than plain rounding.
     Raises UserError where the settings cannot be met.
     """
     x = config.export
@@ -49,9 +52,10 @@ def pack_model(
             stored = quantize_state(state, slots, x)
             return pack_smallest(stored, slots, config, tokenizer.sha256, code_bytes)
         # What is smallest for trained weights: range coding takes what bits a row has, however few.
-        return pack_model(replace(config, export=settled(x)), model, tokenizer, code_bytes, training, bars)
+        usual = replace(config, export=settled(x))
+        return pack_model(usual, model, tokenizer, code_bytes, training, say, bars)
     if x.model_bytes or x.max_loss:
-        return _fitted(config, model, state, tokenizer, training(), bars)
+        return _fitted(config, model, state, tokenizer, training(), say, bars)
     return pack(state, slots, config.model, x, tokenizer.sha256)
 
 
@@ -61,9 +65,13 @@ def _fitted(
     state: dict[str, Tensor],
     tokenizer: Tokenizer,
     stream: TokenStream,
+    say: Callable[[str], None],
     bars: Bars,
 ) -> bytes:
-    """The file of `state` that fills `export.model_bytes`, or the smallest within `export.max_loss`."""
+    """The best file of `state` within `export.model_bytes`, or the smallest within `export.max_loss`.
+
+    The forms are the priced rounding, the same with the embedding in float16, and the plain rounding.
+    """
     x = config.export
     slots = tensor_kinds(model)
     rows, held_back = spread_rows(stream, config.model.seq_len, x.calibration_tokens)
@@ -71,22 +79,35 @@ def _fitted(
     measured.load_state_dict(state)
     with bars("calibrating") as bar:
         moments = calibrate(measured, rows, bar)
+    table = tokenizer.byte_table()
+    before = bits_per_byte(measured, held_back, table)
+
+    def file_of(stored: Stored) -> bytes:
+        return pack_stored(stored, slots, config.model, x, tokenizer.sha256)
+
+    def loss_of(stored: Stored) -> float:
+        measured.load_state_dict(dequantize_state(stored))
+        return bits_per_byte(measured, held_back, table) - before
+
+    def fit(prepared: Prepared) -> Stored:
+        with bars("fitting") as bar:
+            if x.model_bytes:
+                price = fit_bytes(lambda price: len(file_of(state_at(prepared, price))), x.model_bytes, bar)
+            else:
+                price = fit_loss(lambda price: loss_of(state_at(prepared, price)), x.max_loss, bar)
+        return state_at(prepared, price)
+
     prepared = prepare_state(state, slots, moments)
-
-    def file_at(price: float) -> bytes:
-        return pack_stored(state_at(prepared, price), slots, config.model, x, tokenizer.sha256)
-
-    with bars("fitting") as bar:
-        if x.model_bytes:
-            return fit_bytes(file_at, x.model_bytes, bar)
-        table = tokenizer.byte_table()
-        before = bits_per_byte(measured, held_back, table)
-
-        def loss(price: float) -> float:
-            measured.load_state_dict(dequantize_state(state_at(prepared, price)))
-            return bits_per_byte(measured, held_back, table) - before
-
-        return file_at(fit_loss(loss, x.max_loss, bar))
+    forms = {"fitted": fit(prepared)}
+    floats = as_floats(state, slots, forms["fitted"])
+    if floats:
+        forms["fitted, float16 embedding"] = fit({**prepared, **floats})
+    forms["plain"] = quantize_state(state, slots, x)
+    choices = [Choice(form, file_of(stored), loss_of(stored)) for form, stored in forms.items()]
+    best = choose(choices, x)
+    if best.form == "plain":
+        say(f"plain rounding is kept, as the best: {'; '.join(map(str, choices))}")
+    return best.data
 
 
 def with_goal(

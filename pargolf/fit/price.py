@@ -13,8 +13,11 @@ from torch import Tensor
 from pargolf.config.kinds import TENSOR_KINDS, Slot
 from pargolf.export.quantize import Quantized, to_floats
 from pargolf.fit.gptq import Moments, PreparedMatrix, prepare, quantize_at
-from pargolf.system.errors import UserError
 from pargolf.system.progress import OnProgress, unseen
+
+# Tensors by name: ready for `state_at`, and in the form in which they are stored.
+Prepared = Mapping[str, PreparedMatrix | Tensor]
+Stored = Mapping[str, Quantized | Tensor]
 
 # Logarithms of the least and the largest price that are tried: far beyond where every row has its
 # finest step, and where every weight is zero.
@@ -38,38 +41,25 @@ def prepare_state(
     }
 
 
-def state_at(prepared: Mapping[str, PreparedMatrix | Tensor], price: float) -> dict[str, Quantized | Tensor]:
+def state_at(prepared: Prepared, price: float) -> dict[str, Quantized | Tensor]:
     """Every tensor in the form in which it is stored, at `price` in nats a bit."""
     return {name: x if isinstance(x, Tensor) else quantize_at(x, price, name) for name, x in prepared.items()}
 
 
-def fit_bytes(pack: Callable[[float], bytes], limit: int, progress: OnProgress = unseen) -> bytes:
-    """The best file of at most `limit` bytes; `pack` gives the one at a price.
+def fit_bytes(size: Callable[[float], int], limit: int, progress: OnProgress = unseen) -> float:
+    """The lowest price, nearly, at which `size` (at a price) is at most `limit` bytes.
 
-    It fills the limit but for CLOSE_SIZE of it, or is the finest there is. Raises UserError if even
-    the coarsest, of zeros, is larger.
+    The file fills the limit but for CLOSE_SIZE of it, or is the finest there is. If even the coarsest,
+    of zeros, is larger, this is the highest price.
     """
-    files: dict[float, bytes] = {}
-
-    def size(log_price: float) -> int:
-        files[log_price] = pack(math.exp(log_price))
-        return len(files[log_price])
-
-    log_price = _least(size, limit, LOWEST, HIGHEST, CLOSE_SIZE, progress)
-    if log_price is None:
-        raise UserError(
-            f"no rounding brings the model down to {limit:,} bytes:"
-            f" with zeros for all of its matrices it takes {len(files[HIGHEST]):,}"
-        )
-    return files[log_price]
+    log_price = _least(lambda x: size(math.exp(x)), limit, LOWEST, HIGHEST, CLOSE_SIZE, progress)
+    return math.exp(HIGHEST if log_price is None else log_price)
 
 
 def fit_loss(loss: Callable[[float], float], most: float, progress: OnProgress = unseen) -> float:
-    """The highest price, nearly, at which `loss` (of a price) is at most `most`; UserError if none is."""
+    """The highest price, nearly, at which `loss` (at a price) is at most `most`; if none, the lowest."""
     fineness = _least(lambda x: loss(math.exp(-x)), most, -HIGHEST, -LOWEST, CLOSE_LOSS, progress)
-    if fineness is None:
-        raise UserError(f"even the best quality, 8 bits a weight, loses more than {most:g} bits per byte")
-    return math.exp(-fineness)
+    return math.exp(LOWEST if fineness is None else -fineness)
 
 
 def _least(

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from pargolf.config.schema import ExportConfig
-from pargolf.export.quantize import FLOATS, kind_bits, round_rows
+from pargolf.export.quantize import FLOATS, most_bits, round_rows
 from pargolf.model.gpt import GPT, tensor_kinds
 
 
@@ -19,11 +19,12 @@ def quantized(model: GPT, export: ExportConfig) -> Iterator[None]:
     not the code that reads them, so nothing compiled can have left it out.
     """
     parameters = dict(model.named_parameters())
-    bits = {name: kind_bits(slot.kind, export) for name, slot in tensor_kinds(model).items()}
+    slots = tensor_kinds(model)
+    bits = {name: most_bits(slots[name].kind, p.numel(), export) for name, p in parameters.items()}
     masters = {name: parameters[name].detach().clone() for name, n in bits.items() if n not in FLOATS}
     with torch.no_grad():
         for name, master in masters.items():
-            parameters[name].copy_(round_rows(master, bits[name], export.clip_quantile))
+            parameters[name].copy_(round_rows(master, bits[name], export))
     try:
         yield
     finally:

@@ -153,13 +153,13 @@ def pack(
         config = with_goal(config, fit, max_loss, code_bytes)
     tokenizer = Tokenizer(run.tokenizer)
     training = partial(open_training, dataset or Path(config.data.dataset), tokenizer)
-    data = pack_model(config, model, tokenizer, code_bytes, training, Bar)
+    data = pack_model(config, model, tokenizer, code_bytes, training, say, Bar)
     write_atomic(run.artifact, data)
     config = replace(config, export=read_header(data).export)
     sizes = ledger(data, code_bytes(config))
     if len(data) < WELL_FILLED * config.export.model_bytes:
         say(
-            f"even the best quality, 8 bits a weight, takes {sizes.total:,} bytes:"
+            f"even the best quality takes {sizes.total:,} bytes:"
             f" {config.export.model_bytes - len(data):,} are left, enough for a larger model"
         )
     return sizes

@@ -58,7 +58,7 @@ def run(
     training.run(data, recorder, log, compile_cache)
     marks.append(time.perf_counter())
     if launch.is_main():
-        packed = pack_model(config, training.model, data.tokenizer, code_bytes, lambda: data.train, bars)
+        packed = pack_model(config, training.model, data.tokenizer, code_bytes, lambda: data.train, log, bars)
         write_atomic(path, packed)
         log(f"artifact in {path}")
     distributed.barrier()

@@ -1,10 +1,12 @@
 """`pargolf pack --fit` and `--max-loss` on a tiny trained run, and what is made of it."""
 
+import math
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from pargolf.bundle import single_file
 from pargolf.cli import dispatch
@@ -63,9 +65,7 @@ def test_budgets_are_filled_to_a_thousandth(copy: Path, capsys: pytest.CaptureFi
 def test_more_bytes_than_the_best_takes_are_left_over(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["pack", str(copy), "--fit", "16000000"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    found = re.search(
-        r"even the best quality, 8 bits a weight, takes ([\d,]+) bytes: ([\d,]+) are left", said
-    )
+    found = re.search(r"even the best quality takes ([\d,]+) bytes: ([\d,]+) are left", said)
     assert found is not None, said
     used, left = (int(group.replace(",", "")) for group in found.groups())
     assert used == total(said) and 16_000_000 - SPARE < used + left <= 16_000_000
@@ -83,6 +83,39 @@ def test_a_loss_is_kept_on_training_text_that_calibration_has_not_seen(finished:
     before, after = (bits_per_byte(m, held_back, table) for m in (trained, load_model(artifact)))
     assert 0.027 < after - before <= 0.03
     assert (copy / "model.pgz").stat().st_size < 0.7 * (finished / "model.pgz").stat().st_size
+
+
+def test_it_is_never_larger_and_worse_than_plain_rounding(finished: Path, copy: Path) -> None:
+    """By what it measures: training text that calibration has not seen."""
+    target = find_target(copy)
+    assert target.config is not None
+    _, held_back = spread_rows(target.training(), 64, target.config.export.calibration_tokens)
+
+    def packed(run: Path) -> tuple[int, float]:
+        artifact, tokenizer = find_target(run).open()
+        loss = bits_per_byte(load_model(artifact), held_back, tokenizer.byte_table())
+        return (run / "model.pgz").stat().st_size, loss
+
+    plain_size, plain_loss = packed(finished)
+    for model_bytes in (plain_size, plain_size + 500, plain_size + 5000, 15_000_000):
+        assert dispatch(["pack", str(copy), "--fit", str(code_bytes(copy) + model_bytes)]) == 0
+        size, loss = packed(copy)
+        assert size <= model_bytes and loss <= plain_loss
+    # More bytes than integers can use go to the embedding, in float16.
+    assert size > plain_size and torch.equal(
+        read_artifact(copy / "model.pgz").state["embed.weight"],
+        read_artifact(finished / "model.pgz").state["embed.weight"],
+    )
+
+
+def test_plain_rounding_is_kept_where_fitting_finds_nothing_better(
+    finished: Path, copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pargolf.fit.pack.fit_bytes", lambda size, limit, progress: math.exp(5))  # zeros
+    assert dispatch(["pack", str(copy), "--fit", "16000000"]) == 0
+    assert "plain rounding is kept, as the best: fitted" in capsys.readouterr().out
+    kept, plain = (read_artifact(run / "model.pgz").state for run in (copy, finished))
+    assert all(torch.equal(kept[name], x) for name, x in plain.items())
 
 
 @pytest.mark.parametrize(

@@ -48,13 +48,24 @@ bits = st.sampled_from([4, 5, 6, 7, 8, 16, 32])
     mlp=bits,
     embed=bits,
     vector=st.sampled_from([16, 32]),
+    quantizer=st.sampled_from(["pargolf", "challenge"]),
     layout=st.sampled_from(sorted(LAYOUTS)),
     codec=st.sampled_from(sorted(CODECS)),
 )
 def test_what_is_read_is_what_was_quantized(
-    seed: int, cols: int, attn: Any, mlp: Any, embed: Any, vector: Any, layout: Any, codec: Any
+    seed: int,
+    cols: int,
+    attn: Any,
+    mlp: Any,
+    embed: Any,
+    vector: Any,
+    quantizer: Any,
+    layout: Any,
+    codec: Any,
 ) -> None:
-    export = ExportConfig(attn, mlp, embed, vector, layout=layout, codec=codec, level=3, budget=seed + 1)
+    export = ExportConfig(
+        attn, mlp, embed, vector, quantizer=quantizer, layout=layout, codec=codec, level=3, budget=seed + 1
+    )
     state = random_state(seed, cols)
     model = replace(TINY, vocab_size=1)
     a = unpack(pack(state, SLOTS, model, export, SHA))
@@ -73,7 +84,7 @@ def test_each_tensor_may_have_bits_of_its_own(data: st.DataObject, layout: Any) 
     stored: dict[str, Quantized | Tensor] = {}
     for name, x in random_state(2).items():
         bits = data.draw(st.integers(1, 8))
-        stored[name] = quantize_rows(x, bits, 1.0) if x.ndim == 2 and bits > 1 else x
+        stored[name] = quantize_rows(x, bits, LEVEL_3) if x.ndim == 2 and bits > 1 else x
     export = replace(LEVEL_3, layout=layout)
     a = unpack(pack_stored(stored, SLOTS, TINY, export, SHA))
     expected = dequantize_state(stored)
@@ -117,7 +128,7 @@ def test_planes_are_the_bytes_of_floats_in_turn() -> None:
         assert floats.shape == (4, 2, 5, 3)
         mix = np.ascontiguousarray(np.moveaxis(floats, 0, -1)).view("<f4")[..., 0]
         assert np.array_equal(mix, state["blocks.0.mix"].numpy())
-        q = quantize_rows(state["blocks.0.q"], 6, header["export"]["clip_quantile"])
+        q = quantize_rows(state["blocks.0.q"], 6, LEVEL_3)
         scale = stored["scale/blocks.0.q"].numpy()
         assert scale.shape == (2, 4)
         assert np.array_equal(np.ascontiguousarray(scale.T).view("<f2")[:, 0], q.scale.numpy())
