@@ -62,6 +62,8 @@ class ModelConfig:
     """All layers but the first mix the first one's values into theirs (ResFormer)."""
     softcap_sides: bool = False
     """Learn the cap of positive and of negative logits, both starting at `softcap`."""
+    documents: Literal["mixed", "apart"] = "mixed"
+    """"apart": attention does not look across the start of a document, in training and in scoring."""
     smear: Literal["off", "early", "late"] = "off"
     """Mix the token before into each token: by a learned share of each channel ("early"), or by a gate
     computed from the token ("late"). Never across the start of a document."""

@@ -1,7 +1,7 @@
 """The GPT as a model of transformers 5, with its generate() and its cache."""
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from pargolf.config.schema import ModelConfig
-from pargolf.model.attention import KVCache, shifted
+from pargolf.model.attention import Kept, KVCache
 from pargolf.model.gpt import GPT
 
 
@@ -39,22 +39,25 @@ class PargolfConfig(PreTrainedConfig):
 class GrowingCache(KVCache):
     """A cache of transformers, as the GPT's attention uses it."""
 
-    def __init__(self, cache: DynamicCache, layers: int):
+    def __init__(self, cache: DynamicCache, visits: int):
         if not isinstance(cache, DynamicCache):
             raise ValueError(f"a pargolf model takes a DynamicCache, not a {type(cache).__name__}")
-        self.cache, self.layers = cache, layers
+        self.cache, self.visits = cache, visits
         self.length = cache.get_seq_length()
 
     def extend(self, visit: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = self.cache.update(k, v, visit)
         return keys, values
 
-    def before(self, x: Tensor) -> Tensor:
-        # In layers of their own, so that transformers reorders them with the beams.
-        layer = self.layers + (not x.is_floating_point())
-        history, _ = self.cache.update(x[:, None], x[:, None, :, :0], layer)
-        last = history[:, 0, -x.size(1) - 1 : -x.size(1)] if history.size(2) > x.size(1) else None
-        return shifted(x, last)
+    def last(self, what: Kept) -> Tensor | None:
+        return self.cache.layers[self._layer(what)].keys[:, 0, -1:] if self.length else None
+
+    def keep(self, what: Kept, x: Tensor) -> None:
+        self.cache.update(x[:, None], x[:, None, :, :0], self._layer(what))
+
+    def _layer(self, what: Kept) -> int:
+        # As a layer of its own, so that transformers reorders it with the beams.
+        return self.visits + get_args(Kept).index(what)
 
 
 class PargolfForCausalLM(PreTrainedModel, GenerationMixin):

@@ -170,13 +170,22 @@ bool can_multiply() {
   }
 }
 
+// The first key to look at for a block of queries whose first is the token number `query`; a query sees no key
+// before its start, which never falls from one to the next.
+inline int64_t first_key(const int32_t* starts, int64_t query) {
+  return starts ? starts[query] / kStep * kStep : 0;
+}
+// Elements of a column of what `pair_transposed` makes
+template <typename E>
+constexpr int64_t kPairs = std::is_same_v<E, float> ? 1 : 2;
+
 // Causal attention: q (B, T, H, D), k and v (B, T, G, D) -> out (B, T, H, D) and, of the scores, the logarithms
-// of the sums of their exponentials (B, H, T). D is a multiple of 2. The blocks are those of FlashAttention
+// of the sums of their exponentials (B, H, T). D is a multiple of 2; starts (B, T) may be null. The blocks are those of FlashAttention
 // (arXiv 2205.14135 and 2307.08691), sized for the cache of a core: no weight of attention is kept, backward makes
 // them again from the logarithms.
 template <typename E>
-void forward(const E* q, const E* k, const E* v, E* out, float* log_sums, int64_t B, int64_t T, int64_t H,
-             int64_t G, int64_t D) {
+void forward(const E* q, const E* k, const E* v, const int32_t* starts, E* out, float* log_sums, int64_t B,
+             int64_t T, int64_t H, int64_t G, int64_t D) {
   const float scale = 1 / std::sqrt(float(D));
 #pragma omp parallel
   {
@@ -191,13 +200,14 @@ void forward(const E* q, const E* k, const E* v, E* out, float* log_sums, int64_
         pair(v + (b * T * G + g) * D, G * D, T, D, +values);
         for (int64_t h = g * (H / G); h < (g + 1) * (H / G); h++)
           for (int64_t i = 0; i < T; i += kForwardQueries) {
-            const int64_t m = std::min(kForwardQueries, T - i), n = i + m;
-            const int64_t at = ((b * T + i) * H + h) * D;
-            multiply(m, n, D, q + at, H * D, +keys, ld, scores, ld, false);
+            const int64_t m = std::min(kForwardQueries, T - i), low = first_key(starts, b * T + i);
+            const int64_t n = i + m - low, at = ((b * T + i) * H + h) * D;
+            multiply(m, n, D, q + at, H * D, keys + low * kPairs<E>, ld, scores, ld, false);
             for (int64_t r = 0; r < m; r++) {
               float* s = scores + r * ld;
               E* w = weights + r * ld;
-              std::fill(s + i + r + 1, s + n, -1e30f);  // not to be seen
+              std::fill(s + i + r + 1 - low, s + n, -1e30f);  // not to be seen
+              if (starts) std::fill(s, s + std::max<int64_t>(0, starts[b * T + i + r] - low), -1e30f);
               float top = s[0], total = 0;
 #pragma omp simd reduction(max : top)
               for (int64_t j = 0; j < n; j++) top = s[j] > top ? s[j] : top;
@@ -210,7 +220,7 @@ void forward(const E* q, const E* k, const E* v, E* out, float* log_sums, int64_
               inverse[r] = 1 / total;
               log_sums[(b * H + h) * T + i + r] = top * scale + std::log(total);
             }
-            multiply(m, D, n, +weights, ld, +values, D, sums, D, false);
+            multiply(m, D, n, +weights, ld, values + low * D, D, sums, D, false);
             for (int64_t r = 0; r < m; r++)
               for (int64_t c = 0; c < D; c++)
                 out[at + r * H * D + c] = narrow<E>(sums[r * D + c] * inverse[r]);
@@ -223,8 +233,8 @@ void forward(const E* q, const E* k, const E* v, E* out, float* log_sums, int64_
 // The gradients of q, k and v from that of `out`. Scores lie transposed here, keys by queries: so two of
 // the five multiplies find them as they need them, and the third after interleaving.
 template <typename E>
-void backward(const E* q, const E* k, const E* v, const E* out, const float* log_sums, const E* d_out, E* d_q,
-              E* d_k, E* d_v, int64_t B, int64_t T, int64_t H, int64_t G, int64_t D) {
+void backward(const E* q, const E* k, const E* v, const int32_t* starts, const E* out, const float* log_sums,
+              const E* d_out, E* d_q, E* d_k, E* d_v, int64_t B, int64_t T, int64_t H, int64_t G, int64_t D) {
   const float scale = 1 / std::sqrt(float(D));
 #pragma omp parallel
   {
@@ -255,17 +265,21 @@ void backward(const E* q, const E* k, const E* v, const E* out, const float* log
                 dot += widen(out[at + r * H * D + c]) * widen(d_out[at + r * H * D + c]);
               dots[r] = dot;
             }
-            for (int64_t j = 0; j < i + m; j += kKeys) {
+            const int64_t low = first_key(starts, b * T + i);
+            int64_t open = 0;  // queries, from the first on, that see the key at hand
+            for (int64_t j = low; j < i + m; j += kKeys) {
               const int64_t n = std::min(kKeys, i + m - j), from = group + j * G * D;
               multiply(n, m, D, k + from, G * D, +q_t, m, scores, m, false);
               multiply(n, m, D, v + from, G * D, +d_out_t, m, d_weights, m, false);
               for (int64_t r = 0; r < n; r++) {
                 const int64_t first = j + r - i;  // query that sees key j + r
+                while (open < m && (!starts || starts[b * T + i + open] <= j + r)) open++;
+                const int64_t end = open;
                 const float *s = scores + r * m, *d = d_weights + r * m;
                 E *w = weights + r * m, *d_s = d_scores + r * m;
 #pragma omp simd
                 for (int64_t c = 0; c < m; c++) {
-                  const float weight = c < first ? 0.0f : exponential<E>(s[c] * scale - logs[c]);
+                  const float weight = c < first || c >= end ? 0.0f : exponential<E>(s[c] * scale - logs[c]);
                   w[c] = narrow<E>(weight);
                   d_s[c] = narrow<E>(weight * (d[c] - dots[c]) * scale);
                 }
@@ -273,7 +287,7 @@ void backward(const E* q, const E* k, const E* v, const E* out, const float* log
               pair(+d_scores, m, n, m, +d_scores_pairs);
               multiply(n, D, m, +weights, m, +d_out_pairs, D, d_values + j * D, D, true);
               multiply(n, D, m, +d_scores, m, +q_pairs, D, d_keys + j * D, D, true);
-              multiply(D, m, n, keys_t + j, T + kPad, +d_scores_pairs, m, d_q_t, m, j > 0);
+              multiply(D, m, n, keys_t + j, T + kPad, +d_scores_pairs, m, d_q_t, m, j > low);
             }
             for (int64_t r = 0; r < m; r++)
               for (int64_t c = 0; c < D; c++) d_q[at + r * H * D + c] = narrow<E>(d_q_t[c * m + r]);
@@ -329,14 +343,14 @@ void symmetric(const E* a, const E* b, const E* c, E* pairs, E* out, float alpha
 // What Python calls, for each type of element
 #define FUNCTIONS(E)                                                                                      \
   extern "C" int can_multiply_##E() { return can_multiply<E>(); }                                         \
-  extern "C" void forward_##E(const E* q, const E* k, const E* v, E* out, float* log_sums, int64_t B,     \
-                              int64_t T, int64_t H, int64_t G, int64_t D) {                               \
-    forward(q, k, v, out, log_sums, B, T, H, G, D);                                                       \
+  extern "C" void forward_##E(const E* q, const E* k, const E* v, const int32_t* starts, E* out,          \
+                              float* log_sums, int64_t B, int64_t T, int64_t H, int64_t G, int64_t D) {   \
+    forward(q, k, v, starts, out, log_sums, B, T, H, G, D);                                               \
   }                                                                                                       \
-  extern "C" void backward_##E(const E* q, const E* k, const E* v, const E* out, const float* log_sums,   \
-                               const E* d_out, E* d_q, E* d_k, E* d_v, int64_t B, int64_t T, int64_t H,   \
-                               int64_t G, int64_t D) {                                                    \
-    backward(q, k, v, out, log_sums, d_out, d_q, d_k, d_v, B, T, H, G, D);                                \
+  extern "C" void backward_##E(const E* q, const E* k, const E* v, const int32_t* starts, const E* out,   \
+                               const float* log_sums, const E* d_out, E* d_q, E* d_k, E* d_v, int64_t B,  \
+                               int64_t T, int64_t H, int64_t G, int64_t D) {                              \
+    backward(q, k, v, starts, out, log_sums, d_out, d_q, d_k, d_v, B, T, H, G, D);                        \
   }                                                                                                       \
   extern "C" void symmetric_##E(const E* a, const E* b, const E* c, E* pairs, E* out, float alpha,        \
                                 float beta, int64_t n, int64_t M, int64_t K) {                            \

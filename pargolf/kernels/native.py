@@ -23,8 +23,9 @@ from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
 from pargolf.optim.muon import plain_product
 
-# q (B, T, n_heads, d_head), k and v (B, T, kv_heads, d_head) -> causal attention, of the shape of q
-AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+# q (B, T, n_heads, d_head), k and v (B, T, kv_heads, d_head) and perhaps starts (B, T) int32 -> causal
+# attention, of the shape of q, in which a query sees no key before its start
+AttentionKernel = Callable[..., Tensor]
 SIDE = 32  # native.cpp takes rows of a multiple of so many tokens, and matrices of such a side
 
 # No -ffast-math: a library built with it changes how the whole process treats tiny numbers.
@@ -59,8 +60,8 @@ def install_attention(model: GPT) -> bool:
     if kernel is None:
         return False
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+    def attend(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> Tensor:
+        return kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), starts).transpose(1, 2)
 
     for block in model.blocks:
         block.attn.attend = attend  # type: ignore[method-assign]
@@ -76,7 +77,13 @@ def attention_kernel(c: ModelConfig, dtype: torch.dtype, device: torch.device) -
     fits = c.seq_len % SIDE == 0 and c.d_head <= WIDEST_HEAD
     if not fits or not serves(dtype, device):
         return None
-    return lambda q, k, v: _attention(q.contiguous(), k.contiguous(), v.contiguous())[0]
+    return attention
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> Tensor:
+    """An `AttentionKernel` for what `attention_kernel` finds served."""
+    starts = None if starts is None else starts.contiguous()
+    return _attention(q.contiguous(), k.contiguous(), v.contiguous(), starts)[0]
 
 
 def symmetric_product(a: Tensor, b: Tensor, c: Tensor | None, alpha: float, beta: float) -> Tensor:
@@ -130,40 +137,40 @@ def _function(name: str, dtype: torch.dtype) -> Any:
     return library[f"{name}_{TYPES[dtype][0]}"]
 
 
-def _call(name: str, tensors: tuple[Tensor, ...], kv_heads: int) -> None:
-    """Call a function for attention on the memory of `tensors`, of which the first is q."""
-    batch, length, heads, d_head = tensors[0].shape
+def _call(name: str, q: Tensor, kv_heads: int, *tensors: Tensor | None) -> None:
+    """Call a function for attention on the memory of q and `tensors`."""
+    batch, length, heads, d_head = q.shape
     sizes = map(ctypes.c_int64, (batch, length, heads, kv_heads, d_head))
-    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
-    _function(name, tensors[0].dtype)(*pointers, *sizes)
+    pointers = (ctypes.c_void_p(None if x is None else x.data_ptr()) for x in (q, *tensors))
+    _function(name, q.dtype)(*pointers, *sizes)
 
 
 @torch.library.custom_op("pargolf::attention", mutates_args=())
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
     """An `AttentionKernel` that also returns the logarithms of the sums of its weights (B, n_heads, T)."""
-    out, log_sums = _shapes(q, k, v)
-    _call("forward", (q, k, v, out, log_sums), k.size(2))
+    out, log_sums = _shapes(q, k, v, starts)
+    _call("forward", q, k.size(2), k, v, starts, out, log_sums)
     return out, log_sums
 
 
 @_attention.register_fake
-def _shapes(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _shapes(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
     batch, length, heads, _ = q.shape
     return torch.empty_like(q), q.new_empty(batch, heads, length, dtype=torch.float32)
 
 
 @torch.library.custom_op("pargolf::attention_backward", mutates_args=())
 def _gradients(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, out: Tensor, log_sums: Tensor, d_out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    d_q, d_k, d_v = gradients = _gradients_shapes(q, k, v, out, log_sums, d_out)
-    _call("backward", (q, k, v, out, log_sums, d_out, d_q, d_k, d_v), k.size(2))
+    d_q, d_k, d_v = gradients = _gradients_shapes(q, k, v, starts, out, log_sums, d_out)
+    _call("backward", q, k.size(2), k, v, starts, out, log_sums, d_out, d_q, d_k, d_v)
     return gradients
 
 
 @_gradients.register_fake
 def _gradients_shapes(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, out: Tensor, log_sums: Tensor, d_out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
@@ -172,8 +179,8 @@ def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> N
     ctx.save_for_backward(*inputs, *output)
 
 
-def _backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor, ...]:
-    return _gradients(*ctx.saved_tensors, d_out.contiguous())
+def _backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_gradients(*ctx.saved_tensors, d_out.contiguous()), None)
 
 
 _attention.register_autograd(_backward, setup_context=_keep)

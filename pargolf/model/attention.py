@@ -1,5 +1,7 @@
 """Causal self-attention: low-rank queries, grouped key/value heads, RoPE, a key-value cache."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,10 +11,9 @@ from pargolf.model.init import matrix, normal, vector
 from pargolf.model.inputs import GATE_CHANNELS
 from pargolf.model.layers import norm, projection, rotate
 
-
-def shifted(x: Tensor, last: Tensor | None = None) -> Tensor:
-    """For each of x (batch, T, n) the one before it; for the first `last` (batch, 1, n), or itself."""
-    return torch.cat((x[:, :1] if last is None else last, x[:, :-1]), dim=1)
+# What a cache keeps of the last token, beside keys and values: itself, what it is as a vector, and where
+# its document starts.
+Kept = Literal["token", "embedding", "start"]
 
 
 class KVCache:
@@ -25,13 +26,15 @@ class KVCache:
         shape = (len(c.visits), 2, batch, c.kv_heads, c.seq_len, c.d_head)
         self.store = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
-        self.last: dict[torch.dtype, Tensor] = {}
+        self.kept: dict[Kept, Tensor] = {}
 
-    def before(self, x: Tensor) -> Tensor:
-        """What came before each of x (batch, T, n), tokens or embeddings by their dtype (see `shifted`)."""
-        last = self.last.get(x.dtype)
-        self.last[x.dtype] = x[:, -1:]
-        return shifted(x, last)
+    def last(self, what: Kept) -> Tensor | None:
+        """What was kept (batch, 1, n) of the last token; None before the first."""
+        return self.kept[what] if self.length else None
+
+    def keep(self, what: Kept, x: Tensor) -> None:
+        """Keep the last of x (batch, T, n)."""
+        self.kept[what] = x[:, -1:]
 
     def extend(self, visit: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k, v (batch, kv_heads, T, d_head) of one visit; return all keys and values so far.
@@ -43,6 +46,14 @@ class KVCache:
         keys[:, :, self.length : end] = k
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
+
+
+def before(what: Kept, x: Tensor, cache: KVCache | None) -> Tensor:
+    """For each of x (batch, T, n) the one before it; the first of a row has itself."""
+    last = cache.last(what) if cache is not None else None
+    if cache is not None:
+        cache.keep(what, x)
+    return torch.cat((x[:, :1] if last is None else last, x[:, :-1]), dim=1)
 
 
 class Attention(nn.Module):
@@ -81,11 +92,13 @@ class Attention(nn.Module):
         first: int = 0,
         embedded: Tensor | None = None,
         first_values: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         """x (B, T, d_model) -> (B, T - first, d_model), of the positions from `first` on.
 
         cos, sin (T, r / 2) are those of the positions of x; `embedded` and `first_values` (B, T, d_kv) the
-        tokens' embeddings for values, and the first layer's values, where the options ask for them.
+        tokens' embeddings for values, and the first layer's values, where the options ask for them. `starts`
+        (B, T) int32: the first key that a query may see, where documents are kept apart.
         """
         q = self._heads(self.q(x[:, first:]), self.n_heads)
         k = self._heads(self.k(x), self.kv_heads)
@@ -100,7 +113,7 @@ class Attention(nn.Module):
             k, v = cache.extend(visit, k, v)
         # The queries belong to the last of the keys; `past` keys come before them.
         past = k.size(2) - q.size(2)
-        y = self.attend(q, k, v) if not past else self._attend_after(q, k, v, past)
+        y = self.attend(q, k, v, starts) if not past else self._attend_after(q, k, v, past, starts)
         if self.c.xsa_layers and self.is_exclusive:
             y = exclude(y, own[:, :, first:])
         y = y.transpose(1, 2)
@@ -115,17 +128,28 @@ class Attention(nn.Module):
             v = v + self.value_share.to(v.dtype) * embedded
         return v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention of q (B, n_heads, T, d_head) to k and v (B, kv_heads, T, d_head): shape of q."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> Tensor:
+        """Causal attention of q (B, n_heads, T, d_head) to k and v (B, kv_heads, T, d_head): shape of q.
+
+        With `starts` (B, T) a query sees no key before its start.
+        """
+        if starts is not None:
+            return self._attend_after(q, k, v, 0, starts)
         return F.scaled_dot_product_attention(
             q, k, v, None, is_causal=True, enable_gqa=self.kv_heads != self.n_heads
         )
 
-    def _attend_after(self, q: Tensor, k: Tensor, v: Tensor, past: int) -> Tensor:
+    def _attend_after(
+        self, q: Tensor, k: Tensor, v: Tensor, past: int, starts: Tensor | None = None
+    ) -> Tensor:
         """The same where `past` keys and values come before those of the first query."""
         length, mask = q.size(2), None
         if length > 1:
             mask = torch.ones(length, k.size(2), dtype=torch.bool, device=q.device).tril(past)
+        if starts is not None:
+            keys = torch.arange(k.size(2), device=q.device)
+            apart = (keys >= starts[:, -length:, None])[:, None]  # (B, 1, T, keys)
+            mask = apart if mask is None else apart & mask
         return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=self.kv_heads != self.n_heads)
 
     def _placed(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pargolf.config.kinds import TENSOR_KINDS, Slot
 from pargolf.config.schema import ModelConfig
-from pargolf.model.attention import Attention, KVCache, shifted
+from pargolf.model.attention import Attention, KVCache, before
 from pargolf.model.explorations import ContentRotation, DepthAttention
 from pargolf.model.init import init_weights, kind_of, vector
 from pargolf.model.inputs import BigramHash, Embedding, SmearGate, ValueEmbedding
@@ -76,12 +76,13 @@ class Block(nn.Module):
         skip_gate: Tensor | None = None,
         embedded: Tensor | None = None,
         first_values: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         """x, x0 (B, T, d_model): residual stream and normalized embedding -> new residual stream.
 
         `skip`, the output of the layer that this one mirrors, is added to x first (see `add_skip`). The
         result is (B, T - first, d_model): positions from `first` on, which see all before them. Two
-        lanes are one tensor (2, B, T, d_model). For `embedded` and `first_values` see `Attention`.
+        lanes are one tensor (2, B, T, d_model). For the last three see `Attention`.
         """
         lanes = None
         if self.c.parallel in ("lanes", "routed") and self.is_parallel:
@@ -90,7 +91,7 @@ class Block(nn.Module):
             x = add_skip(x, skip, skip_weight, skip_gate)
         mixed = self.mixed(x, x0)
         normed = self.attention_input(mixed)
-        attended = self.attn(normed, cos, sin, cache, visit, first, embedded, first_values)
+        attended = self.attn(normed, cos, sin, cache, visit, first, embedded, first_values, starts)
         attended = self.attn_scale.to(x.dtype) * attended
         if lanes is not None:
             return self._in_lanes(x[:, first:], lanes[1][:, first:], attended)
@@ -173,6 +174,7 @@ class GPT(nn.Module):
         cos, sin = self.cos[start:end], self.sin[start:end]
         x = x0 = self.enter(self.embed(tokens), tokens, cache)
         embedded = first_values = None
+        starts = self.document_starts(tokens, cache) if c.documents == "apart" else None
         if self.value_embed is not None:
             embedded = self.value_embed(tokens).to(x.dtype)
         if c.value_residual:
@@ -192,11 +194,12 @@ class GPT(nn.Module):
             if c.parallel in ("lanes", "routed") and layer == c.parallel_from:
                 x = torch.stack((x, x))
             cut = first if visit == len(visits) - 1 else 0
-            before, x = x, block(
-                x, x0, cos, sin, cache, visit, cut, skip, skip_weight, skip_gate, embedded, first_values
+            entered, x = x, block(
+                x, x0, cos, sin, cache, visit, cut, skip, skip_weight, skip_gate, embedded, first_values,
+                starts,
             )  # fmt: skip
             if self.depth is not None:
-                deltas = [*(delta[:, cut:] for delta in deltas), x - before[:, cut:]]
+                deltas = [*(delta[:, cut:] for delta in deltas), x - entered[:, cut:]]
                 x = self.depth(x0[:, cut:], deltas)
             elif visit < n_encoder:
                 skips.append(x)
@@ -213,19 +216,33 @@ class GPT(nn.Module):
         dtype of activations, and with what the options mix into it."""
         if self.bigram is None and self.smear is None:
             return norm(embedded.to(self.dtype))
-        before = shifted if cache is None else cache.before
         mixes = tokens != self.config.bos_id
         if cache is None or not cache.length:  # the first token of a row has none before it
             mixes = torch.cat((torch.zeros_like(mixes[:, :1]), mixes[:, 1:]), dim=1)
         if self.bigram is not None:
-            embedded = embedded + self.bigram(tokens, before(tokens[..., None])[..., 0], mixes)
+            embedded = embedded + self.bigram(
+                tokens, before("token", tokens[..., None], cache)[..., 0], mixes
+            )
         x = embedded.to(self.dtype)
         if self.config.smear == "late" and self.smear is not None:
-            x = self.smear(x, before(x), mixes)
+            x = self.smear(x, before("embedding", x, cache), mixes)
         x = norm(x)
         if self.config.smear == "early" and self.smear is not None:
-            x = self.smear(x, before(x), mixes)
+            x = self.smear(x, before("embedding", x, cache), mixes)
         return x
+
+    def document_starts(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """tokens (B, T) -> (B, T) int32: the place in the row where the document of each token starts."""
+        past = cache.length if cache is not None else 0
+        places = torch.arange(past, past + tokens.size(1), dtype=torch.int32, device=tokens.device)
+        starts = torch.where(tokens == self.config.bos_id, places, 0)
+        last = cache.last("start") if cache is not None else None
+        if last is not None:  # the document may have begun before these tokens
+            starts = torch.maximum(starts, last[..., 0])
+        starts = starts.cummax(dim=1).values
+        if cache is not None:
+            cache.keep("start", starts[..., None])
+        return starts
 
     def head(self, states: Tensor) -> Tensor:
         """states (..., d_model) -> softly capped logits (..., vocab_size), float32."""

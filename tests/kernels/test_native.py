@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -98,12 +99,54 @@ def test_pytorch_finds_nothing_wrong_with_the_operators(dtype: torch.dtype) -> N
     assert attention_kernel(C, dtype, CPU) is not None
     q, k, v = inputs(dtype, 32, 4, 2, 6)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.pargolf.attention.default, (q, k, v), test_utils=tests)
+    starts = torch.zeros(2, 32, dtype=torch.int32)
+    for given in (None, starts):
+        arguments = (q, k, v, given)
+        torch.library.opcheck(torch.ops.pargolf.attention.default, arguments, test_utils=tests)
+
+
+def starts_of(borders: list[list[int]], length: int) -> Tensor:
+    """(B, length) int32: the last of each row's borders that is not after a token."""
+    rows = [[max([0, *(b for b in row if b <= t)]) for t in range(length)] for row in borders]
+    return torch.tensor(rows, dtype=torch.int32)
 
 
 @both_types
-def test_the_model_trains_with_it_as_without(dtype: torch.dtype) -> None:
-    plain, ours = shaken(C), shaken(C)
+@pytest.mark.parametrize(
+    ("length", "borders"),
+    [
+        (32, [[1], [31]]),
+        (160, [[5, 70, 71, 150], []]),
+        (288, [[256], [64, 128, 257]]),
+        (1024, [[700], [3, 900]]),
+    ],
+)
+def test_documents_are_kept_apart(dtype: torch.dtype, length: int, borders: list[list[int]]) -> None:
+    kernel = attention_kernel(dataclasses.replace(C, seq_len=length), dtype, CPU)
+    assert kernel is not None
+    mine, starts = inputs(dtype, length, 4, 2, 16), starts_of(borders, length)
+    exact = [x.detach().double().requires_grad_() for x in mine]
+    groups = [x.repeat_interleave(2, dim=2) if i else x for i, x in enumerate(exact)]
+    q, k, v = (x.transpose(1, 2) for x in groups)
+    seen = torch.ones(length, length, dtype=torch.bool).tril() & (torch.arange(length) >= starts[..., None])
+    scores = ((q @ k.mT) / 4).masked_fill(~seen[:, None], -torch.inf)
+    expected = (scores.softmax(-1) @ v).transpose(1, 2)
+    direction = torch.randn(mine[0].shape).to(dtype)
+    got = kernel(*mine, starts)
+    got.backward(direction)
+    expected.backward(direction.double())
+    gradients = [(name, x.grad, y.grad) for name, x, y in zip("qkv", mine, exact, strict=True)]
+    for name, a, b in [("out", got, expected), *gradients]:
+        assert a is not None and b is not None
+        error = float((a.double() - b).norm().detach() / b.norm().detach())
+        assert error < TOLERANCE[dtype], (name, error)
+
+
+@both_types
+@pytest.mark.parametrize("documents", ["mixed", "apart"])
+def test_the_model_trains_with_it_as_without(dtype: torch.dtype, documents: Any) -> None:
+    c = dataclasses.replace(C, documents=documents)
+    plain, ours = shaken(c), shaken(c)
     plain.dtype = ours.dtype = dtype
     assert native.install_attention(ours)
     tokens, targets = torch.randint(64, (2, 32)), torch.randint(64, (2, 32))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pargolf.config.schema import ModelConfig
+from pargolf.model.attention import KVCache
 from pargolf.model.gpt import GPT
 from pargolf.model.layers import norm
 from support import shaken
@@ -127,3 +128,25 @@ def test_caps_of_either_side() -> None:
         logits = model.head(states)
     assert -20 < logits.min() < -15 and 4 < logits.max() < 5.001
     assert tokens.shape == (2, 16)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"smear": "late", "bigram_rows": 31}, {"smear": "early", "value_embed_layers": 3}],
+    ids=str,
+)
+def test_documents_that_are_kept_apart_know_nothing_of_each_other(changes: Any) -> None:
+    c = tiny(documents="apart", **changes)
+    model, tokens = shaken(c), tokens_of_two_documents()
+    other = torch.cat((torch.randint(2, 64, (2, 7)), tokens[:, 7:]), dim=1)
+    with torch.no_grad():
+        assert torch.equal(model.trunk(other)[:, 7:], model.trunk(tokens)[:, 7:])
+        mixed = shaken(tiny(**changes))
+        assert not torch.allclose(mixed.trunk(other)[:, 7:], mixed.trunk(tokens)[:, 7:])
+        # Piece by piece as a whole, also where a document begins in one piece and goes on in the next.
+        whole = model.trunk(tokens)
+        for sizes in ([3, 5, 8], [7, 1, 1, 7], [1] * 16):
+            cache = KVCache(c, 2, torch.float32)
+            pieces = [model.trunk(piece, cache) for piece in tokens.split(sizes, dim=1)]
+            torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.trunk(tokens, first=9), whole[:, 9:], rtol=1e-4, atol=1e-5)
