@@ -4,6 +4,7 @@ Steps with PyTorch's own way of waiting and with ours take turns, each in a proc
 machine, then beside one and two processes that compute all the time. Run nothing else meanwhile.
 """
 
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -58,7 +59,7 @@ def serve(pipe: Connection, config: RunConfig) -> None:
         for _ in range(steps):
             step(tokens, targets)
             marks.append(time.perf_counter())
-        pipe.send([end - start for start, end in zip(marks, marks[1:], strict=False)])
+        pipe.send([end - start for start, end in itertools.pairwise(marks)])
 
 
 def start(config: RunConfig, environment: dict[str, str]) -> Connection:
