@@ -287,7 +287,8 @@ def validate_world(c: RunConfig, world_size: int) -> None:
 def shared_by(c: RunConfig, world_size: int) -> RunConfig:
     """`c` with the least multiple of its micro-batches that `world_size` ranks divide.
 
-    Each step sees the same rows. Raises UserError if the batch cannot be cut into so many.
+    With data.order "shuffle" each step sees the same rows; "stream" begins each piece a token later than it
+    would without the cut before it. Raises UserError if the batch cannot be cut into so many.
     """
     pieces = math.lcm(c.train.micro_batches, world_size)
     if c.train.batch_tokens % (pieces * c.model.seq_len):

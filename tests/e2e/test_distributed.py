@@ -19,7 +19,7 @@ def test_two_ranks_train_and_score_as_one(dataset: Dataset, tmp_path: Path) -> N
             tmp_path,
             "--name",
             f"ranks{ranks}",
-            *dataset.options(eval__stride=16, train__micro_batches=1),
+            *dataset.options(eval__stride=16, train__micro_batches=1, data__order="shuffle"),
         ]
         done = pargolf(*run, ranks=ranks)
         assert done.returncode == 0, done.stderr
