@@ -24,6 +24,9 @@ def load(path: "str | os.PathLike[str]", tokenizer: "str | os.PathLike[str] | No
     file is unpickled, so it may come from a stranger. Raises `pargolf.system.errors.UserError` if a
     file is missing or malformed, or the tokenizer is not the one that the model was trained with.
     """
+    from pargolf.system.threads import wait_briefly
+
+    wait_briefly()
     from pargolf.library import Model  # brings PyTorch, which `import pargolf` alone does not
 
     return Model(path, tokenizer)

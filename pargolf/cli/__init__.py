@@ -3,14 +3,19 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from pargolf.cli import compress, explain, export, runs, study, submit
 from pargolf.config.presets import known_names
 from pargolf.system import launch
 from pargolf.system.errors import Stopped, UserError, did_you_mean
 from pargolf.system.escape import visible
+from pargolf.system.threads import wait_briefly
+
+# Seconds that another rank gives the first one to say what is wrong.
+PATIENCE = 10.0
 
 # In the order of the work, as `pargolf` alone shows them.
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -40,19 +45,17 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 def main() -> None:
     """Entry point of `pargolf`: exit code 0, 2 for bad input, 128 + n when stopped by signal n."""
+    wait_briefly()
     sys.exit(dispatch(sys.argv[1:]))
 
 
 def dispatch(argv: list[str]) -> int:
     """Run one command line; returns its exit code."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return 0
     try:
-        if argv[0] not in COMMANDS:
-            near = did_you_mean(argv[0], COMMANDS)
-            raise UserError(f"no command '{argv[0]}'{near} (there are: {', '.join(COMMANDS)})")
-        COMMANDS[argv[0]](argv[1:])
+        try:
+            _answer(argv)
+        finally:
+            print(end="", flush=True)  # at the interpreter's exit nobody would catch what this raises
         return 0
     except UserError as error:
         return _fail(str(error))
@@ -62,12 +65,16 @@ def dispatch(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go(sys.stdout)
         return 128 + signal.SIGPIPE
     except OSError as error:  # a full disk, a folder without permission
-        message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        _let_go(sys.stdout)  # it may be what is full
+        message = (error.strerror or str(error)) + (f": {error.filename}" if error.filename else "")
         return _fail(visible(message, " "))
     except RuntimeError as error:  # of PyTorch, which has a class of its own for a GPU's memory only
+        full = next((line for line in str(error).splitlines() if "No space left" in line), "")
+        if full:  # said by the compiler that PyTorch calls
+            return _fail(f"compiling: {visible(full, ' ')}; free some space, or set TMPDIR to another folder")
         if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
             raise
         reason = visible(str(error).partition("\n")[0], " ")
@@ -77,10 +84,34 @@ def dispatch(argv: list[str]) -> int:
         )
 
 
+def _answer(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    if argv[0] not in COMMANDS:
+        near = did_you_mean(argv[0], COMMANDS)
+        raise UserError(f"no command '{argv[0]}'{near} (there are: {', '.join(COMMANDS)})")
+    COMMANDS[argv[0]](argv[1:])
+
+
 def _fail(message: str, kind: str = "error") -> int:
-    if launch.is_main():  # the other ranks failed the same way
-        print(f"pargolf: {kind}: {' '.join(message.split())}", file=sys.stderr)
+    if not launch.is_main():
+        # Mostly the first rank failed the same way; it says so, and torchrun then ends this one. Did this
+        # one leave first, torchrun would end the first before it speaks. Who is still here speaks.
+        time.sleep(PATIENCE)
+    try:
+        print(f"pargolf: {kind}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    except OSError:
+        _let_go(sys.stderr)
     return 2
+
+
+def _let_go(stream: TextIO) -> None:
+    """Drop what is left to write, if it cannot be written, before the interpreter's exit tries again."""
+    try:
+        print(end="", file=stream, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _overview() -> str:

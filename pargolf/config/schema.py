@@ -1,6 +1,7 @@
 """Every setting of a run, with its type and bounds; and what must hold between several."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from pargolf.challenge import BUDGET, GPUS, TIME_LIMIT
@@ -158,7 +159,8 @@ class TrainConfig:
     batch_tokens: Count = 524_288
     """Tokens an optimizer step, over all ranks."""
     micro_batches: Count = GPUS
-    """Pieces a step is cut into, over all ranks; the world size must divide it (the challenge's 8)."""
+    """Pieces a step is cut into, over all ranks (the challenge's 8); a run takes the least multiple that
+    its ranks divide."""
     iterations: Count = 20_000
     """Steps to train, unless max_seconds ends it first."""
     max_seconds: NotNegative = float(TIME_LIMIT)
@@ -187,6 +189,8 @@ class TrainConfig:
     a timed multiply shows it to be faster; float32 elsewhere."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
+    threads: Natural = 0
+    """CPU threads of each rank; 0: OMP_NUM_THREADS if it is set, else one for each core it may use."""
     compile: Literal["auto", "on", "off"] = "on"
     """torch.compile for the layers and the loss; auto: on a GPU, and on a CPU that has a C++ compiler."""
     compile_cache: Literal["clean", "shared"] = "clean"
@@ -381,3 +385,15 @@ def validate_world(c: RunConfig, world_size: int) -> None:
         f"world size {world_size} does not divide train.micro_batches {c.train.micro_batches}"
         " (8 under the challenge's rule); launch a divisor of it, or change --train.micro-batches",
     )
+
+
+def shared_by(c: RunConfig, world_size: int) -> RunConfig:
+    """`c` with the least multiple of its micro-batches that `world_size` ranks divide.
+
+    With data.order "shuffle" each step sees the same rows; "stream" begins each piece a token later than it
+    would without the cut before it. Raises UserError if the batch cannot be cut into so many.
+    """
+    pieces = math.lcm(c.train.micro_batches, world_size)
+    if c.train.batch_tokens % (pieces * c.model.seq_len):
+        validate_world(c, world_size)
+    return replace(c, train=replace(c.train, micro_batches=pieces))

@@ -23,6 +23,7 @@ COMPILED_SHARE = 0.67
 TRIED_TOKENS = 2048
 LONGEST_TRIED = 8192  # tokens a row; a longer one would keep the user waiting
 TRIED_SECONDS = 1.0
+DISTURBED = 0.1  # share of the try that it waited for a core; on an idle machine under 0.01
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,13 @@ def forecasts(config: RunConfig) -> list[Forecast]:
     rows = [(f"{n} x {H100.name}", h100_step_seconds(config, n)) for n in ranks]
     dtype = machine.resolve_dtype(config.train.dtype, "cpu")
     if _tried_memory(_tried(config.model), dtype) < machine.memory_bytes() / 2:
-        threads = torch.get_num_threads()
-        rows.append((f"this CPU, {threads} threads", cpu_step_seconds(config, dtype)))
+        threads = config.train.threads or torch.get_num_threads()
+        waited, start = machine.waited_seconds(), time.perf_counter()
+        with machine.cpu_threads(threads):
+            seconds = cpu_step_seconds(config, dtype)
+        disturbed = machine.waited_seconds() - waited > DISTURBED * (time.perf_counter() - start)
+        note = " (disturbed by other processes)" if disturbed else ""
+        rows.append((f"this CPU, {threads} threads{note}", seconds))
     return [_whole_run(config, *row) for row in rows]
 
 

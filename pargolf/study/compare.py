@@ -21,9 +21,9 @@ from pargolf.system.errors import UserError
 # Settings that change neither what a model learns nor how it scores, but for the machine's rounding.
 NOT_COMPARED = frozenset(
     {
-        "train.seed", "train.device", "train.compile", "train.compile_warmup_steps", "train.compile_cache",
-        "train.log_every", "train.val_every", "train.checkpoint_every",
-        "data.corpus", "eval.batch_rows", "eval.compressors",
+        "train.seed", "train.device", "train.threads", "train.compile",
+        "train.compile_warmup_steps", "train.compile_cache", "train.log_every", "train.val_every",
+        "train.checkpoint_every", "data.corpus", "eval.batch_rows", "eval.compressors",
     }
 )  # fmt: skip
 PATHS = frozenset({"data.dataset", "data.tokenizer"})  # compared by their last part

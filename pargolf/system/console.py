@@ -19,6 +19,9 @@ class _Visible(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text, "\n"))
 
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # for the command line to end by, as after a plain print
+
 
 # Under torchrun the other ranks have the same to say: one speaks.
 console = _Visible(quiet=not launch.is_main())

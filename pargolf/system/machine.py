@@ -1,10 +1,13 @@
 """What this machine offers, and the choices a run makes from it."""
 
+import atexit
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,14 +81,35 @@ def use_compile_cache(setting: str, folder: Path) -> str:
     if setting == "shared":
         return "compile cache: shared with other runs"
     # Inductor and Triton read these when they first compile.
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
-    os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
+    path = _plain_path(folder)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path)
+    os.environ["TRITON_CACHE_DIR"] = str(path / "triton")
     return f"compile cache: clean, in {folder}"
+
+
+def _plain_path(folder: Path) -> Path:
+    """A path to `folder` that inductor can put into a compiler's command line, which it does not quote."""
+    if re.fullmatch(r"[\w./+-]*", str(folder.absolute()), re.ASCII):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = tempfile.mkdtemp(prefix="pargolf-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)  # the link, and not what it leads to
+    link = Path(temporary, "compile-cache")
+    link.symlink_to(folder.absolute())
+    return link
 
 
 def memory_bytes() -> int:
     """The memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def waited_seconds() -> float:
+    """How long this thread could have run so far but had no core to run on; 0 where Linux does not tell."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def keep_memory() -> None:

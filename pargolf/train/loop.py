@@ -47,6 +47,8 @@ class Training:
 
         Nothing in `config` may be left at "auto" (see `resolve`).
         """
+        if config.train.threads:
+            torch.set_num_threads(config.train.threads)
         c, t, ns_dtype = config.model, config.train, getattr(torch, config.optim.ns_dtype)
         # On a CPU: forbid the few operations that add in whatever order their threads finish.
         torch.use_deterministic_algorithms(device.type == "cpu")

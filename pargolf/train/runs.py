@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pargolf.config.schema import EvalConfig, RunConfig, validate, validate_world
+from pargolf.config.schema import EvalConfig, RunConfig, shared_by, validate
 from pargolf.config.settings import read_config, with_codec
 from pargolf.data.dataset import Data, load_data, open_training
 from pargolf.data.prepare import prepare_embedded
@@ -68,8 +68,7 @@ def start(config: RunConfig, folder: Path, device: torch.device) -> Started:
 
     Raises UserError on bad settings or data, and if `folder` holds a run of other settings.
     """
-    validate(config)
-    validate_world(config, launch.world_size())
+    config = shared_by(validate(config), launch.world_size())
     prepare_data(config)
     config = resolve(_as_recorded(config, folder), device.type)
     data = load_data(config)

@@ -421,6 +421,14 @@ def test_data_from_files_is_made_once(articles: list[str], tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_a_space_in_the_run_s_name_compiles(dataset: Dataset, tmp_path: Path) -> None:
+    options = dataset.options(train__compile="on", train__compile_warmup_steps=1, train__iterations=2)
+    done = pargolf("train", "demo", "--runs", tmp_path, "--name", "it's two wörter", *options)
+    assert done.returncode == 0, done.stderr
+    assert any((tmp_path / "it's two wörter" / "compile-cache").iterdir())
+
+
+@pytest.mark.slow
 def test_a_compiled_run_uses_its_own_cache_and_repeats(dataset: Dataset, tmp_path: Path) -> None:
     options = dataset.options(train__compile="on", train__compile_warmup_steps=2)
     for name in ("a", "b"):

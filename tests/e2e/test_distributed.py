@@ -19,7 +19,7 @@ def test_two_ranks_train_and_score_as_one(dataset: Dataset, tmp_path: Path) -> N
             tmp_path,
             "--name",
             f"ranks{ranks}",
-            *dataset.options(eval__stride=16),
+            *dataset.options(eval__stride=16, train__micro_batches=1, data__order="shuffle"),
         ]
         done = pargolf(*run, ranks=ranks)
         assert done.returncode == 0, done.stderr
@@ -46,3 +46,9 @@ def test_a_world_that_does_not_divide_is_one_line(dataset: Dataset, tmp_path: Pa
     done = pargolf("train", "demo", "--runs", tmp_path, *dataset.options(), ranks=3)
     assert done.returncode != 0
     assert done.stderr.count("pargolf: error: world size 3 does not divide") == 1
+
+
+def test_any_mistake_under_torchrun_is_said_once(tmp_path: Path) -> None:
+    done = pargolf("eval", tmp_path / "none", ranks=2)
+    assert done.returncode != 0
+    assert done.stderr.count("pargolf: error: ") == 1

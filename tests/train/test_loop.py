@@ -1,5 +1,6 @@
 """Parts of the training loop that the command line cannot show."""
 
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -145,6 +146,20 @@ def test_the_compile_cache_is_the_runs_own(monkeypatch: pytest.MonkeyPatch, tmp_
     assert machine.os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
     assert str(tmp_path) in machine.use_compile_cache("clean", tmp_path)
     assert machine.os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["two words", 'it\'s "quoted" $HOME', "größer-模型", "x" * 200])
+def test_a_compiler_gets_along_with_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(variable, "")
+    folder = tmp_path / name / "compile-cache"
+    assert machine.use_compile_cache("clean", folder) == f"compile cache: clean, in {folder}"
+    path = machine.os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    assert re.fullmatch(r"[A-Za-z0-9_./+-]+", path)
+    folder.mkdir(parents=True, exist_ok=True)
+    assert Path(path).resolve() == folder.resolve()
 
 
 @pytest.mark.parametrize("compiling", ["on", "off"])
