@@ -159,8 +159,8 @@ class TrainConfig:
     batch_tokens: Count = 524_288
     """Tokens an optimizer step, over all ranks."""
     micro_batches: Count = GPUS
-    """Pieces a step is cut into, over all ranks (the challenge's 8); a run takes the least multiple that
-    its ranks divide."""
+    """Pieces a step is cut into, over all ranks (the challenge's 8). With data.order "shuffle" a run takes
+    the least multiple that its ranks divide; else the world size must divide it."""
     iterations: Count = 20_000
     """Steps to train, unless max_seconds ends it first."""
     max_seconds: NotNegative = float(TIME_LIMIT)
@@ -388,12 +388,12 @@ def validate_world(c: RunConfig, world_size: int) -> None:
 
 
 def shared_by(c: RunConfig, world_size: int) -> RunConfig:
-    """`c` with the least multiple of its micro-batches that `world_size` ranks divide.
+    """`c` with the least multiple of its micro-batches that `world_size` ranks divide, for the same rows.
 
-    With data.order "shuffle" each step sees the same rows; "stream" begins each piece a token later than it
-    would without the cut before it. Raises UserError if the batch cannot be cut into so many.
+    Raises UserError if the batch cannot be cut into so many, or in an order in which the cut decides what
+    the rows are: "stream" begins each piece a token later.
     """
     pieces = math.lcm(c.train.micro_batches, world_size)
-    if c.train.batch_tokens % (pieces * c.model.seq_len):
+    if c.data.order == "stream" or c.train.batch_tokens % (pieces * c.model.seq_len):
         validate_world(c, world_size)
     return replace(c, train=replace(c.train, micro_batches=pieces))

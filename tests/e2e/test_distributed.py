@@ -9,7 +9,10 @@ from pargolf.run.folder import read_lines
 from support import Dataset, pargolf
 
 
-def test_two_ranks_train_and_score_as_one(dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("order", "pieces"), [("stream", 2), ("shuffle", 1)])
+def test_two_ranks_train_and_score_as_one(
+    order: str, pieces: int, dataset: Dataset, tmp_path: Path
+) -> None:
     results = []
     for ranks in (1, 2):
         run = [
@@ -19,7 +22,7 @@ def test_two_ranks_train_and_score_as_one(dataset: Dataset, tmp_path: Path) -> N
             tmp_path,
             "--name",
             f"ranks{ranks}",
-            *dataset.options(eval__stride=16, train__micro_batches=1, data__order="shuffle"),
+            *dataset.options(eval__stride=16, train__micro_batches=pieces, data__order=order),
         ]
         done = pargolf(*run, ranks=ranks)
         assert done.returncode == 0, done.stderr
