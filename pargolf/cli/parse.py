@@ -21,7 +21,7 @@ from pargolf.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from pargolf.config.settings import flatten, to_dict
+from pargolf.config.settings import flatten, read_config, to_dict
 from pargolf.system.errors import UserError
 
 T = TypeVar("T")
@@ -80,6 +80,30 @@ class RunArgs:
         return f"{stack}-{digest[:10]}"
 
 
+@dataclass
+class TrainArgs(RunArgs):
+    """A preset and overlays laid over it, or the folder of a run to go on with; and settings changed."""
+
+    extend: bool = False
+    """Go on with a finished run, to more --train.iterations or --train.max-seconds than it had."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.preset) if is_run(self.preset) else super().folder
+
+    @property
+    def config(self) -> RunConfig:
+        config = super().config
+        if not is_run(self.preset):
+            return config
+        return replace(config, preset=read_config(Path(self.preset) / "config.json").preset)
+
+
+def is_run(name: str) -> bool:
+    """Whether a run's folder is named, in the place of a preset."""
+    return (Path(name) / "config.json").is_file()
+
+
 def run_args(argv: list[str], command: str) -> RunArgs:
     """Parse `PRESET[+OVERLAY...] [--name ...] [--section.field value ...]` on top of the stack's values."""
     return preset_args(RunArgs, argv, command)
@@ -92,7 +116,7 @@ def preset_args(kind: type[A], argv: list[str], command: str) -> A:
         argv = [PUBLISHED, *argv]
     if not argv or argv[0].startswith("-"):
         raise UserError(f"name a preset first: pargolf {command} PRESET[+OVERLAY...] ... ({known_names()})")
-    base = load_preset(argv[0])
+    base = read_config(Path(argv[0]) / "config.json") if is_run(argv[0]) else load_preset(argv[0])
     args = parse(kind, argv, prog, kind(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)}))
     if args.own_data:
         args = with_dataset(args, args.own_data)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import tyro
 
-from pargolf.cli.parse import parse, run_args
+from pargolf.cli.parse import TrainArgs, is_run, parse, preset_args, run_args
 from pargolf.config.presets import origins
 from pargolf.config.settings import to_toml
 from pargolf.system.errors import require
@@ -166,10 +166,14 @@ def config(argv: list[str]) -> None:
 
 def train(argv: list[str]) -> None:
     """Train a preset into runs/<name>/; continues a run that was interrupted."""
-    args = run_args(argv, "train")
+    args = preset_args(TrainArgs, argv, "train")
+    require(
+        not args.extend or is_run(args.preset),
+        f"--extend goes on with a finished run: name its folder, and not {args.preset}",
+    )
     from pargolf.train import runs
 
-    runs.train(args.config, args.folder)
+    runs.train(args.config, args.folder, args.extend)
 
 
 def pack(argv: list[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pargolf.config.bounds import require_plain
-from pargolf.config.schema import TOP_LEVEL, ExportConfig, ModelConfig, RunConfig, validate_model
+from pargolf.config.schema import TOP_LEVEL, ExportConfig, ModelConfig, RunConfig, validate, validate_model
 from pargolf.system.errors import UserError, did_you_mean, require
 from pargolf.system.escape import visible
 
@@ -105,13 +105,17 @@ def settled(export: ExportConfig) -> ExportConfig:
 
 
 def read_config(path: Path) -> RunConfig:
-    """The config.json of a run; UserError if it is missing or malformed."""
+    """The config.json of a run; UserError, naming the file, if it is missing, malformed or out of bounds."""
     try:
-        return from_dict(json.loads(path.read_text()))
+        values = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; is this a run folder?") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+    try:
+        return validate(from_dict(values))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def build(section: Any, values: Any, path: str) -> Any:

@@ -64,6 +64,17 @@ class Optimizers:
             for key, value in optimizer.state.get(parameter, {}).items()
         }
 
+    def state_shapes(self, started: bool) -> dict[str, torch.Size]:
+        """Names and shapes of `state`, all float32: before the first step Adam has none."""
+        shapes: dict[str, torch.Size] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter in self.muon.state:
+                shapes[f"momentum_buffer/{name}"] = parameter.shape
+            elif started:
+                moments = {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape, "step": torch.Size()}
+                shapes |= {f"{key}/{name}": shape for key, shape in moments.items()}
+        return shapes
+
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Put back what `state` returned; an empty dict resets to the state before the first step."""
         parameters = dict(self.model.named_parameters())

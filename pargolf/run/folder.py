@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pargolf.config.schema import RunConfig
-from pargolf.config.settings import flatten, read_config, to_dict
-from pargolf.system.console import console
+from pargolf.config.settings import flatten, read_config, to_dict, with_settings
+from pargolf.system.console import console, say
 from pargolf.system.errors import UserError
 from pargolf.system.files import write_json
 
@@ -87,11 +87,15 @@ def open_run(folder: Path) -> tuple[Run, RunConfig]:
     return run, read_config(run.config)
 
 
-def start_run(folder: Path, config: RunConfig) -> Run:
-    """Create the run's folder, or reopen it to continue; UserError if it belongs to other settings."""
+def start_run(folder: Path, config: RunConfig, may_differ: frozenset[str] = frozenset()) -> Run:
+    """Create the run's folder, or reopen it to continue.
+
+    UserError if it belongs to other settings than `config` and those that it `may_differ` in.
+    """
     run = Run(folder)
     if run.config.exists():
-        existing = read_config(run.config)
+        settings = flatten(to_dict(config))
+        existing = with_settings(read_config(run.config), {name: settings[name] for name in may_differ})
         if existing != config:
             raise UserError(
                 f"{folder} holds a run with other settings ({first_difference(existing, config)});"
@@ -156,12 +160,17 @@ class Log:
     """Lines for a person: on the terminal and in train.log; silent on all ranks but the first."""
 
     def __init__(self, path: Path | None):
-        self.path = path
+        self.path, self._writes = path, True
 
     def __call__(self, line: str) -> None:
         if self.path is None:
             return
         # Through the console, so that a progress bar moves out of the way; unwrapped, for a log.
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        if self._writes:
+            try:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+            except OSError as error:  # what is shown is not lost, and worth more than the log
+                self._writes = False
+                say(f"{self.path} is not written any more: {error.strerror or error}")

@@ -9,7 +9,7 @@ import numpy as np
 from pargolf.data.text import Text
 from pargolf.data.tokenizer import SPACE, Tokenizer
 from pargolf.model.gpt import GPT
-from pargolf.score.windows import batch_losses, windows
+from pargolf.score.windows import batch_losses, require_number, windows
 from pargolf.system.progress import OnProgress, unseen
 
 PASSAGE_BYTES = 300  # a passage ends at the first end of a sentence or line after so many bytes
@@ -58,7 +58,8 @@ def token_bits(
     bits = np.zeros(len(tokens))
     for batch, _, losses in batch_losses(model, tokens, plan, batch_rows, progress):
         for window, row in zip(batch, losses.double().cpu().numpy() / math.log(2), strict=True):
-            bits[window.start + window.first + 1 : window.start + window.length + 1] = row
+            bits[window.targets] = row
+    require_number(float(bits.sum()))
     return bits
 
 

@@ -80,7 +80,16 @@ def score(model: GPT, text: Text, stride: int, batch_rows: int, progress: OnProg
         sums[1] += losses.numel()
         sums[2] += sum(int(text.sizes[w.targets].sum(dtype=np.int64)) for w in batch)
     nats, count, size_bytes = distributed.total(sums).tolist()
+    require_number(nats)
     return Score(nats / count, nats / math.log(2) / size_bytes, int(count), int(size_bytes))
+
+
+def require_number(nats: float) -> None:
+    """UserError unless a loss is finite: there is no score of a model that computes no probabilities."""
+    require(
+        math.isfinite(nats),
+        f"the loss is {nats}: the model's weights are damaged, or so large that they overflow; train it anew",
+    )
 
 
 @torch.inference_mode()

@@ -1,7 +1,6 @@
 """What ablations and sweeps share: many runs in one folder, each a `pargolf run` in its own process."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import signal
@@ -19,7 +18,7 @@ from pargolf.config.settings import flatten, to_dict, with_settings
 from pargolf.data.dataset import load_data
 from pargolf.run.folder import Run, first_difference
 from pargolf.study.compare import NOT_COMPARED
-from pargolf.system import machine
+from pargolf.system import files, machine
 from pargolf.system.errors import Stopped, UserError
 from pargolf.train.runs import prepare_data
 
@@ -95,26 +94,14 @@ def check_data(configs: Iterable[RunConfig]) -> None:
         load_data(config)
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Hold a study's folder for the length of the block; yields the lock's file descriptor.
-
-    Its processes inherit the descriptor: the lock stays until the last of them has ended, even
-    if this one is killed, so that no run is ever written by two. UserError if it is taken.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder} is in use by another command, or by runs of one that was killed; wait for them"
-            ) from None
-        yield file.fileno()
+def locked(folder: Path) -> contextlib.AbstractContextManager[int | None]:
+    """Hold a study's folder, which its processes do too, so that no run is ever written by two."""
+    taken = "is in use by another command, or by runs of one that was killed; wait for them"
+    return files.locked(folder, taken)
 
 
 def run_jobs(
-    jobs: Iterable[Job], at_once: int, lock: int, hopeless: Callable[[Job], bool] = lambda job: False
+    jobs: Iterable[Job], at_once: int, lock: int | None, hopeless: Callable[[Job], bool] = lambda job: False
 ) -> Iterator[Outcome]:
     """Run jobs, `at_once` at a time, and yield each one's outcome as it ends.
 
@@ -162,7 +149,7 @@ def options(preset: RunConfig, config: RunConfig) -> list[str]:
     return words
 
 
-def _start(job: Job, at_once: int, lock: int) -> subprocess.Popen[bytes]:
+def _start(job: Job, at_once: int, lock: int | None) -> subprocess.Popen[bytes]:
     job.folder.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
     if at_once > 1:  # they share the cores; one alone keeps what the user or PyTorch chose
@@ -183,7 +170,7 @@ def _start(job: Job, at_once: int, lock: int) -> subprocess.Popen[bytes]:
             env=environment,
             # A session of its own: the terminal's Ctrl-C reaches it once, through run_jobs.
             start_new_session=True,
-            pass_fds=(lock,),
+            pass_fds=() if lock is None else (lock,),
         )
 
 

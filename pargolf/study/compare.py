@@ -299,6 +299,7 @@ def _notes(groups: Sequence[Group]) -> tuple[str, ...]:
             notes.append(f"{group.label}: a seed counts more than once, so the runs are not independent")
         for budget in {r.budget for r in group.records if r.budget and (r.bytes_total or 0) > r.budget}:
             notes.append(f"{group.label}: over the budget of {budget:,} bytes")
+        notes += [record.stale for record in group.records if record.stale]
         if group.difference and group.difference.no_test:
             notes.append(f"no test for {group.label}: {group.difference.no_test}")
         if group.difference and group.difference.nats is None:

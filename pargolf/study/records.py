@@ -12,6 +12,7 @@ from pargolf.config.schema import RunConfig
 from pargolf.config.settings import Settings, flatten, from_dict, to_dict
 from pargolf.run.folder import Run, read_lines
 from pargolf.system.errors import UserError
+from pargolf.system.files import sha256_file
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class RunRecord:
     """Median milliseconds a training step, over steps."""
     train_seconds: float | None = None
     steps: int | None = None
+    stale: str = ""
+    """What the score is not of: the artifact was made anew since."""
     preset: str = ""
     """The stack it was made of; empty where the run does not tell."""
 
@@ -82,8 +85,17 @@ def read_record(folder: Path) -> RunRecord:
         step_ms=_median_step_ms(timing),
         train_seconds=result.get("train_seconds", timing[-1]["seconds"] if timing else None),
         steps=result.get("steps", metrics[-1]["step"] if metrics else None),
+        stale=_stale(run, result),
         preset=preset,
     )
+
+
+def _stale(run: Run, result: dict[str, Any]) -> str:
+    """A sentence if the artifact is another than the one that was scored, as far as the run tells."""
+    scored = result.get("artifact_sha256")
+    if not scored or not run.artifact.exists() or sha256_file(run.artifact) == scored:
+        return ""
+    return f"{run.artifact} is newer than its score; score it with `pargolf eval {run.folder}`"
 
 
 def read_records(folders: Iterable[Path]) -> list[RunRecord]:

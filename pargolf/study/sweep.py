@@ -171,7 +171,7 @@ def _ended(study: optuna.Study) -> list[FrozenTrial]:
     ]
 
 
-def _make_run(job: Job, study: optuna.Study, lock: int) -> Outcome:
+def _make_run(job: Job, study: optuna.Study, lock: int | None) -> Outcome:
     """Make the run, unless one of the same settings is there; given up where it falls behind the others."""
     if job.finished:
         return Outcome(job, error="", given_up=False)

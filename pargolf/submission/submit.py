@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import datetime
+import hashlib
 import json
 import re
 import shutil
@@ -193,10 +194,14 @@ def _read_run(folder: Path) -> SeedRun:
             "steps": result["steps"], "train_seconds": result["train_seconds"],
         }  # fmt: skip
         fits = (result["bytes_model"], result["stride"]) == (len(data), config.eval.stride)
+        sha256 = hashlib.sha256(data).hexdigest()
+        fits &= result.get("artifact_sha256", sha256) == sha256
+        extended = result.get("extended_at")
     except FileNotFoundError as error:
         raise UserError(f"{folder} is not finished: it has no {Path(error.filename).name}; {again}") from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{run.result} lacks a figure; {again}") from None
+    require(not extended, f"{folder} was extended after its end, as no submission's script does")
     header = read_header(data, str(run.artifact))
     made = header.export
     # `pack` may choose these.

@@ -1,5 +1,7 @@
 """Writing files so that a crash, a full disk or a second process never leaves half of one."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -10,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pargolf.system.errors import require
+from pargolf.system.errors import UserError, require
+
+LOCK = ".lock"
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -33,8 +37,29 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write `value` as indented JSON, atomically; ValueError on numbers that JSON has no word for."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+@contextmanager
+def locked(folder: Path, refusal: str) -> Iterator[int | None]:
+    """Hold a folder for the length of the block; yields the lock's file descriptor.
+
+    Processes that inherit the descriptor hold it as well: it stays until the last of them has ended, even if
+    this one is killed. UserError with `refusal` if it is taken. None where there is no such lock: in a
+    folder that cannot be written to, and on file systems without.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(folder / LOCK, "ab"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} {refusal}") from None
+        except OSError:
+            yield None
+            return
+        yield file.fileno()
 
 
 def require_new(folder: Path) -> None:

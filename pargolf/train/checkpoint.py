@@ -1,8 +1,10 @@
 """Checkpoints: weights, optimizer state and progress in one safetensors file, replaced in one step."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -24,6 +26,8 @@ class Progress:
     seconds: float = 0.0
     """Training time so far, without compilation, scoring and saving."""
     finished: bool = False
+    extended: tuple[int, ...] = ()
+    """Steps at which it had been finished before, and was then extended."""
 
 
 def save_checkpoint(path: Path, model: GPT, optimizers: Optimizers, progress: Progress) -> None:
@@ -51,8 +55,25 @@ def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers) -> Progress:
     """Put a checkpoint into the model and its optimizers; UserError if it is damaged or does not fit."""
     tensors, progress = _read(path)
     _load_weights(path, model, _weights(tensors))
-    optimizers.load_state({name: value for name, value in tensors.items() if not name.startswith("weight/")})
+    state = {name: value for name, value in tensors.items() if not name.startswith("weight/")}
+    _check_state(path, state, optimizers, progress)
+    optimizers.load_state(state)
     return progress
+
+
+def _check_state(path: Path, state: dict[str, Tensor], optimizers: Optimizers, progress: Progress) -> None:
+    """UserError unless the optimizer state is what these optimizers keep: they would read other memory."""
+    wanted = optimizers.state_shapes(started=progress.step > 0)
+    for name in wanted.keys() ^ state.keys():
+        missing = "lacks" if name in wanted else "has the foreign"
+        raise UserError(f"checkpoint {path} is damaged (it {missing} {name}); remove it to train anew")
+    for name, shape in wanted.items():
+        tensor = state[name]
+        if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.isfinite().all():
+            raise UserError(
+                f"checkpoint {path} is damaged ({name} is no finite float32 of shape {tuple(shape)});"
+                " remove it to train anew"
+            )
 
 
 def load_weights(path: Path, model: GPT) -> Progress:
@@ -78,12 +99,24 @@ def _load_weights(path: Path, model: GPT, weights: dict[str, Tensor]) -> None:
         raise UserError(f"checkpoint {path} does not fit the model: {' '.join(str(error).split())}") from None
 
 
+def _progress(values: dict[str, Any]) -> Progress:
+    """Of a checkpoint's metadata; ValueError, KeyError or TypeError if they are no progress."""
+    known = {"extended": (), **values}
+    progress = Progress(
+        int(known.pop("step")), float(known.pop("seconds")), bool(known.pop("finished")),
+        tuple(int(step) for step in known.pop("extended")),
+    )  # fmt: skip
+    if known or progress.step < 0 or not 0 <= progress.seconds < math.inf:
+        raise ValueError("no progress of a training")
+    return progress
+
+
 def _read(path: Path, with_tensors: bool = True) -> tuple[dict[str, Tensor], Progress]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             names = file.keys() if with_tensors else ()
             tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in names}
-            return tensors, Progress(**json.loads(file.metadata()["progress"]))
+            return tensors, _progress(json.loads(file.metadata()["progress"]))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; train the run first") from None
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -92,6 +92,9 @@ class Training:
             scale = lr_scale(step, elapsed, t)
             last = step >= t.iterations or bool(t.max_seconds and elapsed >= t.max_seconds)
 
+            if recorder.due(step, last):  # before anything that can fail
+                elapsed = clock.pause()
+                recorder.save(step, elapsed, last)
             if last or (t.val_every and step and step % t.val_every == 0):
                 elapsed = clock.pause()
                 result = self._score(scorer, data)
@@ -100,9 +103,6 @@ class Training:
                     f" train_time:{elapsed * 1000:.0f}ms"
                 )
                 recorder.note_score(step, result)
-            if recorder.due(step, last):
-                elapsed = clock.pause()
-                recorder.save(step, elapsed, last)
             if last:
                 log(f"trained {step} steps in {elapsed:.1f} s")
                 return

@@ -1,6 +1,7 @@
 """What a training run leaves in its folder while it goes on, and how it is stopped and continued."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -12,7 +13,7 @@ from pargolf.run.folder import Run, append_line
 from pargolf.score.windows import Score
 from pargolf.system import distributed, launch
 from pargolf.system.console import Bar
-from pargolf.system.errors import Stopped
+from pargolf.system.errors import Stopped, require
 from pargolf.train.checkpoint import (
     Progress,
     load_checkpoint,
@@ -99,7 +100,8 @@ class FolderRecorder(Recorder):
         """
         self._trained = model, optimizers
         if self.run.checkpoint.exists():
-            self.progress = load_checkpoint(self.run.checkpoint, model, optimizers)
+            stored = load_checkpoint(self.run.checkpoint, model, optimizers)
+            self.progress = replace(stored, finished=self.progress.finished, extended=self.progress.extended)
         elif self.t.start_from:
             take_weights(model, read_weights(Run(Path(self.t.start_from)).checkpoint))
         return self.progress.step, self.progress.seconds
@@ -113,7 +115,7 @@ class FolderRecorder(Recorder):
 
     def save(self, step: int, seconds: float, finished: bool) -> None:
         """Write a checkpoint; then raise Stopped if a signal asked for it and the run goes on."""
-        self.progress = Progress(step, seconds, finished)
+        self.progress = Progress(step, seconds, finished, self.progress.extended)
         if launch.is_main():
             save_checkpoint(self.run.checkpoint, *self._trained, self.progress)
         distributed.barrier()
@@ -124,6 +126,23 @@ class FolderRecorder(Recorder):
         if launch.is_main():
             append_line(self.run.metrics, {"step": step, "train_loss": train_loss, "lr_scale": scale})
             append_line(self.run.timing, {"step": step, "seconds": round(seconds, 4)})
+
+    def extend(self) -> str:
+        """Have the finished run go on to the length of its settings; returns a line for the log.
+
+        Raises UserError if it is not finished or they are no longer than it was.
+        """
+        p = self.progress
+        folder, longer = self.run.folder, p.step < self.t.iterations
+        longer &= not self.t.max_seconds or p.seconds < self.t.max_seconds
+        require(p.finished, f"{folder} is not finished: `pargolf train` without --extend goes on with it")
+        require(
+            longer,
+            f"{folder} has trained {p.step} steps in {p.seconds:.1f} s: set more --train.iterations, and"
+            " more --train.max-seconds (0: no limit)",
+        )
+        self.progress = replace(p, finished=False, extended=(*p.extended, p.step))
+        return f"extending a run that was finished at step {p.step}, after {p.seconds:.1f} s"
 
     def note_score(self, step: int, score: Score) -> None:
         if launch.is_main():

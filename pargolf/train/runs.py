@@ -1,8 +1,8 @@
 """The program's door to a run's folder: what the commands do there, and what it then holds."""
 
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from pargolf.score.strides import StrideSample, sample_strides
 from pargolf.system import distributed, launch, machine
 from pargolf.system.console import Bar, console, say
 from pargolf.system.errors import UserError
-from pargolf.system.files import write_atomic, write_json
+from pargolf.system.files import locked, write_atomic, write_json
 from pargolf.train import stages
 from pargolf.train.checkpoint import load_weights
 from pargolf.train.loop import Training, resolve
@@ -38,6 +38,11 @@ from pargolf.train.recorder import FolderRecorder
 # Share of the bytes to fill from which on nothing is said. A tiny file's size goes in steps of a few tenths
 # of a percent, so only what is further below tells that no finer rounding is left.
 WELL_FILLED = 0.99
+
+# The settings in which an extended run may differ from the run that it goes on with.
+LENGTH = frozenset(
+    {"train.iterations", "train.max_seconds", "train.val_every", "train.log_every", "train.checkpoint_every"}
+)
 
 # The bytes of code that a configuration takes.
 CodeBytes = Callable[[RunConfig], int]
@@ -63,22 +68,38 @@ class Started:
     log: Log
 
 
-def start(config: RunConfig, folder: Path, device: torch.device) -> Started:
-    """Build a new run in `folder`, or open the one there to go on; every rank calls this.
+def held(folder: Path) -> AbstractContextManager[object]:
+    """Keep every other command from writing to a run's folder, for the length of the block; one rank does."""
+    if not launch.is_main():
+        return nullcontext()
+    return locked(folder, "is in use by another command; wait for it, or choose another --name")
 
-    Raises UserError on bad settings or data, and if `folder` holds a run of other settings.
+
+@contextmanager
+def started(config: RunConfig, folder: Path, device: torch.device, extend: bool = False) -> Iterator[Started]:
+    """Build a new run in `folder`, or open the one there to go on, and hold it for the length of the block.
+
+    With `extend` a finished run goes on to the length that `config` has. Every rank calls this. Raises
+    UserError on bad settings or data, and if `folder` holds a run of other settings or is in use.
     """
     config = shared_by(validate(config), launch.world_size())
     prepare_data(config)
     config = resolve(_as_recorded(config, folder), device.type)
     data = load_data(config)
-    run = Run(folder)
-    if launch.is_main():
-        run = start_run(folder, config)
-        shutil.copyfile(config.data.tokenizer, run.tokenizer)
-    distributed.barrier()
+    with held(folder):
+        run = Run(folder)
+        if launch.is_main():
+            run = start_run(folder, config, LENGTH if extend else frozenset())
+            write_atomic(run.tokenizer, Path(config.data.tokenizer).read_bytes())
+        distributed.barrier()
+        yield _started(config, run, data, device, extend)
+
+
+def _started(config: RunConfig, run: Run, data: Data, device: torch.device, extend: bool) -> Started:
     log = Log(run.log if launch.is_main() else None)
     recorder = FolderRecorder(run, config.train)
+    if extend:
+        log(recorder.extend())
     if config.train.start_from and not recorder.progress.step:
         log(f"starting from the weights of {config.train.start_from}")
     machine.keep_memory()
@@ -88,14 +109,17 @@ def start(config: RunConfig, folder: Path, device: torch.device) -> Started:
     return Started(run, training, data, recorder, log)
 
 
-def train(config: RunConfig, folder: Path) -> None:
+def train(config: RunConfig, folder: Path, extend: bool = False) -> None:
     """Train a run in `folder` to its end, or continue the one that was interrupted there.
 
-    Raises UserError as `start` and when the loss is no longer a number, and Stopped after SIGINT or
-    SIGTERM. Under torchrun every rank calls this.
+    With `extend` one that is finished goes on, to the length that `config` has. Raises UserError as
+    `started` and when the loss is no longer a number, and Stopped after SIGINT or SIGTERM. Under
+    torchrun every rank calls this.
     """
-    with distributed.world(machine.resolve_device(config.train.device)) as device:
-        x = start(config, folder, device)
+    with (
+        distributed.world(machine.resolve_device(config.train.device)) as device,
+        started(config, folder, device, extend) as x,
+    ):
         x.training.run(x.data, x.recorder, x.log, x.run.compile_cache)
         x.log(f"weights in {x.run.checkpoint}")
 
@@ -106,8 +130,10 @@ def train_pack_and_score(config: RunConfig, folder: Path, code_bytes: CodeBytes)
     Raises as `train` and `pack`. Under torchrun every rank calls this.
     """
     begin = time.perf_counter()
-    with distributed.world(machine.resolve_device(config.train.device)) as device:
-        x = start(config, folder, device)
+    with (
+        distributed.world(machine.resolve_device(config.train.device)) as device,
+        started(config, folder, device) as x,
+    ):
         ready = time.perf_counter()
         finished, seconds = stages.run(
             x.training, x.data, x.recorder, x.run.compile_cache, x.run.artifact, code_bytes, x.log, Bar
@@ -139,6 +165,19 @@ def pack(
     checkpoint, or no file that meets the goal. A file over the budget is written all the same, to be
     looked at: `fit.budget.check_budget` refuses it.
     """
+    with held(open_run(folder)[0].folder):
+        return _pack(folder, code_bytes, codec, layout, fit, max_loss, dataset)
+
+
+def _pack(
+    folder: Path,
+    code_bytes: CodeBytes,
+    codec: str,
+    layout: str,
+    fit: int | None,
+    max_loss: float | None,
+    dataset: Path | None,
+) -> Ledger:
     run, config = open_run(folder)
     model = GPT(config.model)
     progress = load_weights(run.checkpoint, model)
@@ -168,18 +207,23 @@ def evaluate(target: Target, settings: EvalConfig, code_bytes: CodeBytes) -> dic
     """Score an artifact as read back from disk; returns the content of result.json.
 
     In a run's folder its checkpoint is scored too, the figures close the log, and result.json is
-    written. Raises UserError as `stages.score_file`. Under torchrun every rank calls this.
+    written, where that can be done. Raises UserError as `stages.score_file`. Under torchrun every rank
+    calls this.
     """
     log = Log(target.run.log if target.run and launch.is_main() else None)
-    with distributed.world(target.device_type) as device:
+    holding = held(target.run.folder) if target.run else nullcontext()
+    with holding, distributed.world(target.device_type) as device:
         text = target.validation()
         finished = stages.score_file(
             target.artifact, text, settings, target.dtype, device,
             lambda artifact: code_bytes(_as_packed(target, artifact)), log, Bar,
         )  # fmt: skip
         result = _result(target, text, finished, settings, device)
-    if target.run and launch.is_main():
-        write_json(target.run.result, result)
+        if target.run and launch.is_main():
+            try:
+                write_json(target.run.result, result)
+            except OSError as error:  # the score is worth showing all the same
+                say(f"the score could not be saved in {target.run.result}: {error.strerror or error}")
     return result
 
 
@@ -208,10 +252,13 @@ def _result(
         scores = stages.score_text(trained.to(device), text, settings, "checkpoint", Bar)
         result["checkpoint"] = _figures(scores)
         result["steps"], result["train_seconds"] = progress.step, round(progress.seconds, 1)
+        if progress.extended:
+            result["extended_at"] = list(progress.extended)
     result |= {
         "stride": settings.stride,
         "seq_len": artifact.model.seq_len,
         "bytes_model": finished.model_bytes,
+        "artifact_sha256": finished.sha256,
         "bytes_code": finished.code_bytes,
         "bytes_total": finished.model_bytes + finished.code_bytes,
         "budget": artifact.export.budget,

@@ -22,7 +22,7 @@ from pargolf.run.target import load_model, open_artifact
 from pargolf.score.windows import check_stride, score
 from pargolf.system import distributed, launch
 from pargolf.system.errors import require
-from pargolf.system.files import write_atomic
+from pargolf.system.files import sha256_file, write_atomic
 from pargolf.system.progress import Bars, no_bar
 from pargolf.train.loop import Log, Training
 from pargolf.train.recorder import Recorder
@@ -36,6 +36,8 @@ class Finished:
     scores: dict[str, Scored]
     code_bytes: int
     model_bytes: int
+    sha256: str
+    """Of the artifact's file."""
 
 
 def run(
@@ -90,7 +92,7 @@ def score_file(
     artifact, _ = open_artifact(path, text.tokenizer)
     model = load_model(artifact, dtype).to(device)
     scores = score_text(model, text, settings, "artifact", bars)
-    finished = Finished(artifact, scores, code_bytes(artifact), path.stat().st_size)
+    finished = Finished(artifact, scores, code_bytes(artifact), path.stat().st_size, sha256_file(path))
     sizes = (finished.code_bytes, finished.model_bytes)
     for line in closing_lines(artifact.export, *sizes, scores, text.doubt):
         log(line)

@@ -10,9 +10,7 @@ from support import Dataset, pargolf
 
 
 @pytest.mark.parametrize(("order", "pieces"), [("stream", 2), ("shuffle", 1)])
-def test_two_ranks_train_and_score_as_one(
-    order: str, pieces: int, dataset: Dataset, tmp_path: Path
-) -> None:
+def test_two_ranks_train_and_score_as_one(order: str, pieces: int, dataset: Dataset, tmp_path: Path) -> None:
     results = []
     for ranks in (1, 2):
         run = [
