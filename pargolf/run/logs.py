@@ -90,7 +90,7 @@ class TrainLog:
     """In the order of the log; the last of the artifact is the submission's."""
     model_bytes: int | None
     code_bytes: int | None
-    """Of the code as the total counts it, which may be compressed."""
+    """The last that is stated: of the code as the total counts it, which may be compressed."""
     total_bytes: int | None
     train_seconds: Decimal | None
     eval_seconds: Decimal | None
@@ -105,6 +105,8 @@ class TrainLog:
     documents: int | None = None
     """Of validation, where test-time training counts them."""
     train_shards: int | None = None
+    code_sizes: tuple[int, ...] = ()
+    """All bytes of code that are stated, such as readable and compressed."""
 
     @property
     def last_step(self) -> int | None:
@@ -140,6 +142,7 @@ def parse_log(text: str) -> TrainLog:
         reader.train_exact,
         reader.stopped_at,
         reader.calibration_seconds,
+        code_sizes=tuple(reader.code_sizes),
         **reader.counts,
     )
 
@@ -169,6 +172,7 @@ class _Reader:
         self.steps: list[tuple[Step, Decimal | None]] = []  # and mean tokens a second up to it
         self.scores: dict[str, LoggedScore] = {}
         self.sizes: dict[str, int] = {}
+        self.code_sizes: list[int] = []
         self.counts: dict[str, int] = {}
         self.in_block = False
         self.train_seconds: Decimal | None = None
@@ -189,6 +193,8 @@ class _Reader:
         elif size := SIZE.match(line):
             # The compressed size carries a name and comes after the raw one.
             self.sizes[size[1]] = int(_number(size[3]))
+            if size[1] == "Code size":
+                self.code_sizes.append(self.sizes[size[1]])
         elif "total_eval_time" in fields:
             self.eval_seconds = _seconds(*fields["total_eval_time"])
         elif stop := STOP.match(line):
