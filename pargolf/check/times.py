@@ -31,7 +31,7 @@ def training_time(evidence: Evidence) -> Finding:
 
 def _judge_training(run: RunLog, seconds: float, faults: list[str], doubts: list[str]) -> None:
     mean = seconds / max(run.log.last_step or 0, 1)
-    text = f"{run.name}: {seconds:,.2f} s, the limit is {TIME_LIMIT}"
+    text = f"{run.name}: {seconds:,.1f} s, the limit is {TIME_LIMIT}"
     over, allowed = seconds - TIME_LIMIT, STEPS_OVER * mean
     if not run.log.train_exact:
         if over > 3:  # minutes rounded to tenths
@@ -39,7 +39,7 @@ def _judge_training(run: RunLog, seconds: float, faults: list[str], doubts: list
     elif over > max(allowed, SECONDS_OVER):
         faults.append(text)
     elif over > allowed:
-        doubts.append(f"{text}, {over / mean:.1f} mean steps over")
+        doubts.append(f"{text}: {over:.2f} s or {over / mean:.1f} mean steps over")
     calibration = float(run.log.calibration_seconds or 0)
     if over <= allowed < over + calibration:
         doubts.append(
