@@ -60,7 +60,7 @@ def _compressed_total(evidence: Evidence, model_bytes: int) -> int | None:
     totals = [log.total_bytes or 0 for log in logs]
     smaller = all(log.code_bytes and log.code_bytes < (evidence.code_bytes or 0) for log in logs)
     known = any(log.model_bytes == model_bytes for log in logs)
-    if logs and smaller and known and all(_adds_up(log_run) for log_run in evidence.logs):
+    if logs and smaller and known and all(map(_adds_up, evidence.logs)):
         return max(totals) if max(totals) <= BUDGET else None
     return None
 
@@ -107,10 +107,8 @@ def _judge_code(evidence: Evidence, faults: list[str], doubts: list[str]) -> Non
         return
     text = f"bytes_code is {code:,}, {CODE} has {evidence.code_bytes:,}"
     logged = [size for run in evidence.logs for size in run.log.code_sizes]
-    if code in logged:
-        doubts.append(f"{text}; the logs state both" if evidence.code_bytes in logged else text)
-    else:
-        faults.append(text)
+    compressed = code in logged and code < (evidence.code_bytes or 0)
+    (doubts if compressed else faults).append(f"{text}; the logs count it so" if compressed else text)
 
 
 def _judge_total(evidence: Evidence, faults: list[str], doubts: list[str]) -> None:

@@ -92,6 +92,19 @@ def fewer_steps(folder: Path) -> None:
     submission_json(folder, seed_results=figures | {"42": figures["42"] | {"steps": 7700}})
 
 
+def bytes_counted_twice(folder: Path) -> None:
+    for seed in (1337, 42, 7):
+        log(folder, seed, "val_bpb:1.1", "val_bpb:1.0")
+        log(folder, seed, "warmup_step:1/20", "val_tokens: 40540160")
+    text = (folder / "submission.json").read_text()
+    (folder / "submission.json").write_text(text.replace("1.15", "1.05"))
+
+
+def scored_again(folder: Path) -> None:
+    log(folder, 42, "warmup_step:1/20", "val_tokens: 62021632")
+    log(folder, 42, "stride:64 eval", "stride:64 tokens:62021633 bytes:151078442 eval")
+
+
 def epochs(folder: Path) -> None:
     """Every epoch scores what the one before it trained on."""
     code(
@@ -238,18 +251,9 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str, str, set[str]]] = {
         "scores 10,000 of 50,000 documents", set(),
     ),
     "bytes counted twice": (
-        lambda f: [log(f, seed, "val_bpb:1.1", "val_bpb:1.0") for seed in (1337, 42, 7)]
-        and [log(f, seed, "warmup_step:1/20", "val_tokens: 40540160") for seed in (1337, 42, 7)]
-        and (f / "submission.json").write_text(
-            (f / "submission.json").read_text().replace("1.15", "1.05")
-        ),
-        "validation text", "million bytes, the challenge's text has 151.08", set(),
+        bytes_counted_twice, "validation text", "million bytes, the challenge's text has 151.08", set()
     ),
-    "tokens scored more than once": (
-        lambda f: log(f, 42, "warmup_step:1/20", "val_tokens: 62021632")
-        or log(f, 42, "stride:64 eval", "stride:64 tokens:62021633 bytes:151078442 eval"),
-        "validation text", "some more than once", set(),
-    ),
+    "tokens scored more than once": (scored_again, "validation text", "some more than once", set()),
     "a link that leaves": (
         lambda f: (f / "notes.md").symlink_to("/etc/hostname"), "folder",
         "notes.md is a link that leaves", set(),

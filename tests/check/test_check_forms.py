@@ -59,6 +59,12 @@ def mean_of_the_seeds(folder: Path) -> None:
     submission_json(folder, bytes_total=1234562 + code_bytes, seed_results=..., seeds=[1337, 42, 7])
 
 
+def cut_mean(folder: Path) -> None:
+    """The mean is 1.15558992."""
+    log(folder, 42, "1.15557992", "1.15560992")
+    submission_json(folder, val_bpb=1.15558, seed_results=..., seeds=[1337, 42, 7])
+
+
 def newer_python(folder: Path) -> None:
     code(folder, 'f"step:{step}/100 val_loss:{val_loss:.4f}"', 'f"step:{names["step"]}"')
 
@@ -140,11 +146,7 @@ VARIANTS: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
     ),
     "code counted compressed": (compressed_code, {"bytes": "warning"}),
     "bytes that are the seeds' mean": (mean_of_the_seeds, {"bytes": "not checked"}),
-    "a mean that is cut": (
-        lambda f: [log(f, 42, "1.15557992", "1.15558992")]
-        and submission_json(f, val_bpb=1.15558, seed_results=..., seeds=[1337, 42, 7]),
-        {},
-    ),
+    "a mean that is cut": (cut_mean, {"scores stated": "warning"}),
     "a figure that is cut": (
         lambda f: submission_json(f, val_loss=1.9511, val_bpb=1.1555), {"scores stated": "warning"}
     ),
