@@ -13,12 +13,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from pargolf.check import figures, rules
+from pargolf.check import code, figures, files, seeds, sizes, times
 from pargolf.check.evidence import SUBMISSION_JSON, Finding, gather
 from pargolf.check.figures import RecordToBeat
 from pargolf.check.folder import Folder, Unreadable, open_folder
 from pargolf.check.run_script import Limits, run_submission
 from pargolf.check.submission_json import LARGEST_SCORE, LARGEST_TEXT, read_stated_figures
+from pargolf.check.validation_text import validation_text
 from pargolf.system.console import console
 from pargolf.system.errors import UserError
 
@@ -33,23 +34,27 @@ def check_folder(root: Path, against: RecordToBeat | None = None, run: Limits | 
     """
     evidence = gather(open_folder(root))
     findings = [
-        rules.folder(evidence),
-        rules.readme(evidence),
-        rules.submission_json(evidence),
-        rules.one_file(evidence),
-        rules.syntax(evidence),
-        rules.requirements(evidence),
-        rules.logs(evidence),
-        figures.seeds(evidence),
-        figures.size(evidence),
-        figures.stated_size(evidence),
+        files.folder(evidence),
+        files.readme(evidence),
+        files.submission_json(evidence),
+        code.one_file(evidence),
+        code.syntax(evidence),
+        code.requirements(evidence),
+        files.logs(evidence),
+        seeds.seeds(evidence),
+        sizes.size(evidence),
+        sizes.stated_size(evidence),
         figures.stated_scores(evidence),
+        validation_text(evidence),
         figures.record(evidence, against),
-        figures.training_time(evidence),
-        figures.evaluation_time(evidence),
-        rules.network(evidence),
-        rules.validation(evidence),
-        rules.score_first(evidence),
+        times.training_time(evidence),
+        times.evaluation_time(evidence),
+        times.stated_steps(evidence),
+        code.network(evidence),
+        code.validation(evidence),
+        code.score_first(evidence),
+        code.documents(evidence),
+        code.prediction(evidence),
     ]
     return [*findings, run_submission(evidence, run)] if run else findings
 

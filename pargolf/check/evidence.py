@@ -17,6 +17,7 @@ from pargolf.system.errors import UserError
 
 CODE = "train_gpt.py"
 SUBMISSION_JSON = "submission.json"
+README = "README.md"
 # How published records name a compressed model, and one that is not compressed.
 COMPRESSED = frozenset({".br", ".gz", ".lzma", ".pgz", ".ptz", ".xz", ".zlib", ".zst"})
 PLAIN = frozenset({".bin", ".npz", ".pt", ".pth", ".safetensors"})
@@ -86,6 +87,25 @@ class Evidence:
             return find_leaks(self.source) if self.source else None
         except RecursionError:  # expressions nested as nobody writes them
             return None
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether it is of a track without limits of time and seeds."""
+        return self.stated is not None and "non" in self.stated.track.lower()
+
+    @property
+    def stated_logs(self) -> list[RunLog]:
+        """The logs of the stated seeds; all of them if no seeds are stated."""
+        seeds = self.stated.seeds if self.stated else set()
+        return [run for run in self.logs if not seeds or run.seed in seeds]
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """What README.md and the blurb of submission.json say."""
+        texts = {SUBMISSION_JSON: str(self.stated.values.get("blurb", ""))} if self.stated else {}
+        if (readme := _attempt(self, README, partial(self.folder.read_text, limit=LARGEST_TEXT))) is not None:
+            texts[README] = readme
+        return texts
 
     def logs_of(self, seed: int) -> list[RunLog]:
         """The logs of one seed."""

@@ -1,99 +1,31 @@
-"""The rules on figures: everything that is stated is worked out again from the logs and the files."""
+"""The rules on scores: each that is stated is worked out again from the logs."""
 
 import math
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
-from pargolf.challenge import BUDGET, RECORD_LEVEL, RECORD_NATS, TIME_LIMIT
-from pargolf.check.evidence import CODE, SUBMISSION_JSON, Evidence, Finding, RunLog, finding, judge
+from pargolf.challenge import RECORD_LEVEL, RECORD_NATS
+from pargolf.check.evidence import SUBMISSION_JSON, Evidence, Finding, RunLog, finding, judge
 from pargolf.run.logs import LoggedScore
 from pargolf.study.statistics import t_test
 
 FEWEST_DECIMALS = 4  # a score that is stated with fewer is compared as if it had these
 
 
-def seeds(evidence: Evidence) -> Finding:
-    """Each stated seed has its log, and each log its own seed."""
-    faults = [
-        f"{run.name} is the log of seed {run.log.seed}"
-        for run in evidence.logs
-        if run.log.seed is not None and run.named_seed not in (None, run.log.seed)
-    ]
-    stated = evidence.stated.seeds if evidence.stated else set()
-    faults += [f"there is no log of seed {seed}" for seed in sorted(stated) if not evidence.logs_of(seed)]
-    found = [run.seed for run in evidence.logs if run.seed is not None]
-    doubts = [
-        f"seed {seed} has {found.count(seed)} logs" for seed in sorted(set(found)) if found.count(seed) > 1
-    ]
-    if stated:
-        doubts += [f"{run.name} is of a seed not stated" for run in evidence.logs if run.seed not in stated]
-    if not evidence.logs:
-        return finding("seeds", "not checked", "there is no training log")
-    return judge("seeds", faults, doubts, ", ".join(map(str, found)) or "not stated")
-
-
-def size(evidence: Evidence) -> Finding:
-    """Code and compressed model take at most 16,000,000 bytes."""
-    if evidence.code_bytes is None:
-        return finding("bytes", "not checked", f"there is no {CODE}")
-    if evidence.models:
-        name, model_bytes = max(evidence.models.items(), key=lambda item: item[1])
-        total = evidence.code_bytes + model_bytes
-        parts = f"code {evidence.code_bytes:,} + {name} {model_bytes:,} = {total:,} bytes"
-        return judge("bytes", _over(total, parts), [], parts)
-    logged = [run.log.model_bytes for run in evidence.logs if run.log.model_bytes is not None]
-    totals = [run.log.total_bytes for run in evidence.logs if run.log.total_bytes is not None]
-    if not logged and not totals:
-        return finding("bytes", "not checked", "there is no model file, and no log states its size")
-    total = max([evidence.code_bytes + n for n in logged] + totals)
-    parts = f"{total:,} bytes by the logs; there is no model file to measure"
-    return finding("bytes", "fault" if _over(total, parts) else "not checked", parts)
-
-
-def _over(total: int, parts: str) -> list[str]:
-    over = total - BUDGET
-    return [f"{parts}, {over:,} over {BUDGET:,}"] if over > 0 else []
-
-
-def stated_size(evidence: Evidence) -> Finding:
-    """The bytes in submission.json are those of the files and the logs."""
-    if evidence.stated is None or evidence.code_bytes is None:
-        return finding("bytes stated", "not checked", f"needs {SUBMISSION_JSON} and {CODE}")
-    faults: list[str] = []
-    doubts: list[str] = []
-    code, total = (evidence.stated.values.get(name) for name in ("bytes_code", "bytes_total"))
-    if code is not None and code != evidence.code_bytes:
-        faults.append(f"bytes_code is {code:,}, {CODE} has {evidence.code_bytes:,}")
-    measured = {evidence.code_bytes + model for model in evidence.models.values()}
-    logged = {run.log.total_bytes for run in evidence.logs if run.log.total_bytes is not None}
-    if total is not None and not measured | logged:
-        doubts.append("bytes_total cannot be compared: no model file, and no log states its size")
-    elif total is not None and total not in measured | logged:
-        known = ", ".join(f"{n:,}" for n in sorted(measured or logged))
-        faults.append(f"bytes_total is {total:,}, worked out: {known}")
-    elif total is not None and measured and total not in measured:
-        doubts.append(f"bytes_total is {total:,} as a log states it; the model file gives another")
-    for seed, figures in evidence.stated.seed_results.items():
-        sizes = {n for run in evidence.logs_of(seed) for n in (run.log.total_bytes, run.log.model_bytes) if n}
-        if "bytes_total" in figures and sizes and figures["bytes_total"] not in sizes:
-            faults.append(f"seed {seed}: {figures['bytes_total']:,} bytes, its log states {max(sizes):,}")
-    for run in evidence.logs:
-        log = run.log
-        parts = (log.code_bytes or 0) + (log.model_bytes or 0)
-        if log.code_bytes and log.model_bytes and log.total_bytes not in (None, parts):
-            doubts.append(f"{run.name}: code and model do not add up to the total it states")
-        if log.code_bytes and log.code_bytes != evidence.code_bytes:
-            doubts.append(
-                f"{run.name} ran {log.code_bytes:,} bytes of code, {CODE} has {evidence.code_bytes:,}"
-            )
-    good = "equal to files and logs" if total is not None or code is not None else "none stated"
-    return judge("bytes stated", faults, doubts, good)
-
-
 def agrees(stated: Decimal, found: Decimal) -> bool:
-    """Whether two figures are the same to the decimals of the shorter, however its last was rounded."""
+    """Whether the longer of two figures, rounded to the decimals of the shorter, is the shorter."""
+    return abs(stated - found) <= _unit(stated, found) / 2
+
+
+def cut(stated: Decimal, found: Decimal) -> bool:
+    """Whether the stated figure is the found one, cut off where it should have been rounded."""
+    return 0 <= found - stated < _unit(stated, found) and _decimals(stated) < _decimals(found)
+
+
+def _unit(stated: Decimal, found: Decimal) -> Decimal:
+    """One of the last decimal that both figures have."""
     decimals = min(max(_decimals(stated), FEWEST_DECIMALS), max(_decimals(found), FEWEST_DECIMALS))
-    return abs(stated - found) < Decimal(1).scaleb(-decimals)
+    return Decimal(1).scaleb(-decimals)
 
 
 def _decimals(value: Decimal) -> int:
@@ -120,12 +52,7 @@ def stated_scores(evidence: Evidence) -> Finding:
                 _compare(f"seed {seed}: {name}", figures[name], name, evidence.logs_of(seed), faults, doubts)
     for name in ("val_loss", "val_bpb"):
         if name in evidence.stated.values:
-            stated = evidence.stated.values[name]
-            means = _means(evidence, scored, name)
-            if not any(agrees(stated, mean) for mean in means):
-                _compare(name, stated, name, scored, faults, doubts)
-                if len(scored) > 1 and not faults:
-                    doubts.append(f"{name} is that of one log; the mean is {means[0]}")
+            _judge_headline(evidence, scored, name, faults, doubts)
     return judge(rule, faults, doubts, "equal to the logs")
 
 
@@ -138,15 +65,34 @@ def fits(score: LoggedScore) -> bool:
     return abs(worked_out - float(score.val_bpb)) < 2 * 10.0 ** -_decimals(score.val_bpb)
 
 
-def _means(evidence: Evidence, scored: list[RunLog], name: str) -> list[Decimal]:
-    """The mean over the seeds that are stated, and over all logs; with as many decimals as they have."""
+def _judge_headline(
+    evidence: Evidence, scored: list[RunLog], name: str, faults: list[str], doubts: list[str]
+) -> None:
+    """The score of the submission is the mean of its seeds."""
+    assert evidence.stated is not None
+    stated, means = evidence.stated.values[name], _means(evidence, scored, name)
+    if any(abs(stated - mean) <= _unit(stated, stated) / 2 + rounding for mean, rounding in means):
+        return
+    if any(cut(stated, mean) for mean, _ in means):
+        doubts.append(f"{name} {stated} is cut off the mean {means[0][0]:.8f}, not rounded")
+        return
+    before = len(faults)
+    _compare(name, stated, name, scored, faults, doubts)
+    if len(scored) > 1 and len(faults) == before:
+        doubts.append(f"{name} is that of one log; the mean is {means[0][0]:.8f}")
+
+
+def _means(evidence: Evidence, scored: list[RunLog], name: str) -> list[tuple[Decimal, Decimal]]:
+    """The mean of the stated seeds' figures, of their logs, and of all logs; and by how much each
+    may be off, since the figures are rounded."""
     assert evidence.stated is not None
     given = [figures[name] for figures in evidence.stated.seed_results.values() if name in figures]
+    of_stated = [getattr(run.log.final, name) for run in evidence.stated_logs if run.log.final]
     logged = [getattr(run.log.final, name) for run in scored]
     with localcontext(prec=100):
         return [
-            round(sum(values, Decimal(0)) / len(values), max(map(_decimals, values)))
-            for values in (given, logged)
+            (sum(values, Decimal(0)) / len(values), Decimal(1).scaleb(-min(map(_decimals, values))) / 2)
+            for values in (given, of_stated, logged)
             if values
         ]
 
@@ -157,6 +103,9 @@ def _compare(
     """Look for a stated figure among the scores that logs end with, then among all their scores."""
     finals = [getattr(run.log.final, name) for run in runs if run.log.final is not None]
     if any(agrees(stated, value) for value in finals):
+        return
+    if close := [value for value in finals if cut(stated, value)]:
+        doubts.append(f"{what} {stated} is cut off {close[0]}, not rounded")
         return
     for run in runs:
         for score in run.log.scores:
@@ -201,39 +150,3 @@ def record(evidence: Evidence, against: RecordToBeat | None) -> Finding:
         f" - {RECORD_NATS} ({against.name}): t = {test.t:.2f}, df = {test.df:g}, p = {test.p:.2g}"
     )
     return finding(rule, "ok" if test.p < RECORD_LEVEL else "fault", text)
-
-
-def training_time(evidence: Evidence) -> Finding:
-    """Training takes at most 600 s, plus the step in progress."""
-    rule = "training time"
-    times = {
-        run.name: float(run.log.train_seconds) for run in evidence.logs if run.log.train_seconds is not None
-    }
-    if not times:
-        return finding(rule, "not checked", "no log states train_time")
-    over: list[str] = []
-    for run in evidence.logs:
-        seconds = times.get(run.name, 0.0)
-        steps = run.log.steps[-1].step if run.log.steps else 0
-        if seconds > TIME_LIMIT + seconds / max(steps, 1):
-            over.append(f"{run.name}: {seconds:,.1f} s, the limit is {TIME_LIMIT}")
-    good = f"{max(times.values()):.1f} s at most"
-    if evidence.stated is not None and "non" in evidence.stated.track.lower():
-        return judge(rule, [], [f"{line} in all tracks but the unlimited" for line in over], good)
-    return judge(rule, over, [], good)
-
-
-def evaluation_time(evidence: Evidence) -> Finding:
-    """The evaluation that gives the score takes at most 600 s."""
-    rule = "evaluation time"
-    times = {
-        run.name: float(run.log.eval_seconds) for run in evidence.logs if run.log.eval_seconds is not None
-    }
-    if not times:
-        return finding(rule, "not checked", "no log states eval_time")
-    faults = [f"{name}: {t:,.1f} s, the limit is {TIME_LIMIT}" for name, t in times.items() if t > TIME_LIMIT]
-    sums = {
-        run.name: float(sum(x.seconds or 0 for x in run.log.scores if x.of_artifact)) for run in evidence.logs
-    }
-    doubts = [f"{name}: all evaluations take {t:,.1f} s" for name, t in sums.items() if t > TIME_LIMIT]
-    return judge(rule, faults, doubts, f"{max(times.values()):.1f} s at most")

@@ -95,6 +95,7 @@ class _Flow:
         # Where the statement that is followed lies:
         self.inside = ""  # in this function
         self.loops: list[int] = []
+        self.epochs: set[int] = set()  # loops that go over the same tokens again
         self.conditions = 0
 
     def run(self) -> None:
@@ -118,11 +119,22 @@ class _Flow:
             self._judge(events)
 
     def _judge(self, events: list[Event]) -> None:
-        """Training is late if the same tokens, all of them, are scored after it and not in its loop."""
+        """Training is late if the same tokens, all of them, are scored after it and not in its loop.
+
+        In a loop of epochs they are: the second epoch scores what the first trained on.
+        """
         for n, trained in enumerate(events):
             if trained.kind != "train":
                 continue
             text = f"line {trained.line} trains on validation tokens"
+            again = [
+                event
+                for event in events
+                if event.kind == "score" and event.loops & trained.loops & self.epochs
+            ]
+            if again and not trained.conditional and not again[0].conditional:
+                self.leaks.late.append(f"{text}, line {again[0].line} scores them again in each epoch")
+                continue
             late = [
                 f"{text}, line {event.line} scores them after"
                 for event in events[n + 1 :]
@@ -179,6 +191,8 @@ class _Flow:
         looping = isinstance(node, ast.For | ast.AsyncFor | ast.While)
         if looping:
             self.loops.append(id(node))
+            if isinstance(node, ast.For) and any("epoch" in name for name in _words(node)):
+                self.epochs.add(id(node))
         for inner in _blocks(node):
             yield from self._follow(inner, tainted, frozen)
         if looping:
@@ -233,6 +247,8 @@ class _Flow:
                 whole = [a for a in arguments if isinstance(a, ast.Name | ast.Attribute)]
                 tokens = [ast.unparse(a) for a in whole if self._is_validation(a, tainted)]
                 yield self._event("train" if kinds == {"train"} else "score", call.lineno, tokens)
+                if len(kinds) > 1 and self.epochs.intersection(self.loops):
+                    yield self._event("train", call.lineno, tokens)
         elif frozen and name in ("append", "add_"):
             yield self._event("score", call.lineno)
 
@@ -293,6 +309,13 @@ def _separates(node: ast.expr) -> bool:
         or (isinstance(part, ast.Compare) and any("val" in text for text in strings(part)))
         for part in ast.walk(node)
     )
+
+
+def _words(node: ast.For) -> list[str]:
+    """The names in the head of a loop, in small letters."""
+    parts = [part for head in (node.target, node.iter) for part in ast.walk(head)]
+    names = [part.id if isinstance(part, ast.Name) else getattr(part, "attr", "") for part in parts]
+    return [str(name).lower() for name in names]
 
 
 def _parameters(function: Function) -> list[str]:

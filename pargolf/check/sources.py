@@ -40,6 +40,24 @@ class Broken(Exception):
     """Code that does not compile. The message says where."""
 
 
+class Newer(Broken):
+    """Code that this Python cannot read, and a newer one may. The message says which."""
+
+
+# What a newer Python reads, by what an older one says of it, and by the line it says it of.
+NEWER = (
+    ((3, 12), re.compile(r"f-string"), re.compile("")),
+    ((3, 12), re.compile(r"unterminated string"), re.compile(r"(?i).*(?<!\w)(f|fr|rf)[\"']")),
+    (
+        (3, 12),
+        re.compile(""),
+        re.compile(r"\s*(type\s+\w+\s*(\[.*\])?\s*=|((async\s+)?def|class)\s+\w+\s*\[)"),
+    ),
+    ((3, 14), re.compile(r"multiple exception types"), re.compile("")),
+    ((3, 14), re.compile(""), re.compile(r"(?i).*(?<!\w)(t|tr|rt)[\"']")),
+)
+
+
 def read_source(data: bytes) -> Source:
     """Parse Python code, and the code packed in it; Broken if a layer does not compile here."""
     trees: list[ast.Module] = []
@@ -72,9 +90,20 @@ def _parse(code: bytes | str, where: str) -> ast.Module:
             return ast.parse(code)
     except SyntaxError as error:
         version = ".".join(map(str, sys.version_info[:2]))
-        raise Broken(f"line {error.lineno}{where}: {error.msg} (Python {version})") from None
+        text = f"line {error.lineno}{where}: {error.msg} (Python {version})"
+        if needed := _needs(error):
+            raise Newer(f"{text}; Python {needed} or newer may read it: run the check with that") from None
+        raise Broken(text) from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise Broken(f"it does not compile{where}: {error or type(error).__name__}") from None
+
+
+def _needs(error: SyntaxError) -> str:
+    """The Python whose syntax the line may be; "" if it is none newer than this one."""
+    for version, message, line in NEWER:
+        if sys.version_info < version and message.search(error.msg) and line.match(error.text or ""):
+            return ".".join(map(str, version))
+    return ""
 
 
 def _unpack(node: ast.expr, tree: ast.Module) -> bytes | str | None:

@@ -21,6 +21,11 @@ NAMES = {
     "bytes_code": ("bytes_code", "code_bytes"),
     "blurb": ("blurb", "technique_summary", "summary", "description"),
 }
+# Stated by some, and not missed.
+OPTIONAL = {
+    "steps": ("steps", "step_stop", "final_step", "steps_trained", "training_steps"),
+    "ms_per_step": ("ms_per_step", "step_avg_ms", "avg_step_ms", "step_ms", "ms_step"),
+}
 TEXTS = ("author", "github_id", "name", "blurb")
 SCORES = ("val_bpb", "val_loss")
 SIZES = ("bytes_total", "bytes_code")
@@ -35,7 +40,7 @@ class StatedFigures:
     """What submission.json states; a field that is missing or of the wrong type is not in `values`."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    """By the usual names: str, Decimal for scores, int for bytes."""
+    """By the usual names: str, Decimal for scores, int for bytes and steps, float for milliseconds."""
     seed_results: dict[int, dict[str, Any]] = field(default_factory=dict)
     """The same for each seed; "bytes_total" may be the whole artifact or the model alone."""
     seeds: set[int] = field(default_factory=set)
@@ -91,6 +96,15 @@ def _fields(raw: dict[str, Any], faults: list[str]) -> dict[str, Any]:
                 faults.append(f"{alias} must be {wanted}, is {shown}")
             else:
                 values[name] = Decimal(value) if name in SCORES else value
+    for name, aliases in OPTIONAL.items():
+        for alias in aliases:
+            value = raw.get(alias)
+            if name == "steps" and _is_int(value):
+                values.setdefault(name, value)
+            elif (
+                name == "ms_per_step" and value is not None and (_is_int(value) or isinstance(value, Decimal))
+            ):
+                values.setdefault(name, float(value))
     return values
 
 

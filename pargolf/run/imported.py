@@ -53,7 +53,7 @@ def import_run(path: Path, runs: Path, name: str = "") -> str:
         shutil.rmtree(building.folder, ignore_errors=True)
         raise
     score = f"val_bpb {log.final.val_bpb}" if log.final else "no score of an artifact"
-    return f"{run.folder}: {len(log.steps)} lines of {log.steps[-1].step if log.steps else 0} steps, {score}"
+    return f"{run.folder}: {len(log.steps)} lines of {log.last_step or 0} steps, {score}"
 
 
 def _read(path: Path) -> bytes:
@@ -69,8 +69,13 @@ def _write_steps(run: Run, log: TrainLog) -> None:
     run.timing.touch()
     for step in log.steps:
         append_line(run.metrics, {"step": step.step} | {k: float(v) for k, v in step.losses.items()})
-        if "train_loss" in step.losses and step.seconds is not None:
+        if "train_loss" in step.losses and step.seconds is not None and step.exact:
             append_line(run.timing, {"step": step.step, "seconds": float(step.seconds)})
+    # Where the lines of steps round to tenths of a minute, the line of the cap has the exact time.
+    rounded = any(not step.exact for step in log.steps)
+    timed = [step.step for step in log.steps if step.exact and "train_loss" in step.losses]
+    if rounded and log.stopped_at and log.train_seconds and log.stopped_at not in timed:
+        append_line(run.timing, {"step": log.stopped_at, "seconds": float(log.train_seconds)})
 
 
 def imported(log: TrainLog, source: str, data: bytes) -> dict[str, Any]:
@@ -105,13 +110,16 @@ def result(log: TrainLog) -> dict[str, Any]:
     if last and "val_loss" in last.losses and "val_bpb" in last.losses:
         figures["checkpoint"]["standard"] = {k: float(last.losses[k]) for k in ("val_loss", "val_bpb")}
     for score in log.scores:
-        if score.of_artifact:
-            name = _how(score)
-            figures["artifact"].pop(name, None)  # the last of a kind goes last
-            figures["artifact"][name] = _figures(score)
+        if score.of_checkpoint:
+            figures["checkpoint"][score.label] = _figures(score)
+        elif log.final and score.label != log.final.label:
+            figures["artifact"][_how(score)] = _figures(score)
+    if log.final:
+        figures["artifact"].pop(_how(log.final), None)  # the submission's goes last
+        figures["artifact"][_how(log.final)] = _figures(log.final)
     figures |= {
-        "steps": last.step if last else None,
-        "train_seconds": float(log.train_seconds) if log.train_seconds is not None else None,
+        "steps": log.last_step,
+        "train_seconds": float(log.train_seconds) if log.train_seconds and log.train_exact else None,
         "stride": next((score.stride for score in reversed(log.scores) if score.stride), None),
         "seq_len": log.settings.get("eval_seq_len", log.settings.get("train_seq_len")),
         "bytes_model": log.model_bytes,

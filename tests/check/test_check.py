@@ -67,6 +67,55 @@ def adapt_first(folder: Path) -> None:
     code(folder, "    blob = zst", "    adapt(model, val_tokens)\n    blob = zst")
 
 
+NO_JSON = {"bytes stated", "scores stated", "steps stated"}
+UNSEEN = {"network", "validation data", "score first", "documents", "prediction"}
+
+GATE = """
+class Smear(torch.nn.Module):
+    def forward(self, x, ids):
+        return torch.cat([x[:, :1], x[:, 1:] + 0.1 * x[:, :-1]], dim=1)
+
+
+def attend(smear, q, ids, cu_seqlens):
+    return flash_attn_varlen_func(smear(q, ids), q, q, cu_seqlens, causal=True)
+
+
+smear = Smear()
+
+
+def main():
+"""
+
+
+def fewer_steps(folder: Path) -> None:
+    figures = json.loads((folder / "submission.json").read_text())["seed_results"]
+    submission_json(folder, seed_results=figures | {"42": figures["42"] | {"steps": 7700}})
+
+
+def bytes_counted_twice(folder: Path) -> None:
+    for seed in (1337, 42, 7):
+        log(folder, seed, "val_bpb:1.1", "val_bpb:1.0")
+        log(folder, seed, "warmup_step:1/20", "val_tokens: 40540160")
+    text = (folder / "submission.json").read_text()
+    (folder / "submission.json").write_text(text.replace("1.15", "1.05"))
+
+
+def scored_again(folder: Path) -> None:
+    log(folder, 42, "warmup_step:1/20", "val_tokens: 62021632")
+    log(folder, 42, "stride:64 eval", "stride:64 tokens:62021633 bytes:151078442 eval")
+
+
+def epochs(folder: Path) -> None:
+    """Every epoch scores what the one before it trained on."""
+    code(
+        folder,
+        "        for start in range(0, val",
+        "      for epoch in range(3):\n        for start in range(0, val",
+    )
+    code(folder, "            batch_loss = model(x, y).detach()\n", "            model(x, y).backward()\n"
+         "            batch_loss = model(x, y).detach()\n")  # fmt: skip
+
+
 # What is done to the folder; the rule that must name it; words of the message; rules that then
 # cannot be checked.
 BREAKS: dict[str, tuple[Callable[[Path], object], str, str, set[str]]] = {
@@ -75,19 +124,19 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str, str, set[str]]] = {
     "huge README": (lambda f: os.truncate(f / "README.md", 10**12), "README.md", "not read", set()),
     "no submission.json": (
         lambda f: (f / "submission.json").unlink(), "submission.json", "missing",
-        {"bytes stated", "scores stated"},
+        NO_JSON,
     ),
     "submission.json is no JSON": (
         lambda f: (f / "submission.json").write_text("{'author': 1}"), "submission.json",
-        "not valid JSON", {"bytes stated", "scores stated"},
+        "not valid JSON", NO_JSON,
     ),
     "submission.json with NaN": (
         lambda f: (f / "submission.json").write_text('{"val_bpb": NaN}'), "submission.json",
-        "NaN is no JSON number", {"bytes stated", "scores stated"},
+        "NaN is no JSON number", NO_JSON,
     ),
     "submission.json nested too deep": (
         lambda f: (f / "submission.json").write_text("[" * 100_000), "submission.json",
-        "not valid JSON", {"bytes stated", "scores stated"},
+        "not valid JSON", NO_JSON,
     ),
     "no github_id": (
         lambda f: submission_json(f, github_id=...), "submission.json", "github_id is missing", set()
@@ -104,20 +153,20 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str, str, set[str]]] = {
     "date": (lambda f: submission_json(f, date="20th of March"), "submission.json", "ISO date", set()),
     "no code": (
         lambda f: (f / "train_gpt.py").unlink(), "train_gpt.py", "missing",
-        {"syntax", "requirements.txt", "bytes", "bytes stated", "network", "validation data", "score first"},
+        {"syntax", "requirements.txt", "bytes", "bytes stated"} | UNSEEN,
     ),
     "code beside the code": (local_module, "train_gpt.py", "imports tables", set()),
     "code from a file": (
         lambda f: code(f, "args = Args()\n", "exec(open('README.md').read())\n    args = Args()\n"),
-        "train_gpt.py", "runs code from another file", {"network", "validation data", "score first"},
+        "train_gpt.py", "runs code from another file", UNSEEN,
     ),
     "syntax": (
         lambda f: code(f, "def main():", "def main(:"), "syntax", "line 45",
-        {"train_gpt.py", "requirements.txt", "network", "validation data", "score first"},
+        {"train_gpt.py", "requirements.txt"} | UNSEEN,
     ),
     "syntax of the packed code": (
         lambda f: packed(f, "def main(:"), "syntax", "of the unpacked code",
-        {"train_gpt.py", "requirements.txt", "network", "validation data", "score first"},
+        {"train_gpt.py", "requirements.txt"} | UNSEEN,
     ),
     "no requirements": (
         lambda f: (f / "requirements.txt").unlink(), "requirements.txt", "zstandard is imported", set()
@@ -185,6 +234,26 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str, str, set[str]]] = {
         "validation data", "calls collect_hessians", set(),
     ),
     "adapting before scoring": (adapt_first, "score first", "scores them after", set()),
+    "a gate over packed documents": (
+        lambda f: code(f, "\ndef main():\n", GATE), "documents", "with no mask at BOS", set()
+    ),
+    "epochs over the same tokens": (epochs, "score first", "scores them again in each epoch", set()),
+    "steps of a seed": (fewer_steps, "steps stated", "seed 42: 7,700 steps are stated", set()),
+    "milliseconds a step": (
+        lambda f: submission_json(f, ms_per_step=70.1), "steps stated", "the log gives 77.60", set()
+    ),
+    "a ratio that moves": (
+        lambda f: log(f, 42, "val_loss:1.9600 val_bpb:1.1608", "val_loss:1.9600 val_bpb:1.1490"),
+        "validation text", "train_seed42.log: val_loss / val_bpb is 1.70583 at step 7732", set(),
+    ),
+    "a fifth of the documents": (
+        lambda f: log(f, 42, "warmup_step:1/20", "ttt_lora:docs:10000 rank:8"), "validation text",
+        "scores 10,000 of 50,000 documents", set(),
+    ),
+    "bytes counted twice": (
+        bytes_counted_twice, "validation text", "million bytes, the challenge's text has 151.08", set()
+    ),
+    "tokens scored more than once": (scored_again, "validation text", "some more than once", set()),
     "a link that leaves": (
         lambda f: (f / "notes.md").symlink_to("/etc/hostname"), "folder",
         "notes.md is a link that leaves", set(),
@@ -215,7 +284,7 @@ def test_the_command_line(good: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert dispatch(["check", str(good)]) == 2
     printed = capsys.readouterr()
     assert re.search(r"README.md +│ fault", printed.out)
-    assert printed.err == f"pargolf: error: {good} breaks 1 of 17 rules: README.md\n"
+    assert printed.err == f"pargolf: error: {good} breaks 1 of 21 rules: README.md\n"
     assert dispatch(["check", str(tmp_path / "none")]) == 2
     assert "is no folder" in capsys.readouterr().err
 

@@ -89,6 +89,27 @@ def test_a_test_time_trained_score_keeps_its_name_and_goes_last(tmp_path: Path) 
     assert settings["optim"] == {"embed_lr": 0.03}
 
 
+def test_a_log_of_rounded_minutes_gives_exact_times_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_text(
+        "Hyperparameters:\n  seed: 7\n"
+        "500/20000 train_loss: 3.3 train_time: 1.0m tok/s: 1\n"
+        "1000/20000 train_loss: 3.2 train_time: 2.0m tok/s: 1\n"
+        "1502/20000 val_loss: 2.78 val_bpb: 1.0762\n"
+        "stopping_early: wallclock_cap train_time: 183244ms step: 1502/20000\n"
+        "pre-quantization post-ema val_loss:2.77 val_bpb:1.072\n"
+        "diagnostic quantized val_loss:2.8 val_bpb:1.0839\nquantized_ttt val_loss:2.79 val_bpb:1.08\n"
+    )
+    import_run(path, tmp_path / "runs", "late")
+    run = Run(tmp_path / "runs/late")
+    assert read_lines(run.timing) == [{"step": 1502, "seconds": 183.244}]
+    assert read_record(run.folder).step_ms == pytest.approx(122.0)
+    result = json.loads(run.result.read_text())
+    assert (result["steps"], result["train_seconds"]) == (1502, 183.244)
+    assert result["checkpoint"]["pre-quantization post-ema"] == {"val_loss": 2.77, "val_bpb": 1.072}
+    assert list(result["artifact"]) == ["standard", "quantized_ttt"]
+
+
 def test_of_two_names_for_a_setting_the_nearer_one_counts(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     path.write_text(

@@ -106,6 +106,76 @@ def test_a_late_log() -> None:
     assert (log.train_seconds, log.eval_seconds) == (Decimal("599.619"), Decimal("532.7"))
 
 
+SECTIONS = f"""\
+{RULE}
+Hyperparameters:
+  seed: 7
+  vocab_size: 8192
+  train_seq_len: 2048
+{RULE}
+import torch
+    seed: 3
+step:9/10 train_loss:9.0000
+{RULE}
+Running PyTorch 2.9.1
+{RULE}
+train_shards: 80
+val_tokens: 40540160
+500/20000 train_loss: 3.3000 train_time: 1.0m tok/s: 8597246
+1000/20000 train_loss: 3.2000 train_time: 2.0m tok/s: 8597246
+1500/20000 train_loss: 3.2000 train_time: 3.1m tok/s: 8597246
+1502/20000 val_loss: 2.7800 val_bpb: 1.0762
+stopping_early: wallclock_cap train_time: 183244ms step: 1502/20000
+pre-quantization post-ema val_loss:2.77999363 val_bpb:1.07618748 eval_time:7628ms
+Code size (uncompressed): 122556 bytes
+Code size (compressed): 26760 bytes
+GPTQ:collected 67 Hessians in 12.4s
+Serialized model quantized+brotli: 15965480 bytes
+Total submission size quantized+brotli: 15992240 bytes
+quantized val_loss:2.80000000 val_bpb:1.08390000 eval_time:100ms
+ttt_lora:docs:50000 rank:96
+quantized_ttt val_loss:2.77000000 val_bpb:1.07230000 eval_time:300000ms
+"""
+
+
+@pytest.mark.parametrize("before", ["", "1776143444.368 ", "1776143444 "])
+def test_sections_and_unix_times_change_nothing(before: str) -> None:
+    log = parse_log("".join(before + line + "\n" for line in SECTIONS.splitlines()))
+    assert (log.seed, log.settings) == (7, {"seed": 7, "vocab_size": 8192, "train_seq_len": 2048})
+    assert [step.step for step in log.steps] == [500, 1000, 1500, 1502]
+    assert (log.last_step, log.train_seconds, log.train_exact) == (1502, Decimal("183.244"), True)
+    assert (log.model_bytes, log.code_bytes, log.total_bytes) == (15965480, 26760, 15992240)
+    assert (log.train_shards, log.val_tokens, log.documents) == (80, 40540160, 50000)
+    assert log.calibration_seconds == Decimal("12.4")
+    assert [(score.label, str(score.val_bpb)) for score in log.scores] == [
+        ("pre-quantization post-ema", "1.07618748"), ("quantized", "1.08390000"),
+        ("quantized_ttt", "1.07230000"),
+    ]  # fmt: skip
+    assert log.final is not None and log.final.label == "quantized_ttt"
+
+
+def test_minutes_rounded_to_tenths_are_no_exact_times() -> None:
+    assert [step.exact for step in parse_log(SECTIONS).steps] == [False, False, False, True]
+    # Tokens a second up to a step, and the tokens of a step, give its exact time.
+    timed = SECTIONS.replace("  vocab_size", "  train_batch_tokens: 1048864\n  vocab_size")
+    times = [step.seconds for step in parse_log(timed).steps]
+    assert times[:3] == [Decimal("61.000"), Decimal("122.000"), Decimal("183.000")]
+    # The line of the cap gives the exact time of its own step.
+    (step,) = parse_log(
+        "9/10 train_loss: 2.5 train_time: 3.1m\n"
+        "stopping_early: wallclock_cap train_time: 183000ms step: 9/10\n"
+    ).steps
+    assert (step.seconds, step.exact) == (183, True)
+    assert not parse_log("9/10 train_loss: 2.5 train_time: 3.1m\n").train_exact
+
+
+def test_a_seed_in_a_section_of_its_own_is_found() -> None:
+    text = f"{BASELINE}".replace("Running PyTorch", f"seed:11\n{RULE}\nRunning PyTorch").replace(
+        "seed:1337\n", ""
+    )
+    assert parse_log("import os\n" + text).seed == 11
+
+
 @given(
     st.lists(
         st.tuples(

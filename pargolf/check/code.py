@@ -1,46 +1,21 @@
-"""The rules on files and code: what must be there, and what train_gpt.py may not do."""
+"""The rules on train_gpt.py: that it is all the code, and what it may not do."""
 
 import ast
 import re
 from pathlib import PurePosixPath
 
-from pargolf.check.evidence import CODE, SUBMISSION_JSON, Evidence, Finding, finding, judge
+from pargolf.check.evidence import CODE, Evidence, Finding, finding, judge
 from pargolf.check.folder import Unreadable
+from pargolf.check.mixing import find_mixing
 from pargolf.check.network import network_use
-from pargolf.check.sources import Source, aliases, calls, imports, qualified, third_party
+from pargolf.check.prediction import doubts_of_prediction
+from pargolf.check.sources import Newer, Source, aliases, calls, imports, qualified, third_party
 from pargolf.check.submission_json import LARGEST_TEXT
 
 REQUIREMENTS = "requirements.txt"
 # Packages whose name is not that of the module they bring.
 DISTRIBUTIONS = {"flash_attn_interface": "flash-attn-3", "PIL": "pillow", "sklearn": "scikit-learn",
                  "yaml": "pyyaml"}  # fmt: skip
-
-
-def folder(evidence: Evidence) -> Finding:
-    """Nothing but files and folders, and no link that leaves."""
-    return judge("folder", list(evidence.folder.oddities[:5]), [], f"{len(evidence.folder.sizes)} files")
-
-
-def readme(evidence: Evidence) -> Finding:
-    """README.md explains the submission."""
-    if "README.md" not in evidence.folder.sizes:
-        return finding("README.md", "fault", "README.md is missing")
-    try:
-        text = evidence.folder.read_text("README.md", LARGEST_TEXT)
-    except Unreadable as problem:
-        return finding("README.md", "fault", str(problem))
-    return judge(
-        "README.md", [] if text.strip() else ["README.md is empty"], [], f"{len(text.split())} words"
-    )
-
-
-def submission_json(evidence: Evidence) -> Finding:
-    """submission.json holds the fields that records carry, of the right types."""
-    if evidence.stated is None:
-        problem = evidence.problems.get(SUBMISSION_JSON, f"{SUBMISSION_JSON} is missing")
-        return finding(SUBMISSION_JSON, "fault", str(problem))
-    stated = len(evidence.stated.values)
-    return judge(SUBMISSION_JSON, evidence.stated.faults, evidence.stated.doubts, f"{stated} known fields")
 
 
 def one_file(evidence: Evidence) -> Finding:
@@ -89,24 +64,13 @@ def _runs_files(source: Source) -> list[str]:
 
 
 def syntax(evidence: Evidence) -> Finding:
-    """train_gpt.py compiles on this Python."""
+    """train_gpt.py compiles, on this Python or a newer one."""
     if evidence.source is not None:
         layers = len(evidence.source.trees) - 1
         return finding("syntax", "ok", f"compiles, with {layers} packed layers" if layers else "compiles")
     problem = evidence.problems.get(CODE)
-    broken = problem is not None and not isinstance(problem, Unreadable)
+    broken = problem is not None and not isinstance(problem, Unreadable | Newer)
     return finding("syntax", "fault" if broken else "not checked", str(problem or f"no {CODE}"))
-
-
-def logs(evidence: Evidence) -> Finding:
-    """There are training logs, and each can be read."""
-    doubts = list(evidence.copies)
-    doubts += [
-        str(problem) for name, problem in evidence.problems.items() if name not in (CODE, SUBMISSION_JSON)
-    ]
-    if not evidence.logs:
-        return finding("train logs", "fault", "; ".join(["there is no training log", *doubts]))
-    return judge("train logs", [], doubts, ", ".join(run.name for run in evidence.logs))
 
 
 def requirements(evidence: Evidence) -> Finding:
@@ -168,6 +132,27 @@ def score_first(evidence: Evidence) -> Finding:
     ]
     good = "no training on validation tokens found"
     return _if_seen(evidence.source, judge(rule, evidence.leaks.late, doubts, good))
+
+
+def documents(evidence: Evidence) -> Finding:
+    """No layer mixes the last token of a document into the first of the next."""
+    rule = "documents"
+    if evidence.source is None:
+        return finding(rule, "not checked", f"no {CODE} that can be read")
+    mixing = find_mixing(evidence.source)
+    good = "no gate found that mixes neighbouring tokens"
+    if mixing.masked:
+        good = "; ".join(f"{line}, masked" for line in mixing.masked[:2])
+    return _if_seen(evidence.source, judge(rule, mixing.certain, mixing.perhaps, good))
+
+
+def prediction(evidence: Evidence) -> Finding:
+    """A token's probability is made without the token and those after it."""
+    rule = "prediction"
+    if evidence.source is None:
+        return finding(rule, "not checked", f"no {CODE} that can be read")
+    good = "nothing found that reads a token before it is scored"
+    return _if_seen(evidence.source, judge(rule, [], doubts_of_prediction(evidence.source), good))
 
 
 def _if_seen(source: Source, result: Finding) -> Finding:
