@@ -18,7 +18,7 @@ from pargolf.run.folder import Run, read_lines
 from pargolf.run.target import Target, find_target
 from pargolf.study.compare import Comparison, compare
 from pargolf.study.records import RunRecord, read_json, read_record, read_records
-from pargolf.system.errors import Mismatch, UserError
+from pargolf.system.errors import Mismatch, UserError, require
 from pargolf.system.files import write_atomic
 
 # Settings told below the name.
@@ -157,6 +157,7 @@ def _facts(page: Page) -> list[str]:
 
 def _scores(run: Run) -> Scores:
     record, result = read_record(run.folder), read_json(run.result)
+    require(not record.stale, record.stale)
     extents = {
         "standard": f"rows of {result['seq_len']}" if "seq_len" in result else "rows",
         "sliding": f"stride {result['stride']}" if "stride" in result else "sliding window",

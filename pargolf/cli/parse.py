@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from pargolf.config.presets import PUBLISHED, known_names, load_preset, validated
+from pargolf.config.presets import PUBLISHED, known_names, load_preset, preset_names, validated
 from pargolf.config.schema import (
     DataConfig,
     EvalConfig,
@@ -101,7 +101,7 @@ class TrainArgs(RunArgs):
 
 def is_run(name: str) -> bool:
     """Whether a run's folder is named, in the place of a preset."""
-    return (Path(name) / "config.json").is_file()
+    return name not in preset_names() and (Path(name) / "config.json").is_file()
 
 
 def run_args(argv: list[str], command: str) -> RunArgs:
@@ -116,7 +116,8 @@ def preset_args(kind: type[A], argv: list[str], command: str) -> A:
         argv = [PUBLISHED, *argv]
     if not argv or argv[0].startswith("-"):
         raise UserError(f"name a preset first: pargolf {command} PRESET[+OVERLAY...] ... ({known_names()})")
-    base = read_config(Path(argv[0]) / "config.json") if is_run(argv[0]) else load_preset(argv[0])
+    goes_on = issubclass(kind, TrainArgs) and is_run(argv[0])
+    base = read_config(Path(argv[0]) / "config.json") if goes_on else load_preset(argv[0])
     args = parse(kind, argv, prog, kind(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)}))
     if args.own_data:
         args = with_dataset(args, args.own_data)

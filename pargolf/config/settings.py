@@ -110,6 +110,8 @@ def read_config(path: Path) -> RunConfig:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; is this a run folder?") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     try:

@@ -17,7 +17,7 @@ from pargolf.data.tokenizer import ByteTable
 from pargolf.fit.gptq import Moments
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.model.layers import norm
-from pargolf.score.windows import batch_losses, one_window_a_row, over_windows
+from pargolf.score.windows import batch_losses, one_window_a_row, over_windows, require_number
 from pargolf.system.errors import require
 from pargolf.system.progress import OnProgress, unseen
 
@@ -102,6 +102,8 @@ def calibrate(model: GPT, rows: np.ndarray, progress: OnProgress = unseen) -> di
         add(outputs, "head", uncapped.square().sum((0, 1)))
     for hook in hooks:
         hook.remove()
+    for sums in (*inputs.values(), *outputs.values()):
+        require_number(float(sums.sum()))
     count = rows[:, 1:].size
     moments = {name: Moments(inputs[name].cpu() / count, outputs[name].cpu() / count) for name in inputs}
     head, table = moments.pop("head"), moments.pop("table")

@@ -1,6 +1,7 @@
 """A run's folder: the files in it, and how they are written and read."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -120,11 +121,11 @@ def first_difference(a: RunConfig, b: RunConfig) -> str:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object as one line.
+    """Append one JSON object as one line; ValueError on numbers that JSON has no word for.
 
     A line that a killed process left unfinished is closed first, so that it stays one bad line.
     """
-    line = json.dumps(record) + "\n"
+    line = json.dumps(record, allow_nan=False) + "\n"
     with open(path, "ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -134,15 +135,13 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every record of a .jsonl file in the order of its steps; broken lines are skipped.
+    """Every record of a .jsonl file in the order of its steps; lines of anything but numbers are skipped.
 
     A resumed run writes steps after its checkpoint again: the last record of a step counts.
     """
     if not path.exists():
         return []
-    latest = {
-        (r["step"], *sorted(r)): r for r in _records(path.read_bytes()) if isinstance(r.get("step"), int)
-    }
+    latest = {(r["step"], *sorted(r)): r for r in _records(path.read_bytes())}
     return sorted(latest.values(), key=lambda record: record["step"])
 
 
@@ -152,8 +151,16 @@ def _records(data: bytes) -> Iterator[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict):
+        if (
+            isinstance(record, dict)
+            and type(record.get("step")) is int
+            and all(map(_is_number, record.values()))
+        ):
             yield record
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 class Log:

@@ -8,6 +8,7 @@ from torch import Tensor
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.model.attention import KVCache
 from pargolf.model.gpt import GPT
+from pargolf.score.windows import require_number
 from pargolf.system.errors import UserError
 
 
@@ -60,7 +61,9 @@ def generate(
         if cache.length + len(pending) > window:
             cache.length, pending = 0, tokens[-window // 2 :]
         states = model.trunk(torch.tensor([pending], device=device), cache)
-        token = _draw(model.head(states[0, -1]).cpu(), temperature, top_k, generator)
+        logits = model.head(states[0, -1]).cpu()
+        require_number(float(logits.sum()))
+        token = _draw(logits, temperature, top_k, generator)
         tokens.append(token)
         pending = [token]
         yield token

@@ -84,11 +84,11 @@ def score(model: GPT, text: Text, stride: int, batch_rows: int, progress: OnProg
     return Score(nats / count, nats / math.log(2) / size_bytes, int(count), int(size_bytes))
 
 
-def require_number(nats: float) -> None:
-    """UserError unless a loss is finite: there is no score of a model that computes no probabilities."""
+def require_number(value: float) -> None:
+    """UserError unless what a model computes is finite: there is no score of one without probabilities."""
     require(
-        math.isfinite(nats),
-        f"the loss is {nats}: the model's weights are damaged, or so large that they overflow; train it anew",
+        math.isfinite(value),
+        f"the model computes {value}: its weights are damaged, or so large that they overflow; train it anew",
     )
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -68,11 +68,16 @@ class Started:
     log: Log
 
 
-def held(folder: Path) -> AbstractContextManager[object]:
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
     """Keep every other command from writing to a run's folder, for the length of the block; one rank does."""
     if not launch.is_main():
-        return nullcontext()
-    return locked(folder, "is in use by another command; wait for it, or choose another --name")
+        yield
+        return
+    with locked(folder, "is in use by another command; wait for it, or choose another --name") as lock:
+        if lock is None:
+            say(f"{folder} cannot be locked here: let no other command write to it")
+        yield
 
 
 @contextmanager

@@ -7,18 +7,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import pargolf
+import support
 from pargolf.cli import dispatch
 from pargolf.config.schema import ModelConfig
-from pargolf.run.folder import Log, read_lines
+from pargolf.fit.calibrate import calibrate
+from pargolf.run.folder import Log, append_line, read_lines
 from pargolf.system import files
+from pargolf.system.errors import UserError
 from pargolf.system.files import locked
 from pargolf.train import runs
 from pargolf.train.checkpoint import read_progress
 from pargolf.train.loop import Training
-from support import Dataset, pargolf, shaken, write_run
+from support import Dataset, shaken, write_run
 
 
 @pytest.fixture
@@ -111,8 +116,17 @@ def test_weights_that_overflow_have_no_score(
         model.blocks[0].attn_scale.fill_(1e38)
         model.blocks[1].attn_scale.fill_(1e38)
     run = write_run(tmp_path / "absurd", model, dataset.tokenizer)
-    said = refused(capsys, "eval", run.folder, "--dataset", dataset.folder, "--stride", 16)
-    assert "the loss is nan" in said and not run.result.exists()
+    for command in (
+        ["eval", run.folder, "--dataset", dataset.folder, "--stride", 16],
+        ["sample", run.folder, "The"],
+    ):
+        assert "the model computes nan: its weights are damaged" in refused(capsys, *command)
+    assert not run.result.exists()
+    with pytest.raises(UserError, match="the model computes nan"):
+        pargolf.load(run.folder).bits_per_byte("The city", stride=16)
+    rows = np.arange(3 * 33).reshape(3, 33)
+    with pytest.raises(UserError, match="the model computes nan"):
+        calibrate(model, rows)
 
 
 def test_no_file_holds_a_number_that_json_lacks(tmp_path: Path) -> None:
@@ -143,6 +157,23 @@ def test_a_read_only_folder_is_no_reason_to_refuse(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(files.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(38, "no locks here")))
     with locked(tmp_path, "x") as lock:
         assert lock is None
+    monkeypatch.undo()
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").mkdir()  # so that it cannot be opened, as in a folder that nobody may write to
+    with locked(tmp_path, "x") as lock:
+        assert lock is None
+
+
+def test_lines_of_anything_but_numbers_are_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_line(path, {"step": 1, "train_loss": 3.0})
+    with path.open("a") as file:
+        for loss in ('"3"', "null", "NaN", "[1]", "true"):
+            file.write(f'{{"step": 2, "train_loss": {loss}}}\n')
+        file.write('{"step": true, "train_loss": 1.0}\n')
+    assert read_lines(path) == [{"step": 1, "train_loss": 3.0}]
+    with pytest.raises(ValueError, match="JSON"):
+        append_line(path, {"step": 3, "train_loss": float("inf")})
 
 
 def test_a_full_disk_ends_a_training_in_one_line(
@@ -170,6 +201,15 @@ def test_a_newer_artifact_is_said(copy: Path, capsys: pytest.CaptureFixture[str]
     assert dispatch(["pack", str(copy), "--codec", "lzma"]) == 0
     assert dispatch(["compare", str(copy)]) == 0
     assert f"{copy}/model.pgz is newer than its score; score it with" in capsys.readouterr().out
+    assert dispatch(["report", str(copy), "--tokens", "300"]) == 0
+    assert "model.pgz is newer than its score" in (copy / "report.html").read_text()
+    about = ["--author", "a", "--github-id", "a", "--name", "n", "--out", copy.parent / "out"]
+    assert "is not what" in refused(capsys, "submit", copy, *about)
+    result = json.loads((copy / "result.json").read_text())
+    del result["artifact_sha256"]  # as runs of before have it
+    (copy / "result.json").write_text(json.dumps(result))
+    assert dispatch(["compare", str(copy)]) == 0
+    assert "newer than its score" not in capsys.readouterr().out
     assert dispatch(["eval", str(copy)]) == 0
     capsys.readouterr()
     assert dispatch(["compare", str(copy)]) == 0
@@ -218,8 +258,8 @@ def test_two_processes_do_not_train_one_run(dataset: Dataset, tmp_path: Path) ->
     for line in first.stdout:
         if line.startswith("step:"):
             break
-    second = pargolf(*words)
+    second = support.pargolf(*words)
     first.terminate()
     first.communicate()
     assert second.returncode == 2 and "is in use by another command" in second.stderr
-    assert pargolf(*words).returncode == 0
+    assert support.pargolf(*words).returncode == 0
