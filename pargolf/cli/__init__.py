@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pargolf.cli import compress, explain, export, runs, study, submit
+from pargolf import __version__
+from pargolf.cli import completion, compress, explain, export, runs, study, submit
 from pargolf.config.presets import known_names
 from pargolf.system import launch
 from pargolf.system.errors import Stopped, UserError, did_you_mean
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "check": submit.check,
     "verify": submit.verify,
     "import-log": submit.import_log,
+    "completion": completion.completion,
 }
 
 
@@ -47,6 +49,9 @@ def dispatch(argv: list[str]) -> int:
     """Run one command line; returns its exit code."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"pargolf {__version__}")
         return 0
     try:
         if argv[0] not in COMMANDS:
