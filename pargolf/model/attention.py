@@ -15,6 +15,10 @@ class KVCache:
     Each tensor is (batch, kv_heads, seq_len, d_head); the first `length` positions are filled.
     """
 
+    text: Tensor | None = None
+    """(batch, positions) bool, with those that are about to come: text, or padding that no text sees.
+    None: all is text."""
+
     def __init__(self, c: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
         shape = (c.n_layers, 2, batch, c.kv_heads, c.seq_len, c.d_head)
         self.store = torch.zeros(shape, dtype=dtype, device=device)
@@ -71,7 +75,8 @@ class Attention(nn.Module):
             k, v = cache.extend(layer, k, v)
         # The queries belong to the last of the keys; `past` keys come before them.
         past = k.size(2) - q.size(2)
-        y = self.attend(q, k, v) if not past else self._attend_after(q, k, v, past)
+        text = cache.text if cache is not None else None
+        y = self.attend(q, k, v) if not past and text is None else self._attend_after(q, k, v, past, text)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -80,11 +85,14 @@ class Attention(nn.Module):
             q, k, v, None, is_causal=True, enable_gqa=self.kv_heads != self.n_heads
         )
 
-    def _attend_after(self, q: Tensor, k: Tensor, v: Tensor, past: int) -> Tensor:
-        """The same where `past` keys and values come before those of the first query."""
+    def _attend_after(self, q: Tensor, k: Tensor, v: Tensor, past: int, text: Tensor | None) -> Tensor:
+        """The same where `past` keys and values come before those of the first query, `text` as in a cache."""
         length, mask = q.size(2), None
-        if length > 1:
+        if length > 1 or text is not None:
             mask = torch.ones(length, k.size(2), dtype=torch.bool, device=q.device).tril(past)
+        if text is not None:
+            # Padding sees padding: a query that saw nothing would be no number.
+            mask = mask & (text[:, None, None, :] | ~text[:, None, past:, None])
         return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=self.kv_heads != self.n_heads)
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
