@@ -55,7 +55,7 @@ class AblateArgs(RunArgs):
     one_at_a_time: bool = False
     """Not the grid: the preset, and each value of each --vary alone."""
     seeds: int = 3
-    """How many: train.seed, train.seed + 1, ..."""
+    """Runs of each variation, with the random seeds train.seed, train.seed + 1, ..."""
     jobs: int = 1
     """Runs at once; they share the cores."""
 

@@ -125,10 +125,11 @@ class TrainConfig:
     dtype: Literal["auto", "bfloat16", "float32"] = "bfloat16"
     """Compute dtype; auto takes bfloat16 on GPUs and, on CPUs with bfloat16 instructions, where
     a timed multiply shows it to be faster; float32 elsewhere."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU where there is one."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto takes a GPU where there is one: cuda (NVIDIA, or AMD under a ROCm PyTorch) or mps (Apple)."""
     compile: Literal["auto", "on", "off"] = "on"
-    """torch.compile for the layers and the loss; auto: on a GPU, and on a CPU that has a C++ compiler."""
+    """torch.compile for the layers and the loss; auto: on with cuda, and on a CPU that has a C++ compiler;
+    off with mps."""
     compile_cache: Literal["clean", "shared"] = "clean"
     """clean: a fresh compile cache inside the run folder; shared: PyTorch's usual one, faster to start."""
 
