@@ -24,7 +24,8 @@ class CompressArgs:
     streams: int = 0
     """Parts of the file coded side by side: more are faster and cost a few bytes each; 0: by its size."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format that the model computes in; auto: as the run did, float32 for an artifact outside its run folder."""
+    """Number format that the model computes in; auto: as the run did, float32 for an artifact outside its
+    run folder."""
     threads: int = 0
     """CPU threads, then also for decompressing; 0: PyTorch's choice."""
     verify: bool = True

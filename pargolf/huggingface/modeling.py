@@ -120,7 +120,9 @@ def _text_after_padding(attention_mask: Tensor | None, end: int, goes_on: bool) 
     if attention_mask is None or bool(attention_mask.all()):
         return None
     if attention_mask.dim() != 2 or attention_mask.size(1) != end:
-        raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, and not a row of {end} for each text")
+        raise ValueError(
+            f"attention_mask is {tuple(attention_mask.shape)}, and not a row of {end} for each text"
+        )
     text = attention_mask.bool()
     begins = text[:, 1:] & ~text[:, :-1]
     if bool((begins.sum(1) + text[:, 0] > 1).any()) or (goes_on and not bool(text[:, -1].all())):

@@ -86,11 +86,11 @@ class Attention(nn.Module):
         )
 
     def _attend_after(self, q: Tensor, k: Tensor, v: Tensor, past: int, text: Tensor | None) -> Tensor:
-        """The same where `past` keys and values come before those of the first query, `text` as in a cache."""
+        """The same where `past` keys and values come before those of the first; `text` as in a cache."""
         length, mask = q.size(2), None
         if length > 1 or text is not None:
             mask = torch.ones(length, k.size(2), dtype=torch.bool, device=q.device).tril(past)
-        if text is not None:
+        if text is not None and mask is not None:
             # Padding sees padding: a query that saw nothing would be no number.
             mask = mask & (text[:, None, None, :] | ~text[:, None, past:, None])
         return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=self.kv_heads != self.n_heads)

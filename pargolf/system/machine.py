@@ -18,7 +18,6 @@ from torch import Tensor
 
 from pargolf.system.errors import UserError
 
-
 Device = Literal["cpu", "cuda", "mps"]
 
 

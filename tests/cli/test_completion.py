@@ -14,7 +14,8 @@ from pargolf.cli.completion import ARGUMENTS, script
 ASK = {
     "bash": 'source ./script; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _tyro_pargolf;'
     ' printf "%s\\n" "${COMPREPLY[@]}"',
-    "zsh": 'words=("$@"); CURRENT=$#; _describe() { print -l -- "${(@P)2}" }; _files() { ls -d "${words[-1]}"* };'
+    "zsh": 'words=("$@"); CURRENT=$#; _describe() { print -l -- "${(@P)2}" };'
+    ' _files() { ls -d "${words[-1]}"* };'
     " source ./script",
 }
 
