@@ -1,6 +1,7 @@
 """Every command of the documentation is one that pargolf takes; the quick ones are run."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -88,3 +89,8 @@ def test_each_figure_and_page_that_is_linked_is_there() -> None:
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", page.read_text()):
             assert (page.parent / link).exists(), (page, link)
+
+
+def test_the_figure_of_the_concepts_is_what_its_script_draws() -> None:
+    figure = runpy.run_path(str(ROOT / "docs/windows_figure.py"))["figure"]
+    assert (ROOT / "docs/concepts.svg").read_text() == figure()
