@@ -32,7 +32,9 @@ def resolve_device(setting: str) -> Device:
     for device, available in there.items():
         if available and setting in (device, "auto"):
             return device
-    raise UserError(f"train.device is {setting} but PyTorch sees no such GPU; use --train.device cpu or auto")
+    raise UserError(
+        f"train.device is {setting} but PyTorch sees no GPU of that kind; use --train.device cpu or auto"
+    )
 
 
 def resolve_dtype(setting: str, device: str) -> str:

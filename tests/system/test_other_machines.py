@@ -28,7 +28,7 @@ def test_apple_s_gpu_is_taken_and_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert [machine.resolve_device(name) for name in ("auto", "mps", "cpu")] == ["mps", "mps", "cpu"]
     train = resolve(load_preset("demo"), "mps").train
     assert (train.device, train.dtype, train.compile) == ("mps", "float32", "off")
-    with pytest.raises(UserError, match=r"train.device is cuda but PyTorch sees no such GPU"):
+    with pytest.raises(UserError, match=r"train.device is cuda but PyTorch sees no GPU"):
         machine.resolve_device("cuda")
     has(monkeypatch, cuda=False, mps=False)
     with pytest.raises(UserError, match=r"train.device is mps but"):
