@@ -134,7 +134,7 @@ def _predictions(
         best = logprobs.topk(wide[1])
         context = torch.arange(first + 1, batch[0].length + 1).expand(len(batch), -1)
         values = (
-            own[..., 0].double() / -math.log(2), 1 + (logprobs > own).sum(-1), context, best.indices,
+            own[..., 0].cpu().double() / -math.log(2), 1 + (logprobs > own).sum(-1), context, best.indices,
             best.values.exp(),
         )  # fmt: skip
         for into, value in zip(found, values, strict=True):

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from pargolf.cli import compress, explain, export, runs, study, submit
+from pargolf import __version__
+from pargolf.cli import completion, compress, explain, export, runs, study, submit
 from pargolf.config.presets import known_names
 from pargolf.system import launch
 from pargolf.system.errors import Stopped, UserError, did_you_mean
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "check": submit.check,
     "verify": submit.verify,
     "import-log": submit.import_log,
+    "completion": completion.completion,
 }
 
 
@@ -87,6 +89,9 @@ def dispatch(argv: list[str]) -> int:
 def _answer(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
+        return
+    if argv[0] in ("-V", "--version"):
+        print(f"pargolf {__version__}")
         return
     if argv[0] not in COMMANDS:
         near = did_you_mean(argv[0], COMMANDS)

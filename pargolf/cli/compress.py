@@ -16,14 +16,16 @@ class CompressArgs:
     """Compress any file without loss by a model's next-token distributions, on the CPU."""
 
     file: tyro.conf.Positional[Path]
+    """The file to compress."""
     model: Path
     """A run's folder or a model.pgz; decompressing needs the same."""
     out: Output
-    """The file to write, by custom .pgc."""
+    """The file to write; its name usually ends in .pgc."""
     streams: int = 0
     """Parts of the file coded side by side: more are faster and cost a few bytes each; 0: by its size."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """In which the model computes; auto: as the run did, float32 for an artifact outside its run folder."""
+    """Number format that the model computes in; auto: as the run did, float32 for an artifact outside its
+    run folder."""
     threads: int = 0
     """CPU threads, then also for decompressing; 0: PyTorch's choice."""
     verify: bool = True
@@ -37,6 +39,7 @@ class DecompressArgs:
     """Bring back the file that `pargolf compress` made smaller."""
 
     file: tyro.conf.Positional[Path]
+    """The compressed file."""
     model: Path
     """The run's folder or model.pgz it was compressed with."""
     out: Output

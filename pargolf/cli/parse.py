@@ -31,7 +31,10 @@ LONGEST_NAME = 100  # characters of a run's default name, before a hash of its s
 
 @dataclass
 class RunArgs:
-    """A preset, overlays laid over it (demo+legendre-mix), and any of their settings changed."""
+    """PRESET is a preset, or one with overlays laid over it: demo+legendre-mix. Options change its settings.
+
+    The defaults below are those of PRESET; of the published system, if none is named.
+    """
 
     preset: tyro.conf.Positional[str]
     """PRESET+OVERLAY+..., such as demo+legendre-mix; each a name or a path to a TOML file."""

@@ -51,10 +51,11 @@ class FinewebArgs:
     """Download the challenge's published shards and tokenizer; continues where it was interrupted."""
 
     variant: str = "sp1024"
-    """Tokenization, as the dataset's folder is named after fineweb10B_."""
+    """Tokenizer of the shards: the part of their folder's name after fineweb10B_."""
     train_shards: int = 1
     """How many training shards of 100,000,000 tokens."""
     root: Path = Path("data")
+    """Folder for tokenizers/ and datasets/."""
 
 
 @dataclass
@@ -67,11 +68,11 @@ class PackArgs:
     """Another codec than the run's settings name, at its highest level; "auto" takes whichever makes file
     and code smallest."""
     layout: Literal["", "bytes", "planes", "range", "auto"] = ""
-    """Another layout than they name."""
+    """Another layout than the run's settings name (see docs/formats.md)."""
     fit: int | None = None
     """Bytes of code and model to fill: training text decides how finely each row is rounded."""
     max_loss: float | None = None
-    """The same for the smallest file that loses at most so many bits per byte of training text."""
+    """Instead of --fit: make the smallest file that loses at most so many bits per byte of training text."""
     dataset: Path | None = None
     """Folder of the training shards that --fit and --max-loss read; default: the run's."""
 
@@ -100,6 +101,7 @@ class SampleArgs:
     artifact: tyro.conf.Positional[Path]
     """A model.pgz or a run's folder."""
     prompt: tyro.conf.Positional[str]
+    """The text to continue."""
     tokens: int = 128
     """Tokens to add."""
     temperature: float = 0.8
@@ -107,6 +109,7 @@ class SampleArgs:
     top_k: int = 50
     """Draw among this many likeliest tokens; 0 means all."""
     seed: int = 0
+    """Random seed of the draws: the same seed gives the same text."""
     tokenizer: Path | None = None
     """Tokenizer of an artifact outside its run folder."""
 

@@ -39,7 +39,7 @@ class CompareArgs:
     values: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Published val_bpb, one a seed ("1.1548,1.1552,1.1575"), as one more group."""
     bytes_per_token: float | None = None
-    """Of the published figures' tokenizer on the validation text, to tell their nats a token."""
+    """Mean bytes of a token of the published runs' tokenizer, to turn their val_bpb into nats a token."""
     json: Path | None = None
     """Also write the comparison to this file."""
 
@@ -53,9 +53,9 @@ class AblateArgs(RunArgs):
     ("model.d_model=128+model.n_heads=4,model.d_model=192+model.n_heads=6"), or overlays to lay over the
     preset, "base" being none ("base,+legendre-mix,+legendre-mix+spectral-embed"); several make a grid."""
     one_at_a_time: bool = False
-    """Not the grid: the preset, and each value of each --vary alone."""
+    """Instead of the grid, run the preset and each value of each --vary alone."""
     seeds: int = 3
-    """How many: train.seed, train.seed + 1, ..."""
+    """Runs of each variation, with the random seeds train.seed, train.seed + 1, ..."""
     jobs: int = 1
     """Runs at once; they share the cores."""
 
@@ -72,7 +72,7 @@ class SweepArgs(RunArgs):
     """A setting and where to look: "field=a,b,c", "field=low:high", "field=low:high:step" or
     "field=low:high:log"."""
     trials: int = 20
-    """Go on until the study has so many."""
+    """Trials of the study in all; those it has already are counted."""
     storage: str = ""
     """URL of a database that several machines share; default: study.db in the folder."""
 

@@ -16,7 +16,9 @@ class SubmitArgs:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of finished runs that differ in their seed alone."""
     author: str
+    """Your name, for submission.json."""
     github_id: str
+    """Your GitHub user name."""
     name: str
     """Title of the submission."""
     blurb: str = ""
@@ -64,7 +66,7 @@ class VerifyArgs:
     positions: int = 64
     """Windows drawn from the validation stream; in each the future is changed at one position."""
     seed: int = 0
-    """Which windows and positions."""
+    """Random seed that draws the windows and positions."""
     stride: int = 0
     """Tokens each window scores; default: the run's setting, else 64."""
     tokenizer: Path | None = None

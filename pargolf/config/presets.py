@@ -174,6 +174,8 @@ def _read_file(folder: Traversable, name: str) -> dict[str, Any]:
 
 def _layer(name: str, values: dict[str, Any]) -> Layer:
     require("preset" not in values, f'{name}: write base = "{values.get("preset")}" for the preset below it')
+    near = [key for key in values if did_you_mean(key, ["base"])]
+    require(not near, f"{name}: unknown setting {''.join(near[:1])}; did you mean base?")
     try:
         from_dict(values)
     except UserError as error:

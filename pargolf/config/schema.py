@@ -28,9 +28,11 @@ class ModelConfig:
     q_rank: Natural = 192
     """Rank of the factored query projection; 0 keeps it a full matrix."""
     k_rank: Natural = 0
-    """The same for keys, and below for every other matrix of a layer; 0 is full."""
+    """Rank of the key projection; 0, here and below, keeps a full matrix."""
     v_rank: Natural = 0
+    """Rank of the value projection."""
     out_rank: Natural = 0
+    """Rank of attention's output projection."""
     fc_rank: Natural = 0
     """Rank of the MLP's first matrix."""
     proj_rank: Natural = 0
@@ -164,7 +166,7 @@ class TrainConfig:
     iterations: Count = 20_000
     """Steps to train, unless max_seconds ends it first."""
     max_seconds: NotNegative = float(TIME_LIMIT)
-    """Wall-clock cap of the training in seconds, compile warm-up not counted; 0 means none."""
+    """Time limit of the training in seconds, compile warm-up not counted; 0 means none."""
     compile_warmup_steps: Natural = 20
     """Steps run before the clock starts, to compile; weights and optimizer are restored after."""
     warmdown_steps: Natural = 3000
@@ -187,12 +189,13 @@ class TrainConfig:
     dtype: Literal["auto", "bfloat16", "float32"] = "bfloat16"
     """Compute dtype; auto takes bfloat16 on GPUs and, on CPUs with bfloat16 instructions, where
     a timed multiply shows it to be faster; float32 elsewhere."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU where there is one."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto takes a GPU where there is one: cuda (NVIDIA, or AMD under a ROCm PyTorch) or mps (Apple)."""
     threads: Natural = 0
     """CPU threads of each rank; 0: OMP_NUM_THREADS if it is set, else one for each core it may use."""
     compile: Literal["auto", "on", "off"] = "on"
-    """torch.compile for the layers and the loss; auto: on a GPU, and on a CPU that has a C++ compiler."""
+    """torch.compile for the layers and the loss; auto: on with cuda, and on a CPU that has a C++ compiler;
+    off with mps."""
     compile_cache: Literal["clean", "shared"] = "clean"
     """clean: a fresh compile cache inside the run folder; shared: PyTorch's usual one, faster to start."""
 
@@ -202,7 +205,9 @@ class OptimConfig:
     """Muon for the matrices inside the layers, Adam for the rest."""
 
     muon_lr: NotNegative = 0.02
+    """Muon's learning rate, for the matrices inside the layers."""
     muon_momentum: Decay = 0.99
+    """Muon's momentum after its warm-up."""
     muon_momentum_start: Decay = 0.92
     """Momentum at step 0, raised linearly to muon_momentum."""
     muon_momentum_warmup: Natural = 1500
@@ -222,6 +227,7 @@ class OptimConfig:
     ns_dtype: Literal["auto", "bfloat16", "float32"] = "bfloat16"
     """Dtype of the Newton-Schulz iterations; auto is the compute dtype."""
     embed_lr: NotNegative = 0.03
+    """Adam's learning rate for the embedding."""
     vector_lr: NotNegative = 0.02
     """Adam's learning rate for gains, scales, mixes and skip weights."""
     adam_beta1: Decay = 0.9
@@ -244,7 +250,9 @@ class ExportConfig:
     attn_bits: Literal[4, 5, 6, 7, 8, 16, 32] = 6
     """Bits a value of the attention matrices: 4-8 integers scaled per row, 16 or 32 floats."""
     mlp_bits: Literal[4, 5, 6, 7, 8, 16, 32] = 6
+    """The same of the MLP's matrices."""
     embed_bits: Literal[4, 5, 6, 7, 8, 16, 32] = 16
+    """The same of the embedding."""
     vector_bits: Literal[16, 32] = 32
     """Floats of gains, scales, mixes and skip weights."""
     clip_quantile: Annotated[float, Bounds(0.5, 1)] = 0.9999984

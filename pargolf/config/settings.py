@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -128,13 +129,20 @@ def build(section: Any, values: Any, path: str) -> Any:
     for name in values:
         if name not in hints:
             full = f"{path}.{name}" if path else name
-            raise UserError(f"unknown setting {full}{did_you_mean(name, hints)} (known: {', '.join(hints)})")
+            near = did_you_mean(name, hints) or _elsewhere(name)
+            raise UserError(f"unknown setting {full}{near} (known: {', '.join(hints)})")
     return section(
         **{
             name: _typed(hints[name], value, f"{path}.{name}" if path else name)
             for name, value in values.items()
         }
     )
+
+
+def _elsewhere(name: str) -> str:
+    """The same for a setting that stands in another section, or in none."""
+    known = {full.partition(".")[2]: full for full in flatten(to_dict(RunConfig()))}
+    return next((f"; did you mean {known[near]}?" for near in get_close_matches(name, known, 1)), "")
 
 
 def _typed(hint: Any, value: Any, path: str) -> Any:

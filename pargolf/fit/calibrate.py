@@ -131,7 +131,7 @@ def bits_per_byte(model: GPT, rows: np.ndarray, table: ByteTable) -> float:
     """Mean over `rows` (n, T + 1) int64, each scored alone; on this rank, whatever the others do."""
     nats = 0.0
     for _, _, losses in batch_losses(model, *one_window_a_row(rows), _batch_rows(rows)):
-        nats += float(losses.double().sum())
+        nats += float(losses.cpu().double().sum())
     return nats / math.log(2) / int(table.count(rows[:, :-1], rows[:, 1:]).sum())
 
 

@@ -115,8 +115,8 @@ def with_goal(
 ) -> RunConfig:
     """`config` with another goal for its packing: fill `fit` bytes of code and model, or lose `max_loss`.
 
-    The code is counted as long as any seed makes it, so that runs that differ in the seed alone
-    have one goal. Raises UserError unless there is one that can be met.
+    The code's size depends on the digits of the seed. The size with the longest seed is counted, so that
+    runs which differ in the seed alone have one goal. Raises UserError unless there is one that can be met.
     """
     for option, value in (("--fit", fit), ("--max-loss", max_loss)):
         require(value is None or value > 0, f"{option} must be above 0, is {value}")

@@ -67,12 +67,15 @@ def _write_weights(folder: Path, model: GPT, prefix: str) -> None:
 def _settings(artifact: Artifact, tokenizer: Tokenizer) -> dict[str, Any]:
     """Content of the JSON files, by name."""
     files = tokenizer_files(tokenizer, artifact.model.seq_len)
-    padding = files["tokenizer_config.json"].get("pad_token")
+    padding = files["tokenizer_config.json"]["pad_token"]
     ids = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.bos_id,
-        "pad_token_id": files["tokenizer.json"]["model"]["vocab"].get(padding, tokenizer.bos_id),
+        "pad_token_id": files["tokenizer.json"]["model"]["vocab"][padding],
     }
+    # As `pargolf sample` draws, and no longer than the model's context.
+    tokens = min(128, artifact.model.seq_len // 2)
+    generation = {**ids, "do_sample": True, "temperature": 0.8, "top_k": 50, "max_new_tokens": tokens}
     auto = {"AutoConfig": "PargolfConfig", "AutoModelForCausalLM": "PargolfForCausalLM"}
     config = {
         "model_type": "pargolf",
@@ -82,7 +85,7 @@ def _settings(artifact: Artifact, tokenizer: Tokenizer) -> dict[str, Any]:
         **to_dict(artifact.model),
         **ids,
     }
-    return {"config.json": config, "generation_config.json": ids, **files}
+    return {"config.json": config, "generation_config.json": generation, **files}
 
 
 def _card(name: str, target: Target, artifact: Artifact, model: GPT) -> str:

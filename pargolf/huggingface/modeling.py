@@ -94,19 +94,25 @@ class PargolfForCausalLM(PreTrainedModel, GenerationMixin):
         `labels` (B, T), input_ids or -100 where there is nothing to learn, give `loss`: the mean
         cross-entropy in nats of each label given the tokens before it. `past_key_values` is what
         earlier versions of transformers call `cache`. Raises ValueError if the tokens do not fit
-        seq_len, or on padding at the left.
+        seq_len, or on padding inside a text.
+
+        `attention_mask` (B, tokens so far and T) is 0 at padding. Padding before a text moves its
+        positions, which changes nothing: RoPE knows distances alone.
         """
         if kwargs.get("position_ids") is not None:
             raise ValueError("a pargolf model counts positions itself; give no position_ids")
         cache = past_key_values if cache is None else cache
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
-        past = GrowingCache(cache, len(self.model.config.visits)) if cache is not None else None
-        _require_no_gaps(attention_mask, goes_on=past is not None)
-        length = input_ids.size(1)
+        length, visits = input_ids.size(1), len(self.model.config.visits)
+        past = GrowingCache(cache, visits) if cache is not None else None
         end = length + (past.length if past is not None else 0)
         if end > self.config.seq_len:
             raise ValueError(f"{end} tokens are more than the model's context of {self.config.seq_len}")
+        text = _text_after_padding(attention_mask, end, goes_on=past is not None)
+        if text is not None:
+            past = past or GrowingCache(DynamicCache(config=self.config), visits)
+            past.text = text
         states = self.model.trunk(input_ids, past, max(0, length - logits_to_keep) if logits_to_keep else 0)
         logits = self.model.head(states)
         loss = None
@@ -115,15 +121,23 @@ class PargolfForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss, logits, cache)
 
 
-def _require_no_gaps(attention_mask: Tensor | None, goes_on: bool) -> None:
-    """ValueError on a mask (B, T) that hides tokens from others.
+def _text_after_padding(attention_mask: Tensor | None, end: int, goes_on: bool) -> Tensor | None:
+    """Where a mask (B, end) has text, as bool, if padding comes before it in a row; else None.
 
-    Padding at the right hides nothing, since attention is causal, unless the text goes on after it.
+    Padding at the right hides nothing, since attention is causal, unless the text goes on after it:
+    ValueError then, and on padding inside a text.
     """
     if attention_mask is None or bool(attention_mask.all()):
-        return
-    if goes_on or attention_mask.dim() != 2 or bool((attention_mask.diff(dim=1) > 0).any()):
+        return None
+    if attention_mask.dim() != 2 or attention_mask.size(1) != end:
         raise ValueError(
-            "a pargolf model knows no padding before or inside a text: pad at the right to score,"
-            " and generate from prompts of one length, or one by one"
+            f"attention_mask is {tuple(attention_mask.shape)}, and not a row of {end} for each text"
         )
+    text = attention_mask.bool()
+    begins = text[:, 1:] & ~text[:, :-1]
+    if bool((begins.sum(1) + text[:, 0] > 1).any()) or (goes_on and not bool(text[:, -1].all())):
+        raise ValueError(
+            "a pargolf model knows no padding inside a text: pad at the left to generate"
+            ' (padding_side="left"), at the right only to score'
+        )
+    return text if bool(begins.any()) else None

@@ -77,13 +77,14 @@ def tokenizer_files(tokenizer: Tokenizer, max_tokens: int) -> dict[str, Any]:
         "bos_token": bos,
         "eos_token": bos,  # a document ends where the next one begins
         "unk_token": unknown,
+        # With byte fallback no text has the unknown piece: it is free to stand for nothing.
+        "pad_token": "<pad>" if "<pad>" in by_kind[Kind.CONTROL] else unknown,
+        "padding_side": "left",  # so that every text of a batch can go on
         "model_max_length": max_tokens,
         "model_input_names": ["input_ids", "attention_mask"],
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
     }
-    if "<pad>" in by_kind[Kind.CONTROL]:
-        config["pad_token"] = "<pad>"
     return {"tokenizer.json": _tokenizer_json(model, bos, unknown), "tokenizer_config.json": config}
 
 

@@ -7,6 +7,7 @@ the symmetric products of Muon, because half of each is enough (docs/performance
 import ctypes
 import functools
 import os
+import shutil
 import subprocess
 import tempfile
 import warnings
@@ -115,7 +116,7 @@ def serves(dtype: torch.dtype, device: torch.device) -> bool:
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     """native.cpp, compiled and loaded: two seconds or less, so it is not kept."""
-    compiler = os.environ.get("CXX") or "g++"
+    compiler = os.environ.get("CXX") or ("g++" if shutil.which("g++") else "clang++")
     torch_libraries = Path(torch.__file__).parent / "lib"
     source = resources.files("pargolf.kernels") / "native.cpp"
     with tempfile.TemporaryDirectory() as folder, resources.as_file(source) as path:

@@ -22,6 +22,10 @@ class KVCache:
     Each tensor is (batch, kv_heads, seq_len, d_head); the first `length` positions are filled.
     """
 
+    text: Tensor | None = None
+    """(batch, positions) bool, with those that are about to come: text, or padding that no text sees.
+    None: all is text."""
+
     def __init__(self, c: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
         shape = (len(c.visits), 2, batch, c.kv_heads, c.seq_len, c.d_head)
         self.store = torch.zeros(shape, dtype=dtype, device=device)
@@ -113,7 +117,12 @@ class Attention(nn.Module):
             k, v = cache.extend(visit, k, v)
         # The queries belong to the last of the keys; `past` keys come before them.
         past = k.size(2) - q.size(2)
-        y = self.attend(q, k, v, starts) if not past else self._attend_after(q, k, v, past, starts)
+        text = cache.text if cache is not None else None
+        y = (
+            self.attend(q, k, v, starts)
+            if not past and text is None
+            else self._attend_after(q, k, v, past, starts, text)
+        )
         if self.c.xsa_layers and self.is_exclusive:
             y = exclude(y, own[:, :, first:])
         y = y.transpose(1, 2)
@@ -140,16 +149,25 @@ class Attention(nn.Module):
         )
 
     def _attend_after(
-        self, q: Tensor, k: Tensor, v: Tensor, past: int, starts: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        past: int,
+        starts: Tensor | None = None,
+        text: Tensor | None = None,
     ) -> Tensor:
-        """The same where `past` keys and values come before those of the first query."""
+        """The same where `past` keys and values come before those of the first; `text` as in a cache."""
         length, mask = q.size(2), None
-        if length > 1:
+        if length > 1 or text is not None:
             mask = torch.ones(length, k.size(2), dtype=torch.bool, device=q.device).tril(past)
         if starts is not None:
             keys = torch.arange(k.size(2), device=q.device)
             apart = (keys >= starts[:, -length:, None])[:, None]  # (B, 1, T, keys)
             mask = apart if mask is None else apart & mask
+        if text is not None and mask is not None:
+            # Padding sees padding: a query that saw nothing would be no number.
+            mask = mask & (text[:, None, None, :] | ~text[:, None, past:, None])
         return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=self.kv_heads != self.n_heads)
 
     def _placed(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

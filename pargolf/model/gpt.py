@@ -219,6 +219,9 @@ class GPT(nn.Module):
         mixes = tokens != self.config.bos_id
         if cache is None or not cache.length:  # the first token of a row has none before it
             mixes = torch.cat((torch.zeros_like(mixes[:, :1]), mixes[:, 1:]), dim=1)
+        if cache is not None and cache.text is not None:  # nor has that after padding
+            places = torch.arange(cache.length - 1, cache.length - 1 + tokens.size(1), device=tokens.device)
+            mixes = mixes & cache.text[:, places.clamp(min=0)]
         if self.bigram is not None:
             embedded = embedded + self.bigram(
                 tokens, before("token", tokens[..., None], cache)[..., 0], mixes

@@ -75,8 +75,8 @@ def _iterate(x: Tensor, iterations: Sequence[Coefficients], product: SymmetricPr
 def _iterate_by_gram(x: Tensor, iterations: Sequence[Coefficients], product: SymmetricProduct) -> Tensor:
     """The same for wide x: the polynomials are multiplied first, and gram follows x without it.
 
-    For then gram <- polynomial gram polynomial. Source: Gram Newton-Schulz, Zhang, Amsel, Chen and
-    Dao 2026, who start over from x now and then, as is done here.
+    Each step then updates gram alone: gram <- polynomial gram polynomial. Now and then gram is computed
+    from x again. Source: Gram Newton-Schulz, Zhang, Amsel, Chen and Dao 2026.
     """
     for start in range(0, len(iterations), GRAM_STEPS):
         gram = product(x, x, None, 1.0, 0.0)

@@ -44,8 +44,8 @@ class Forecast:
 def forecasts(config: RunConfig) -> list[Forecast]:
     """One for 8 H100s (if they can share the micro-batches), for one H100, and for this CPU.
 
-    Takes a second or two, for the CPU's try. Where that would take most of the machine's memory it is
-    left out, and so is the CPU.
+    The forecast for this CPU runs a short training step, which takes a second or two. It is left out
+    where that step would need most of the machine's memory.
     """
     ranks = [n for n in (GPUS, 1) if config.train.micro_batches % n == 0]
     rows = [(f"{n} x {H100.name}", h100_step_seconds(config, n)) for n in ranks]

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -48,7 +47,7 @@ class Target:
     config: RunConfig | None
 
     @property
-    def device_type(self) -> Literal["cpu", "cuda"]:
+    def device_type(self) -> machine.Device:
         """Where to run it: a run that was trained on a GPU may be looked at where there is none."""
         on_cpu = self.config is not None and self.config.train.device == "cpu"
         return machine.resolve_device("cpu" if on_cpu else "auto")

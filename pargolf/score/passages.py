@@ -57,7 +57,7 @@ def token_bits(
     plan = windows(len(tokens) - 1, model.config.seq_len, stride)
     bits = np.zeros(len(tokens))
     for batch, _, losses in batch_losses(model, tokens, plan, batch_rows, progress):
-        for window, row in zip(batch, losses.double().cpu().numpy() / math.log(2), strict=True):
+        for window, row in zip(batch, losses.cpu().double().numpy() / math.log(2), strict=True):
             bits[window.targets] = row
     require_number(float(bits.sum()))
     return bits

@@ -76,7 +76,7 @@ def score(model: GPT, text: Text, stride: int, batch_rows: int, progress: OnProg
     mine = plan[launch.rank() :: launch.world_size()]
     sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
     for batch, _, losses in batch_losses(model, text.tokens, mine, batch_rows, progress):
-        sums[0] += losses.double().sum().cpu()
+        sums[0] += losses.cpu().double().sum()  # on the CPU: Apple's GPUs have no float64
         sums[1] += losses.numel()
         sums[2] += sum(int(text.sizes[w.targets].sum(dtype=np.int64)) for w in batch)
     nats, count, size_bytes = distributed.total(sums).tolist()

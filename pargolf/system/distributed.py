@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pargolf.system import launch
+from pargolf.system.errors import require
 
 
 @contextmanager
@@ -26,6 +27,10 @@ def world(device_type: str) -> Iterator[torch.device]:
     `device_type` is "cpu" or "cuda". Inside another such block it joins nothing anew.
     """
     device = torch.device(device_type)
+    require(
+        device_type != "mps" or launch.world_size() == 1,
+        "train.device mps is one device: start pargolf without torchrun",
+    )
     if device_type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)

@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 import shutil
+import subprocess
 import sysconfig
 import tempfile
 import time
@@ -20,23 +21,32 @@ from torch import Tensor
 
 from pargolf.system.errors import UserError
 
+Device = Literal["cpu", "cuda", "mps"]
 
-def resolve_device(setting: str) -> Literal["cpu", "cuda"]:
-    """ "cpu" or "cuda" for train.device; UserError if "cuda" is asked for and there is none."""
-    if setting == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device is cuda but PyTorch sees no GPU; use --train.device cpu or auto")
-    if setting == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return "cuda" if setting == "cuda" else "cpu"
+
+def resolve_device(setting: str) -> Device:
+    """The device for train.device; UserError if a GPU is asked for and there is none such.
+
+    A ROCm PyTorch calls AMD's GPUs "cuda" too.
+    """
+    there: dict[Device, bool] = {
+        "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True
+    }  # fmt: skip
+    for device, available in there.items():
+        if available and setting in (device, "auto"):
+            return device
+    raise UserError(
+        f"train.device is {setting} but PyTorch sees no GPU of that kind; use --train.device cpu or auto"
+    )
 
 
 def resolve_dtype(setting: str, device: str) -> str:
     """ "bfloat16" or "float32" for train.dtype (see its description)."""
     if setting != "auto":
         return setting
-    if device == "cuda":
-        return "bfloat16"
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if device != "cpu":  # Apple's first chips have no bfloat16
+        return "bfloat16" if device == "cuda" else "float32"
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "float32"
     # Having the instructions is not enough: with AVX512-BF16 alone bfloat16 was measured to be half
     # as fast as float32 on one CPU, and nearly three times as fast on another.
@@ -55,7 +65,7 @@ def _matmul_seconds(dtype: torch.dtype) -> float:
 
 def resolve_compile(setting: str, device: str) -> Literal["on", "off"]:
     """ "on" or "off" for train.compile; UserError if "on" is asked for and a CPU lacks a compiler."""
-    if setting == "off":
+    if setting == "off" or (setting == "auto" and device == "mps"):
         return "off"
     missing = _missing_for_compilation() if device == "cpu" else ""
     if missing and setting == "on":
@@ -101,7 +111,10 @@ def _plain_path(folder: Path) -> Path:
 
 def memory_bytes() -> int:
     """The memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    asked = subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, text=True, check=True)
+    return int(asked.stdout)  # macOS
 
 
 def waited_seconds() -> float:
@@ -135,8 +148,9 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def record_event(device: torch.device) -> torch.cuda.Event | None:
-    """An event at the end of the device's queue; None on a CPU, whose work is done when it returns."""
+    """An event at the end of a CUDA device's queue; None where the work is done when this returns."""
     if device.type != "cuda":
+        synchronize(device)
         return None
     event = torch.cuda.Event(blocking=True)  # who waits sleeps: the cores belong to other ranks too
     event.record()
@@ -147,6 +161,8 @@ def synchronize(device: torch.device) -> None:
     """Wait for the device's queue, so that a clock read next is honest."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    if device.type == "mps":
+        torch.mps.synchronize()
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ class Clock:
     """Seconds of training: runs during steps, stands still while scoring and saving.
 
     A host launches a GPU's work and does not wait for it. `launched` lets it run ahead by the one
-    step that keeps the queue filled, and `seconds` adds to the time on the wall what that step
-    will still take, judged by the one before it. A cap is kept so without emptying the queue.
+    step that keeps the queue filled. `seconds` adds the time that this step will still take, judged by
+    the step before it, so a time limit holds although the queue is never emptied.
     """
 
     def __init__(self, seconds: float, device: torch.device):

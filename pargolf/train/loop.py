@@ -220,6 +220,6 @@ def resolve(config: RunConfig, device: str) -> RunConfig:
     ns_dtype = dtype if config.optim.ns_dtype == "auto" else config.optim.ns_dtype
     return replace(
         config,
-        train=replace(t, dtype=dtype, device="cuda" if device == "cuda" else "cpu", compile=compiling),
+        train=replace(t, dtype=dtype, device=machine.resolve_device(device), compile=compiling),
         optim=replace(config.optim, ns_dtype=ns_dtype),
     )

@@ -26,7 +26,7 @@ def take_weights(model: GPT, source: Mapping[str, Tensor]) -> None:
             state[whole] = state.pop(up) @ state.pop(down)
         if isinstance(module, LowRank) and whole in state:
             rank = module.down.weight.size(0)
-            u, s, vt = torch.linalg.svd(state.pop(whole).double(), full_matrices=False)
+            u, s, vt = torch.linalg.svd(state.pop(whole).cpu().double(), full_matrices=False)
             root = s[:rank].sqrt()
             state[up], state[down] = (u[:, :rank] * root).float(), (root[:, None] * vt[:rank]).float()
     for name in sorted(mine.keys() | state.keys()):

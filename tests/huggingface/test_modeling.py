@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import pargolf
 from pargolf.config.presets import load_preset, overlay_names, preset_names
@@ -120,13 +120,50 @@ def test_padding_at_the_right_changes_nothing(model: Any) -> None:
     torch.testing.assert_close(got.loss, (short * 7 + long * 11) / 18)
 
 
+@torch.no_grad()
+def test_padding_at_the_left_changes_nothing(model: Any) -> None:
+    x = tokens(2, 12)
+    mask = torch.ones_like(x)
+    mask[0, :4] = 0
+    padded = x.masked_fill(mask == 0, 0)
+    got, alone = model(padded, attention_mask=mask).logits, model(x[:1, 4:]).logits[0]
+    torch.testing.assert_close(got[0, 4:], alone)
+    torch.testing.assert_close(got[1], model(x[1:]).logits[0])
+    first = model(padded[:, :6], attention_mask=mask[:, :6], use_cache=True)
+    second = model(padded[:, 6:], attention_mask=mask, past_key_values=first.cache)
+    torch.testing.assert_close(second.logits[0], alone[2:])
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"num_beams": 3}])
+def test_a_padded_batch_writes_what_each_prompt_writes_alone(
+    folders: tuple[Path, Path], model: Any, options: dict[str, Any]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folders[1])
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": 511, **options}
+    prompts = ["The city", "A", "It was one of the"]
+    batch = tokenizer(prompts, return_tensors="pt", padding=True)
+    assert batch["attention_mask"].min() == 0
+    texts = tokenizer.batch_decode(model.generate(**batch, **options), skip_special_tokens=True)
+    for prompt, text in zip(prompts, texts, strict=True):
+        alone = model.generate(**tokenizer(prompt, return_tensors="pt"), **options)
+        assert text == tokenizer.decode(alone[0], skip_special_tokens=True)
+
+
+def test_it_draws_by_default_as_pargolf_sample_does(model: Any) -> None:
+    c = model.generation_config
+    assert (c.bos_token_id, c.eos_token_id, c.pad_token_id) == (BOS, BOS, 0)
+    assert (c.do_sample, c.temperature, c.top_k, c.max_new_tokens) == (True, 0.8, 50, 12)
+    assert model.generate(torch.tensor([[BOS, 300]])).size(1) <= 14
+
+
 @pytest.mark.parametrize(
     ("length", "options", "message"),
     [
         (25, {}, "25 tokens are more than the model's context of 24"),
-        (4, {"attention_mask": torch.tensor([[0, 1, 1, 1]])}, "padding"),
+        (4, {"attention_mask": torch.tensor([[0, 1, 0, 1]])}, "padding inside a text"),
         (4, {"attention_mask": torch.tensor([[1, 1, 1, 0]]), "use_cache": True}, "padding"),
-        (4, {"attention_mask": torch.ones(1, 1, 4, 4).tril()}, "padding"),
+        (4, {"attention_mask": torch.ones(1, 1, 4, 4).tril()}, "attention_mask is"),
+        (4, {"attention_mask": torch.tensor([[0, 1, 1]])}, "not a row of 4"),
         (4, {"position_ids": torch.arange(4)[None]}, "give no position_ids"),
     ],
 )

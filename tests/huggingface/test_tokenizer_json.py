@@ -115,8 +115,9 @@ def test_a_whole_document_has_the_ids_of_the_shards(
 def test_special_tokens_are_those_of_the_data(tokenizer: Tokenizer, fast: Any, challenge_fast: Any) -> None:
     assert (fast.bos_token_id, fast.eos_token_id, fast.unk_token_id) == (1, 1, 0)
     assert len(fast) == tokenizer.vocab_size
-    assert fast.pad_token is None
-    assert challenge_fast.pad_token_id == 0
+    assert (fast.pad_token_id, fast.pad_token) == (0, "<unk>")  # which no text has
+    assert (challenge_fast.pad_token_id, challenge_fast.pad_token) == (0, "<pad>")
+    assert fast(["a", "the fox"], padding=True)["attention_mask"][0][0] == 0
     assert fast("a", "b")["input_ids"] == [1, *tokenizer.encode("a"), 1, *tokenizer.encode("b")]
     assert set(fast("a")) == {"input_ids", "attention_mask"}
     assert fast.decode(fast("the fox")["input_ids"]) == "<s>the fox"
