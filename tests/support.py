@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from torch import Tensor
 
-from pargolf.config.schema import EvalConfig, ExportConfig, ModelConfig, OptimConfig, RunConfig
+from pargolf.config.schema import EvalConfig, ExportConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from pargolf.data.batches import Batches
 from pargolf.data.shards import open_split
 from pargolf.export.artifact import pack
@@ -126,8 +126,9 @@ def matrix(projection: Linear | LowRank) -> Tensor:
 def write_run(folder: Path, model: GPT, tokenizer: Path | None = None) -> Run:
     """A run folder with this model as checkpoint and as artifact, without any training."""
     export = ExportConfig(level=3)
+    training = TrainConfig(batch_tokens=8 * model.config.seq_len)
     scoring = EvalConfig(stride=min(64, model.config.seq_len))
-    run = start_run(folder, RunConfig(model=model.config, export=export, eval=scoring))
+    run = start_run(folder, RunConfig(model.config, train=training, export=export, eval=scoring))
     save_checkpoint(run.checkpoint, model, Optimizers(model, OptimConfig(), torch.float32), Progress())
     if tokenizer:
         run.tokenizer.write_bytes(tokenizer.read_bytes())

@@ -118,11 +118,10 @@ class Attention(nn.Module):
         # The queries belong to the last of the keys; `past` keys come before them.
         past = k.size(2) - q.size(2)
         text = cache.text if cache is not None else None
-        y = (
-            self.attend(q, k, v, starts)
-            if not past and text is None
-            else self._attend_after(q, k, v, past, starts, text)
-        )
+        if past or text is not None:
+            y = self._attend_after(q, k, v, past, starts, text)
+        else:
+            y = self.attend(q, k, v, starts)
         if self.c.xsa_layers and self.is_exclusive:
             y = exclude(y, own[:, :, first:])
         y = y.transpose(1, 2)

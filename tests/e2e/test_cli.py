@@ -357,7 +357,7 @@ def test_a_full_disk_keeps_the_run(
 
     def fills_up(descriptor: int) -> None:
         calls.append(descriptor)
-        if len(calls) == 3:  # after config.json and the first checkpoint
+        if len(calls) == 4:  # after config.json, the tokenizer and the first checkpoint
             raise OSError(28, "No space left on device")
         real(descriptor)
 

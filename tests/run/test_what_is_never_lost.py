@@ -176,25 +176,6 @@ def test_lines_of_anything_but_numbers_are_skipped(tmp_path: Path) -> None:
         append_line(path, {"step": 3, "train_loss": float("inf")})
 
 
-def test_a_full_disk_ends_a_training_in_one_line(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["train", "demo", "--runs", tmp_path, "--name", "x", *dataset.options()]
-    real, calls = files.os.fsync, []
-
-    def fsync(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) > 4:  # config, tokenizer, two checkpoints
-            raise OSError(28, "No space left on device")
-        real(descriptor)
-
-    monkeypatch.setattr(files.os, "fsync", fsync)
-    assert "No space left on device" in refused(capsys, *words)
-    assert read_progress(tmp_path / "x/checkpoint.safetensors").step == 10
-    monkeypatch.undo()
-    assert dispatch([str(word) for word in words]) == 0
-
-
 def test_a_newer_artifact_is_said(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["compare", str(copy)]) == 0
     assert "newer than its score" not in capsys.readouterr().out
