@@ -4,7 +4,7 @@ import os
 
 # GNU OpenMP's threads look for work this often before they sleep (docs/log.md, 2026-11-28). By default it
 # is so long that one busy process beside them, which takes a core from one thread, keeps all of them waiting.
-SPINS = {"GOMP_SPINCOUNT": "5000"}
+SPINS = {"GOMP_SPINCOUNT": "2000"}
 
 
 def wait_briefly() -> None:

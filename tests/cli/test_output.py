@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from pargolf.cli import COMMANDS, dispatch
+
 
 def shell(line: str) -> subprocess.CompletedProcess[str]:
     """A line for bash with `pargolf` in it, whose exit code is the first failing command's."""
@@ -32,3 +34,21 @@ def test_nowhere_to_say_anything_leaves_the_exit_code() -> None:
     assert shell("pargolf nonsense 2>/dev/full").returncode == 2
     assert shell("pargolf --help >/dev/full 2>&1").returncode == 2
     assert shell("pargolf --help >&-").returncode == 0
+
+
+def test_a_full_disk_under_the_compiler_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As torch.compile passes on what a C++ compiler says with a full TMPDIR."""
+
+    def compiling(argv: list[str]) -> None:
+        raise RuntimeError(
+            "CppCompileError: C++ compile error\nfatal error: /tmp/x.s: No space left on device\nended"
+        )
+
+    monkeypatch.setitem(COMMANDS, "plan", compiling)
+    assert dispatch(["plan", "demo"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        said.count("\n") == 1 and "/tmp/x.s: No space left on device; free some space, or set TMPDIR" in said
+    )
