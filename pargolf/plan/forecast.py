@@ -23,7 +23,7 @@ COMPILED_SHARE = 0.67
 TRIED_TOKENS = 2048
 LONGEST_TRIED = 8192  # tokens a row; a longer one would keep the user waiting
 TRIED_SECONDS = 1.0
-# Share of the try that it waited for a core: at most 0.005 on an idle EPYC, 0.06 to 0.4 beside a busy process.
+# Share of the try that it waited for a core: up to 0.005 on an idle EPYC, from 0.06 beside a busy process.
 DISTURBED = 0.03
 
 
