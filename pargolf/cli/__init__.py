@@ -27,6 +27,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "pack": runs.pack,
     "eval": runs.evaluate,
     "run": runs.run,
+    "list": runs.show_list,
     "sample": runs.sample,
     "explain": explain.explain,
     "compress": compress.compress,

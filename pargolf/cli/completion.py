@@ -12,7 +12,7 @@ from pargolf.cli.compress import CompressArgs, DecompressArgs
 from pargolf.cli.explain import ExplainArgs
 from pargolf.cli.export import ExportArgs
 from pargolf.cli.parse import RunArgs, TrainArgs, parse
-from pargolf.cli.runs import DataArgs, EvalArgs, FinewebArgs, PackArgs, SampleArgs
+from pargolf.cli.runs import DataArgs, EvalArgs, FinewebArgs, ListArgs, PackArgs, SampleArgs
 from pargolf.cli.study import AblateArgs, AnalyzeArgs, CompareArgs, ReportArgs, SweepArgs
 from pargolf.cli.submit import CheckArgs, ImportLogArgs, SubmitArgs, VerifyArgs
 
@@ -42,6 +42,7 @@ ARGUMENTS: dict[str, Any] = {
     "pack": PackArgs,
     "eval": EvalArgs,
     "run": RunArgs,
+    "list": ListArgs,
     "sample": SampleArgs,
     "explain": ExplainArgs,
     "compress": CompressArgs,

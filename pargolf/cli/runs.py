@@ -114,6 +114,13 @@ class SampleArgs:
     """Tokenizer of an artifact outside its run folder."""
 
 
+@dataclass
+class ListArgs:
+    """Show the runs of a folder, and of the studies in it: how far each is, its score and its bytes."""
+
+    folder: tyro.conf.Positional[Path] = Path("runs")
+
+
 def data(argv: list[str]) -> None:
     """Make or download tokens: embedded articles, your own text, or FineWeb."""
     if argv[:1] == ["fineweb"]:
@@ -227,6 +234,15 @@ def run(argv: list[str]) -> None:
     tables.show_result(result)
     check_budget(sizes, args.config.export.budget)
     say(f'next: pargolf report {args.folder}, or pargolf sample {args.folder} "The city"')
+
+
+def show_list(argv: list[str]) -> None:
+    """Which runs there are: state, steps, val_bpb, bytes, when."""
+    args = parse(ListArgs, argv, "pargolf list")
+    from pargolf.cli.study_tables import show_runs
+    from pargolf.run.listing import list_runs
+
+    show_runs(list_runs(args.folder))
 
 
 def sample(argv: list[str]) -> None:

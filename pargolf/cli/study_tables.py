@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pargolf.challenge import RECORD_LEVEL, RECORD_NATS
+from pargolf.run.listing import Listed
 from pargolf.study.compare import Comparison
 from pargolf.system.console import console, say
 
@@ -72,11 +73,23 @@ def show_front(front: "Front") -> None:
     say(f"{front.complete} trials finished, {front.pruned} were pruned, {front.failed} failed")
 
 
+def show_runs(runs: list[Listed]) -> None:
+    """Print a line for each run."""
+    table = _table("", "run", "state", "step", "val_bpb", "bytes", "written")
+    for run in runs:
+        step = _number(run.step, ",") + (f" of {run.iterations:,}" if run.iterations else "")
+        table.add_row(
+            escape(run.name), escape(run.state), step, _number(run.val_bpb, ".4f"),
+            _number(run.bytes_total, ","), f"{run.changed:%Y-%m-%d %H:%M}",
+        )  # fmt: skip
+    console.print(table)
+
+
 def _table(title: str, *columns: str) -> Table:
     """A table in which, on a narrow terminal, only words wrap, and no number."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        words = column in ("group", "settings")
+        words = column in ("group", "settings", "run", "state")
         table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     return table
 

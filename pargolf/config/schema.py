@@ -177,6 +177,12 @@ class TrainConfig:
     """Share of the run after which layers are looped (model.loop_times); before, each is passed once."""
     min_lr: Share = 0.0
     """The decay ends at this share of the learning rates."""
+    ema_decay: Decay = 0.0
+    """If above 0, the run ends with a running mean of its weights: this share of it stays at each step."""
+    swa_every: Natural = 0
+    """If above 0, the run ends with the plain mean of the weights of every so many steps, ..."""
+    swa_below: Share = 0.5
+    """... of those whose learning rates are below this share of their peak."""
     qat_share: Share = 0.0
     """Share of the run, at its end, that trains with the matrices rounded as their artifact will hold
     them (quantization-aware, straight-through); 0 is none of it, 1 all."""
@@ -372,6 +378,10 @@ def validate(c: RunConfig) -> RunConfig:
         t.batch_tokens % (t.micro_batches * c.model.seq_len) == 0,
         f"train.batch_tokens {t.batch_tokens} is not a multiple of train.micro_batches"
         f" {t.micro_batches} x model.seq_len {c.model.seq_len}",
+    )
+    require(
+        not (t.ema_decay and t.swa_every),
+        "train.ema_decay and train.swa_every both say what mean of the weights to end with; set one",
     )
     require(
         e.stride <= c.model.seq_len,

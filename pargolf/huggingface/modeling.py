@@ -6,6 +6,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
@@ -46,6 +47,9 @@ class GrowingCache(KVCache):
         self.length = cache.get_seq_length()
 
     def extend(self, visit: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        # transformers makes a layer for each of the model's, which may be visited several times.
+        while len(self.cache.layers) <= visit:
+            self.cache.layers.append(DynamicLayer())
         keys, values = self.cache.update(k, v, visit)
         return keys, values
 
@@ -53,7 +57,7 @@ class GrowingCache(KVCache):
         return self.cache.layers[self._layer(what)].keys[:, 0, -1:] if self.length else None
 
     def keep(self, what: Kept, x: Tensor) -> None:
-        self.cache.update(x[:, None], x[:, None, :, :0], self._layer(what))
+        self.extend(self._layer(what), x[:, None], x[:, None, :, :0])
 
     def _layer(self, what: Kept) -> int:
         # As a layer of its own, so that transformers reorders it with the beams.

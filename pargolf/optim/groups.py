@@ -6,14 +6,15 @@ from torch import Tensor
 from pargolf.config.kinds import TENSOR_KINDS
 from pargolf.config.schema import OptimConfig
 from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.optim.averaging import Average
 from pargolf.optim.muon import COEFFICIENTS, Muon
 
 
 class Optimizers:
     """All optimizers of a model, stepped together under one schedule; Adam decays as AdamW does."""
 
-    def __init__(self, model: GPT, o: OptimConfig, ns_dtype: torch.dtype):
-        self.model, self.o = model, o
+    def __init__(self, model: GPT, o: OptimConfig, ns_dtype: torch.dtype, average: Average | None = None):
+        self.model, self.o, self.average = model, o, average
         by_kind: dict[str, list[Tensor]] = {kind: [] for kind in TENSOR_KINDS}
         parameters = dict(model.named_parameters())
         for name, slot in tensor_kinds(model).items():
@@ -54,10 +55,13 @@ class Optimizers:
                 group["lr"] = lr * lr_scale
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(lr_scale)
 
     def state(self) -> dict[str, Tensor]:
-        """All optimizer state as named tensors, `<state>/<parameter>`, for a checkpoint."""
-        return {
+        """All optimizer state as named tensors, `<state>/<parameter>`, and that of the average."""
+        average = self.average.state() if self.average is not None else {}
+        return average | {
             f"{key}/{name}": value
             for name, parameter in self.model.named_parameters()
             for optimizer in self.all
@@ -66,7 +70,8 @@ class Optimizers:
 
     def state_shapes(self, started: bool) -> dict[str, torch.Size]:
         """Names and shapes of `state`, all float32: before the first step Adam has none."""
-        shapes: dict[str, torch.Size] = {}
+        average = self.average.state() if self.average is not None else {}
+        shapes = {name: tensor.shape for name, tensor in average.items()}
         for name, parameter in self.model.named_parameters():
             if parameter in self.muon.state:
                 shapes[f"momentum_buffer/{name}"] = parameter.shape
@@ -81,7 +86,12 @@ class Optimizers:
         self.adam.state.clear()
         for _, momenta in self.muon.batches:
             momenta.zero_()
+        average = self.average.state() if self.average is not None else {}
+        if self.average is not None and average.keys() <= state.keys():
+            self.average.load_state(state)
         for label, value in state.items():
+            if label in average:
+                continue
             key, name = label.split("/", 1)
             parameter = parameters[name]
             if parameter in self.muon.state:

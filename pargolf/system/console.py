@@ -55,6 +55,10 @@ class Bar:
     def __call__(self, done: float, total: float) -> None:
         self._progress.update(self._task, completed=done, total=total)
 
+    def rename(self, title: str) -> None:
+        """Say something else before the bar."""
+        self._progress.update(self._task, description=title)
+
     def __enter__(self) -> "Bar":
         self._progress.start()
         return self

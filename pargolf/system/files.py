@@ -62,6 +62,18 @@ def locked(folder: Path, refusal: str) -> Iterator[int | None]:
         yield file.fileno()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether some process holds the folder (see `locked`), as far as that can be told."""
+    try:
+        with open(folder / LOCK, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def require_new(folder: Path) -> None:
     """UserError if there is something at `folder` already, but for an empty folder."""
     free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))

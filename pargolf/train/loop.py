@@ -15,6 +15,7 @@ from pargolf.data.batches import Batches
 from pargolf.data.dataset import Data
 from pargolf.data.shards import TokenStream
 from pargolf.model.gpt import GPT
+from pargolf.optim.averaging import average_of
 from pargolf.optim.groups import Optimizers
 from pargolf.optim.schedule import decay_scale, lr_scale, muon_momentum, progress
 from pargolf.score.windows import Score, score
@@ -55,7 +56,7 @@ class Training:
         # That also fills fresh memory, a debugging aid that costs time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         model = GPT(c, getattr(torch, t.dtype), seed=t.seed).to(device)
-        optimizers = Optimizers(model, config.optim, ns_dtype)
+        optimizers = Optimizers(model, config.optim, ns_dtype, average_of(model, t))
         batches = Batches(stream, c.seq_len, t.batch_tokens, t.micro_batches, config.data.order, t.seed)
         return cls(config, device, model, model, optimizers, batches)
 
@@ -74,6 +75,11 @@ class Training:
         if recorder.progress.finished:
             log(f"training is already finished, at step {step}")
             return
+        average = self.optimizers.average
+        if average is not None and not step:
+            average.begin()
+        if average is not None and step in recorder.progress.extended:
+            average.swap()  # a finished run's weights are the average
         parameters = sum(p.numel() for p in self.model.parameters())
         log(
             f"{parameters:,} parameters, {t.dtype} on {launch.world_size()} x {self.device.type}"
@@ -82,7 +88,9 @@ class Training:
         # Scoring runs the layers as written, on the same weights: its shapes need no compilation.
         scorer = GPT(self.config.model, self.model.dtype).to(self.device)
         scorer.load_state_dict(self.model.state_dict(), assign=True)
+        recorder.show_stage("compiling" if t.compile == "on" else "training")
         self._get_ready(log, compile_cache)
+        recorder.show_stage("training")
         if step:
             log(f"continuing from step {step}, {seconds:.1f} s of training")
 
@@ -92,17 +100,25 @@ class Training:
             scale = lr_scale(step, elapsed, t)
             last = step >= t.iterations or bool(t.max_seconds and elapsed >= t.max_seconds)
 
+            if last and average is not None:
+                average.swap()  # the run ends with it; the checkpoint keeps the weights beside it
             if recorder.due(step, last):  # before anything that can fail
                 elapsed = clock.pause()
                 recorder.save(step, elapsed, last)
             if last or (t.val_every and step and step % t.val_every == 0):
                 elapsed = clock.pause()
+                recorder.show_stage("scoring")
+                if average is not None and not last:
+                    average.swap()
                 result = self._score(scorer, data)
+                if average is not None and not last:
+                    average.swap()
                 log(
                     f"step:{step}/{t.iterations} val_loss:{result.val_loss:.4f} val_bpb:{result.val_bpb:.4f}"
                     f" train_time:{elapsed * 1000:.0f}ms"
                 )
                 recorder.note_score(step, result)
+                recorder.show_stage("training")
             if last:
                 log(f"trained {step} steps in {elapsed:.1f} s")
                 return

@@ -59,6 +59,9 @@ class Recorder:
     def show(self, step: int, seconds: float) -> None:
         """Show how far the run is, by steps or by the clock."""
 
+    def show_stage(self, stage: str) -> None:
+        """Show what is done now, in a word."""
+
 
 class FolderRecorder(Recorder):
     """Checkpoints, metrics and progress bar of one run's folder, for the length of a `with` block.
@@ -123,6 +126,10 @@ class FolderRecorder(Recorder):
             raise Stopped(self._signal, f"at step {step}, checkpoint saved")
 
     def note_loss(self, step: int, train_loss: float, scale: float, seconds: float) -> None:
+        rate = step * self.t.batch_tokens / seconds if seconds else 0.0
+        self._bar.rename(
+            f"step {step:,} of {self.t.iterations:,}, loss {train_loss:.4f}, {rate:,.0f} tokens/s"
+        )
         if launch.is_main():
             append_line(self.run.metrics, {"step": step, "train_loss": train_loss, "lr_scale": scale})
             append_line(self.run.timing, {"step": step, "seconds": round(seconds, 4)})
@@ -149,6 +156,9 @@ class FolderRecorder(Recorder):
             append_line(
                 self.run.metrics, {"step": step, "val_loss": score.val_loss, "val_bpb": score.val_bpb}
             )
+
+    def show_stage(self, stage: str) -> None:
+        self._bar.rename(stage)
 
     def show(self, step: int, seconds: float) -> None:
         self._bar(progress(step, seconds, self.t), 1.0)

@@ -198,7 +198,10 @@ def _pack(
     training = partial(open_training, dataset or Path(config.data.dataset), tokenizer)
     data = pack_model(config, model, tokenizer, code_bytes, training, say, Bar)
     write_atomic(run.artifact, data)
-    config = replace(config, export=read_header(data).export)
+    made = read_header(data).export
+    if "auto" in (config.export.codec, config.export.layout):
+        say(f"auto chose layout {made.layout} and codec {made.codec}")
+    config = replace(config, export=made)
     sizes = ledger(data, code_bytes(config))
     if len(data) < WELL_FILLED * config.export.model_bytes:
         say(

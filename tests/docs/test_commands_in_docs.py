@@ -51,6 +51,7 @@ def test_a_command_of_the_documentation_is_understood(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text("[model]\nq_rank = 64\n")
+    monkeypatch.setattr("pargolf.cli.parse.with_dataset", lambda args, name: args)  # there is none here
     command, *arguments = words(line)
     assert command in COMMANDS
     kind = ARGUMENTS[command]

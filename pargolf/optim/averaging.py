@@ -1,0 +1,65 @@
+"""The mean of a model's weights over its training: what is packed and scored in their place."""
+
+import torch
+from torch import Tensor
+
+from pargolf.config.schema import TrainConfig
+from pargolf.model.gpt import GPT
+
+
+class Average:
+    """A mean in float32 of weights after each step (EMA), or after some (SWA, arXiv 1803.05407).
+
+    EMA: m <- decay m + (1 - decay) w from the initial weights on, without a correction for them, as challenge
+    records from March 20 2026 on. SWA: the plain mean of every `swa_every`-th step's weights, from where the
+    learning rates are below `swa_below` of their peak.
+    """
+
+    def __init__(self, model: GPT, t: TrainConfig):
+        self.t = t
+        self.parameters: dict[str, Tensor] = dict(model.named_parameters())
+        self.steps, self.taken = torch.zeros(()), torch.zeros(())
+        self.begin()
+
+    def begin(self) -> None:
+        """Start from the model's weights of now."""
+        self.means = {name: p.detach().clone().float() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self, lr_scale: float) -> None:
+        """Take in the weights of now, after a step with this factor on the learning rates."""
+        self.steps += 1
+        weights, means = list(self.parameters.values()), list(self.means.values())
+        if self.t.ema_decay:
+            torch._foreach_lerp_(means, weights, 1 - self.t.ema_decay)
+        elif lr_scale < self.t.swa_below and int(self.steps) % self.t.swa_every == 0:
+            self.taken += 1
+            torch._foreach_lerp_(means, weights, 1 / float(self.taken))
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Put the mean into the model, and the model's weights in its place; again, and all is as before.
+
+        A SWA that has taken nothing yet leaves the model as it is.
+        """
+        if not self.t.ema_decay and not self.taken:
+            return
+        for name, parameter in self.parameters.items():
+            weights = parameter.detach().clone()
+            parameter.copy_(self.means[name])
+            self.means[name].copy_(weights)
+
+    def state(self) -> dict[str, Tensor]:
+        """Named tensors for a checkpoint."""
+        means = {f"average/{name}": mean for name, mean in self.means.items()}
+        return means | {"average_steps": self.steps, "average_taken": self.taken}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` returned."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
+
+def average_of(model: GPT, t: TrainConfig) -> Average | None:
+    """The average that the settings ask for, at the model's weights of now; None without."""
+    return Average(model, t) if t.ema_decay or t.swa_every else None
