@@ -1,7 +1,10 @@
 """One self-contained HTML page about a run: gathered from its folder, rendered by report.html.j2."""
 
+import csv
+import io
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +20,9 @@ from pargolf.fit.budget import Ledger, ledger
 from pargolf.run.folder import Run, read_lines
 from pargolf.run.target import Target, find_target
 from pargolf.study.compare import Comparison, compare
-from pargolf.study.records import RunRecord, read_json, read_record, read_records
+from pargolf.study.records import RunRecord, read_json, read_record, read_records, runs_in
 from pargolf.system.errors import Mismatch, UserError, require
-from pargolf.system.files import write_atomic
+from pargolf.system.files import is_locked, write_atomic
 
 # Settings told below the name.
 FACTS = {
@@ -72,23 +75,56 @@ class Page:
     reading: Reading | Missing
     samples: list[tuple[str, str]] | Missing
     """Prompts and continuations."""
+    running: bool = False
+    """A command works in the first run's folder."""
+    reload: int = 0
+    """The page loads itself anew after so many seconds; 0: it does not."""
 
 
 def write_report(
-    folders: Sequence[Path], out: Path | None, max_tokens: int, dataset: Path | None = None
+    folders: Sequence[Path],
+    out: Path | None,
+    max_tokens: int,
+    dataset: Path | None = None,
+    watch: int = 0,
 ) -> Path:
     """Write the page about the first of the runs, compared with the others, and return its path.
 
     `max_tokens` of the validation text are looked at one by one, in the folder `dataset` or the run's.
     The page shows what there is: a part whose files are missing or broken says so. Raises UserError if
     a folder holds nothing of a run, or if there are no folders or no tokens, and Mismatch if dataset,
-    tokenizer and artifact do not belong together.
+    tokenizer and artifact do not belong together. With `watch` the page is written anew every so many
+    seconds, and loads itself anew, until the run is finished.
     """
-    page = gather(folders, max_tokens, dataset)
-    path = out or folders[0] / "report.html"
-    # JSON can spell lone surrogates, which no UTF-8 text can hold: they are shown as escapes.
-    write_atomic(path, render(page).encode(errors="backslashreplace"))
-    return path
+    path = (out or folders[0] / "report.html") if folders else Path()
+    folders = [run for folder in folders for run in runs_in(folder)]
+    while True:
+        page = gather(folders, max_tokens, dataset)
+        goes_on = page.running and watch > 0
+        page = replace(page, reload=watch if goes_on else 0)
+        # JSON can spell lone surrogates, which no UTF-8 text can hold: they are shown as escapes.
+        write_atomic(path, render(page).encode(errors="backslashreplace"))
+        if not goes_on:
+            return path
+        time.sleep(watch)
+
+
+def write_curves(folder: Path, path: Path) -> None:
+    """Write a run's curves as CSV, a line a step: losses, rates, seconds and scores, where they were noted.
+
+    Raises UserError if the folder holds none.
+    """
+    run = Run(folder)
+    by_step: dict[int, dict[str, Any]] = {}
+    for record in (*read_lines(run.metrics), *read_lines(run.timing)):
+        by_step.setdefault(record["step"], {}).update(record)
+    require(bool(by_step), f"{run.metrics} holds no curves")
+    columns = ("step", "seconds", "train_loss", "lr_scale", "val_loss", "val_bpb")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(by_step[step] for step in sorted(by_step))
+    write_atomic(path, text.getvalue().encode())
 
 
 def gather(folders: Sequence[Path], max_tokens: int, dataset: Path | None = None) -> Page:
@@ -115,6 +151,7 @@ def gather(folders: Sequence[Path], max_tokens: int, dataset: Path | None = None
         weights=_part(lambda: figures.weight_pictures(analyze_run(run.folder))),
         reading=_part(lambda: reading.read_validation(_target(run, dataset), _stride(run), max_tokens)),
         samples=_part(lambda: reading.write_samples(_target(run))),
+        running=is_locked(run.folder),
     )
 
 
@@ -141,7 +178,7 @@ def _part(make: Callable[[], T]) -> T | Missing:
 
 def _facts(page: Page) -> list[str]:
     """What kind of run it is, as far as its files tell."""
-    facts = []
+    facts = ["still running, as far as it has come"] if page.running else []
     if not isinstance(page.ledger, Missing):
         facts.append(f"{sum(row.values for row in page.ledger.rows):,} parameters")
     if not isinstance(page.settings, Missing):

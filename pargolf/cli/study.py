@@ -30,7 +30,7 @@ class CompareArgs:
     """Compare groups of finished runs with a baseline group, or with a published figure."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Folders of runs; those that differ in seed, paths and machine alone are one group."""
+    """Folders of runs and of studies; runs that differ in seed, paths and machine alone are one group."""
     baseline: str = ""
     """The group to compare with: a run of it, settings ("model.q_rank=0") or a stack ("demo+legendre-mix");
     default: the first run's."""
@@ -86,13 +86,17 @@ class ReportArgs:
     """Write one HTML page about a run: score, curves, bytes, weights, passages, samples; opens anywhere."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders; the page is about the first and compares it with the others."""
+    """Folders of runs and of studies; the page is about the first run and compares it with the others."""
     out: Path | None = None
     """File to write; default: report.html in the first run's folder."""
     tokens: int = 2_000_000
     """Validation tokens to look at one by one, from the first on."""
     dataset: Path | None = None
     """Folder of the validation shards; default: the run's."""
+    watch: int = 0
+    """Seconds after which the page of a running run is written and loads itself anew, until the run ends."""
+    csv: Path | None = None
+    """Also write the first run's curves to this file: losses, rates, seconds and scores by step."""
 
 
 def analyze(argv: list[str]) -> None:
@@ -150,6 +154,14 @@ def sweep(argv: list[str]) -> None:
 def report(argv: list[str]) -> None:
     """One HTML page about a run, or about several side by side."""
     args = parse(ReportArgs, argv, "pargolf report")
-    from pargolf.analysis.report import write_report
+    from pargolf.analysis.report import write_curves, write_report
+    from pargolf.system.errors import require
 
-    print(write_report(args.runs, args.out, args.tokens, args.dataset))
+    require(args.watch >= 0, f"--watch must be a number of seconds, is {args.watch}")
+    if args.csv and args.runs:
+        write_curves(args.runs[0], args.csv)
+    try:
+        print(write_report(args.runs, args.out, args.tokens, args.dataset, args.watch))
+    except KeyboardInterrupt:
+        if not args.watch:
+            raise

@@ -98,10 +98,27 @@ def _stale(run: Run, result: dict[str, Any]) -> str:
     return f"{run.artifact} is newer than its score; score it with `pargolf eval {run.folder}`"
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """The folder itself if it is a run's; of a study the folders of its finished runs, by name.
+
+    Raises UserError if it is a study without one.
+    """
+    if folder.is_file() or any((folder / name).exists() for name in ("config.json", "result.json")):
+        return [folder]
+    inside = sorted(path.parent for path in folder.glob("*/config.json"))
+    finished = [path for path in inside if (path / "result.json").exists()]
+    if inside and not finished:
+        raise UserError(f"{folder} is a study of {len(inside)} runs, of which none is finished")
+    return finished or [folder]
+
+
 def read_records(folders: Iterable[Path]) -> list[RunRecord]:
-    """`read_record` of each folder; UserError if one is named twice, which would count its run twice."""
+    """`read_record` of each folder, of a study that of each finished run.
+
+    Raises UserError if a run is named twice, which would count it twice.
+    """
     records: dict[Path, RunRecord] = {}
-    for folder in folders:
+    for folder in [run for named in folders for run in runs_in(named)]:
         if folder.resolve() in records:
             raise UserError(f"{folder} is named twice; a run counts once")
         records[folder.resolve()] = read_record(folder)

@@ -1,5 +1,7 @@
 """The report: true to the run's files, one file alone, whole or in parts, and safe from what it shows."""
 
+import contextlib
+import csv
 import dataclasses
 import json
 import re
@@ -9,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from pargolf.analysis.reading import Reading, read_validation
-from pargolf.analysis.report import Missing, Page, gather, render, write_report
+from pargolf.analysis.report import Missing, Page, gather, render, write_curves, write_report
 from pargolf.cli import dispatch
 from pargolf.config.kinds import TENSOR_KINDS
+from pargolf.run.folder import read_lines
 from pargolf.run.target import find_target
 from pargolf.score.passages import LEVELS, Passage, Span, level
 from pargolf.system.errors import UserError
+from pargolf.system.files import locked
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +197,52 @@ def test_mistakes_are_one_clear_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_running_run_is_told_and_watched(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, out = shutil.copytree(finished, tmp_path / "copy"), tmp_path / "page.html"
+    pages: list[str] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(copy, "x"))
+
+        def wait(seconds: float) -> None:
+            pages.append(out.read_text())
+            if len(pages) == 2:
+                stack.close()  # the run ends
+
+        monkeypatch.setattr("pargolf.analysis.report.time.sleep", wait)
+        assert dispatch(["report", str(copy), "--tokens", "200", "--out", str(out), "--watch", "3"]) == 0
+    refresh = '<meta http-equiv="refresh" content="3">'
+    assert len(pages) == 2 and all(refresh in page and "still running" in page for page in pages)
+    last = out.read_text()
+    assert refresh not in last and "still running" not in last
+
+
+def test_watching_ends_with_control_c(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pargolf.analysis.report.time.sleep", interrupt)
+    with locked(copy, "x"):
+        assert dispatch(["report", str(copy), "--tokens", "200", "--watch", "3"]) == 0
+    assert (copy / "report.html").exists() and capsys.readouterr().err == ""
+
+
+def test_curves_as_csv(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "curves.csv"
+    write_curves(finished, path)
+    rows = list(csv.DictReader(path.open()))
+    assert [int(row["step"]) for row in rows] == list(range(1, 21))
+    metrics = {(r["step"], *r): r for r in read_lines(finished / "metrics.jsonl")}
+    for row in rows:
+        step = int(row["step"])
+        assert float(row["train_loss"]) == metrics[step, "step", "train_loss", "lr_scale"]["train_loss"]
+        assert bool(row["val_bpb"]) == (step in (10, 20)) and float(row["seconds"]) > 0
+    with pytest.raises(UserError, match="holds no curves"):
+        write_curves(tmp_path, path)

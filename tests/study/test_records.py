@@ -1,6 +1,7 @@
 """Reading a finished run's figures: our own, an imported one, a damaged one."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from pargolf.config.schema import RunConfig
 from pargolf.config.settings import to_dict
-from pargolf.study.records import read_record, read_records
+from pargolf.study.records import read_record, read_records, runs_in
 from pargolf.system.errors import UserError
 
 SCORE = {"val_loss": 2.0, "val_bpb": 1.2, "tokens": 10, "bytes": 24}
@@ -84,3 +85,17 @@ def test_a_run_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="named twice"):
         read_records([path, Path("run")])
+
+
+def test_a_study_is_its_finished_runs(finished: Path, tmp_path: Path) -> None:
+    for name in ("b", "a", "open"):
+        shutil.copytree(finished, tmp_path / "study" / name)
+    (tmp_path / "study/open/result.json").unlink()
+    assert [record.name for record in read_records([tmp_path / "study"])] == ["a", "b"]
+    assert runs_in(finished) == [finished]
+    with pytest.raises(UserError, match="named twice"):
+        read_records([tmp_path / "study", tmp_path / "study/a"])
+    for name in ("a", "b"):
+        (tmp_path / f"study/{name}/result.json").unlink()
+    with pytest.raises(UserError, match="a study of 3 runs, of which none is finished"):
+        read_records([tmp_path / "study"])
