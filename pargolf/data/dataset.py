@@ -38,8 +38,9 @@ def load_data(config: RunConfig) -> Data:
             f"model.vocab_size is {config.model.vocab_size} but tokenizer {config.data.tokenizer}"
             f" has {tokenizer.vocab_size} pieces; make them equal"
         )
-    mixes = config.model.smear != "off" or config.model.bigram_rows
-    if mixes and tokenizer.bos_id != config.model.bos_id:
+    m = config.model
+    asks_for_bos = m.smear != "off" or m.bigram_rows or m.documents == "apart"
+    if asks_for_bos and tokenizer.bos_id != m.bos_id:
         raise Mismatch(
             f"tokenizer {config.data.tokenizer} begins a document with token {tokenizer.bos_id}, but"
             f" model.bos_id is {config.model.bos_id}: set --model.bos-id {tokenizer.bos_id}"

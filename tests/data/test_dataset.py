@@ -3,13 +3,16 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pargolf.cli import dispatch
-from pargolf.data.dataset import UNRECORDED, open_training, open_validation
+from pargolf.config.schema import DataConfig, ModelConfig, RunConfig
+from pargolf.data.dataset import UNRECORDED, load_data, open_training, open_validation
 from pargolf.data.shards import PART, open_split, write_shard
 from pargolf.data.text import decoded, measured
 from pargolf.data.tokenizer import SPACE, Tokenizer, train_tokenizer
@@ -70,6 +73,17 @@ def test_a_damaged_record_is_refused(copy: Path, dataset: Dataset, content: str)
     (copy / "dataset.json").write_text(content)
     with pytest.raises(UserError, match="is damaged"):
         open_validation(copy, Tokenizer(dataset.tokenizer))
+
+
+@pytest.mark.parametrize("option", [{"smear": "late"}, {"bigram_rows": 9}, {"documents": "apart"}], ids=str)
+def test_options_that_stop_at_a_document_must_know_its_first_token(
+    option: dict[str, Any], dataset: Dataset
+) -> None:
+    data = DataConfig(dataset=str(dataset.folder), tokenizer=str(dataset.tokenizer))
+    model = ModelConfig(vocab_size=512, bos_id=2)
+    assert load_data(RunConfig(model, data)).val.doubt == ""
+    with pytest.raises(UserError, match=r"begins a document with token 1, but model\.bos_id is 2"):
+        load_data(RunConfig(replace(model, **option), data))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
