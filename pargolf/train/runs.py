@@ -259,7 +259,7 @@ def _result(
         progress = load_weights(target.run.checkpoint, trained)
         scores = stages.score_text(trained.to(device), text, settings, "checkpoint", Bar)
         result["checkpoint"] = _figures(scores)
-        result["steps"], result["train_seconds"] = progress.step, round(progress.seconds, 1)
+        result["steps"], result["train_seconds"] = progress.step, round(progress.seconds, 3)
         if progress.extended:
             result["extended_at"] = list(progress.extended)
     result |= {
