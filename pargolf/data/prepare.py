@@ -124,6 +124,10 @@ def prepare_files(
     given = Tokenizer(tokenizer) if tokenizer else None
     source: dict[str, Any] = {"documents_sha256": found.sha256}
     if given:
+        require(
+            given.vocab_size <= 65_536,
+            f"{tokenizer} has {given.vocab_size:,} pieces, but shards hold 16-bit ids: 65,536 at most",
+        )
         source["tokenizer_sha256"] = given.sha256
     if val:
         held_out = survey(val.documents())

@@ -78,8 +78,6 @@ class Training:
         average = self.optimizers.average
         if average is not None and not step:
             average.begin()
-        if average is not None and step in recorder.progress.extended:
-            average.swap()  # a finished run's weights are the average
         parameters = sum(p.numel() for p in self.model.parameters())
         log(
             f"{parameters:,} parameters, {t.dtype} on {launch.world_size()} x {self.device.type}"
@@ -97,7 +95,8 @@ class Training:
         clock = Clock(seconds, self.device)
         while True:
             (elapsed,) = distributed.agree(clock.seconds)
-            scale = lr_scale(step, elapsed, t)
+            scale, share = lr_scale(step, elapsed, t), progress(step, elapsed, t)
+            self.model.looped = share >= t.loop_share
             last = step >= t.iterations or bool(t.max_seconds and elapsed >= t.max_seconds)
 
             if last and average is not None:
@@ -124,8 +123,6 @@ class Training:
                 return
 
             clock.resume()
-            share = progress(step, elapsed, t)
-            self.model.looped = share >= t.loop_share
             momentum = muon_momentum(step, self.config.optim)
             decay = decay_scale(share, self.config.optim)
             loss = self.step(step, scale, momentum, self._weights(step, elapsed), decay)

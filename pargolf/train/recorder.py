@@ -104,6 +104,8 @@ class FolderRecorder(Recorder):
         self._trained = model, optimizers
         if self.run.checkpoint.exists():
             stored = load_checkpoint(self.run.checkpoint, model, optimizers)
+            if stored.finished and not self.progress.finished and optimizers.average is not None:
+                optimizers.average.swap()  # a finished run's weights are the mean: an extended one trains on
             self.progress = replace(stored, finished=self.progress.finished, extended=self.progress.extended)
         elif self.t.start_from:
             take_weights(model, read_weights(Run(Path(self.t.start_from)).checkpoint))

@@ -3,6 +3,7 @@ import random
 import re
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -209,6 +210,14 @@ def test_a_tokenizer_of_one_s_own(files: list[Path], tmp_path: Path) -> None:
     lacking = train_model(tmp_path / "few.model", 60, byte_fallback=False)
     with pytest.raises(UserError, match="unknown to"):
         make(files, tmp_path, name="few", tokenizer=lacking.path)
+
+
+def test_a_tokenizer_with_more_pieces_than_shards_have_ids_for(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "Tokenizer", lambda path: SimpleNamespace(vocab_size=70_000, sha256="0"))
+    with pytest.raises(UserError, match="has 70,000 pieces, but shards hold 16-bit ids"):
+        make(files, tmp_path, tokenizer=tmp_path / "large.model")
 
 
 def test_the_tokenizer_learns_from_a_sample_of_the_training_text(

@@ -17,6 +17,7 @@ from pargolf.optim.averaging import average_of
 from pargolf.optim.groups import Optimizers
 from pargolf.run.folder import read_lines
 from pargolf.system.errors import UserError
+from pargolf.train.recorder import FolderRecorder
 from support import Dataset
 
 TINY = ModelConfig(vocab_size=32, seq_len=8, n_layers=2, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
@@ -122,4 +123,20 @@ def test_an_extended_run_goes_on_with_the_weights_and_not_the_mean(dataset: Data
     shutil.copytree(tmp_path / "short", tmp_path / "extended")
     assert dispatch(["train", str(tmp_path / "extended"), "--extend", "--train.iterations", "16"]) == 0
     one, other = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("long", "extended"))
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_an_extension_that_is_stopped_at_once_keeps_the_weights(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constant: dict[str, Any] = {"train__warmdown_steps": 0, "train__warmdown_fraction": 0}
+    assert dispatch(words(dataset, tmp_path, "x", **constant)) == 0
+    extend = ["train", str(tmp_path / "x"), "--extend", "--train.iterations", "16"]
+    monkeypatch.setattr(FolderRecorder, "__enter__", lambda self: self._note_signal(15, None) or self)
+    monkeypatch.setattr(FolderRecorder, "__exit__", lambda *_: None)
+    assert dispatch(extend) == 128 + 15
+    monkeypatch.undo()
+    assert dispatch(extend[:2]) == 0
+    assert dispatch(words(dataset, tmp_path, "long", train__iterations=16, **constant)) == 0
+    one, other = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("x", "long"))
     assert [name for name in one if not torch.equal(one[name], other[name])] == []

@@ -1,5 +1,6 @@
 """Parts of the training loop that the command line cannot show."""
 
+import json
 import re
 import sys
 from functools import partial
@@ -12,9 +13,12 @@ from torch import Tensor
 
 from pargolf.cli import dispatch
 from pargolf.config.schema import ExportConfig, ModelConfig
+from pargolf.data.dataset import Data
 from pargolf.kernels import native
 from pargolf.model.gpt import GPT
 from pargolf.optim.muon import plain_product
+from pargolf.run.folder import read_lines
+from pargolf.score.windows import Score
 from pargolf.system import machine
 from pargolf.system.errors import UserError
 from pargolf.train.loop import Training
@@ -174,3 +178,27 @@ def test_code_for_this_cpu_trains_only_where_compiling_is_on(
     served = compiling == "on" and native.serves(torch.float32, torch.device("cpu"))
     assert all(("attend" in vars(block.attn)) == served for block in built.model.blocks)
     assert built.optimizers.muon.product is (native.symmetric_product if served else plain_product)
+
+
+def test_scores_are_of_the_layers_as_they_are_looped_then(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one at the end, which the artifact's must equal, and those after a run is gone on with."""
+    options = dataset.options(
+        model__loop_times=1, model__loop_from=1, model__loop_to=1, train__loop_share=0.5, train__val_every=5,
+        eval__stride=16,
+    )  # fmt: skip
+    looped: list[bool] = []
+    real = Training._score
+
+    def score(self: Training, scorer: GPT, data: Data) -> Score:
+        result = real(self, scorer, data)
+        looped.append(scorer.looped)
+        return result
+
+    monkeypatch.setattr(Training, "_score", score)
+    assert dispatch(["run", "demo", "--runs", str(tmp_path), "--name", "x", *options]) == 0
+    assert looped == [False, True, True, True]  # before steps 5, 10 and 15, and at the end
+    metrics = [r for r in read_lines(tmp_path / "x/metrics.jsonl") if "val_bpb" in r]
+    result = json.loads((tmp_path / "x/result.json").read_text())
+    assert metrics[-1]["val_bpb"] == pytest.approx(result["checkpoint"]["standard"]["val_bpb"], abs=1e-6)
