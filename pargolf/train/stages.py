@@ -106,8 +106,11 @@ def score_text(
     seq_len = model.config.seq_len
     check_stride(settings.stride, seq_len)
     require(settings.batch_rows >= 1, f"batch_rows must be at least 1, is {settings.batch_rows}")
-    scores = {}
+    scores: dict[str, Scored] = {}
     for how, stride in (("standard", seq_len), ("sliding", settings.stride)):
+        if stride == seq_len and scores:  # the same windows
+            scores[how] = scores["standard"]
+            continue
         start = time.perf_counter()
         with bars(f"scoring {what}, {how}") as bar:
             result = score(model, text, stride, settings.batch_rows, bar)
