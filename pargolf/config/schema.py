@@ -190,6 +190,9 @@ class TrainConfig:
     """Score the validation rows every so many steps; 0 means only at the end."""
     log_every: Count = 100
     """Steps between two log lines."""
+    track: Literal["off", "tensorboard", "wandb"] = "off"
+    """Also write losses, learning rates, step time and scores for a viewer: tensorboard, into the run's
+    folder; wandb (Weights & Biases), there too, and to your account if you are logged in."""
     checkpoint_every: Natural = 1000
     """Steps between two checkpoints; 0 means only at the end or when stopped."""
     dtype: Literal["auto", "bfloat16", "float32"] = "bfloat16"
