@@ -33,9 +33,10 @@ def changes(config: RunConfig, base: RunConfig) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_a_preset_says_what_differs_from_the_defaults_and_nothing_else(name: str) -> None:
+def test_a_preset_says_what_differs_from_what_it_builds_on_and_nothing_else(name: str) -> None:
     said = tomllib.loads((PRESETS / f"{name}.toml").read_text())
-    assert flatten(said) == changes(validate(load_preset(name)), RunConfig())
+    below = load_preset(said.pop("base")) if "base" in said else RunConfig()
+    assert flatten(said) == changes(validate(load_preset(name)), below)
 
 
 @pytest.mark.parametrize("name", overlay_names())
