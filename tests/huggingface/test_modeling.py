@@ -59,7 +59,7 @@ def tokens(rows: int, length: int) -> Tensor:
     return torch.randint(512, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("preset", [*preset_names(), *(f"demo+{name}" for name in overlay_names())])
+@pytest.mark.parametrize("preset", [*preset_names(), *(f"lowrank-q192+{name}" for name in overlay_names())])
 def test_logits_loss_and_greedy_text_are_those_of_pargolf(
     preset: str, dataset: Dataset, tmp_path: Path
 ) -> None:
