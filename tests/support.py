@@ -92,7 +92,8 @@ def model_options() -> list[dict[str, Any]]:
         if get_origin(field.type) is Literal:
             found += [{field.name: choice} for choice in get_args(field.type) if choice != default]
         elif field.name not in shape:
-            found.append({field.name: option_value(field.name, default)})
+            needs = {"q_rank": 0} if field.name == "legendre_attn" else {}
+            found.append({field.name: option_value(field.name, default), **needs})
     return found
 
 

@@ -99,6 +99,11 @@ class ModelConfig:
     two streams with learned routes between ("routed"); see model.residual."""
     parallel_from: Natural = 7
     """The first layer that does."""
+    legendre_attn: Annotated[int, Bounds(0, 16)] = 0
+    """Degree of the polynomial of depth that attention's matrices are, in all layers but the first and the
+    last (see model.shared); 0: each layer has its own."""
+    legendre_mlp: Annotated[int, Bounds(0, 16)] = 0
+    """The same of the MLP's matrices."""
     rotation_rank: Natural = 0
     """Rank of the map from content to the angles that turn attention's input; 0 leaves the rotation out."""
     depth_attention: Literal["off", "softmax", "signed"] = "off"
@@ -352,6 +357,14 @@ def validate_model(m: ModelConfig) -> None:
     ):  # fmt: skip
         rank = getattr(m, name)
         require(rank <= most, f"model.{name} must be in 0..{most}, its matrix's full rank, is {rank}")
+    for name, ranks in (
+        ("legendre_attn", ("q_rank", "k_rank", "v_rank", "out_rank")),
+        ("legendre_mlp", ("fc_rank", "proj_rank")),
+    ):
+        require(
+            not getattr(m, name) or not any(getattr(m, rank) for rank in ranks),
+            f"model.{name} is of full matrices: set {', '.join(f'model.{rank}' for rank in ranks)} to 0",
+        )
     if m.depth_attention != "off":
         require(
             m.mix_init == "identity",

@@ -35,6 +35,7 @@ from pargolf.model.inputs import BigramHash, Embedding, SmearGate, ValueEmbeddin
 from pargolf.model.layers import norm, rope_base, rope_tables
 from pargolf.model.mlp import MLP
 from pargolf.model.residual import Routes, add_skip, mix, mix_weights, skip_gates, skip_weights
+from pargolf.model.shared import share
 
 
 class Block(nn.Module):
@@ -147,6 +148,7 @@ class GPT(nn.Module):
         self.smear = SmearGate(c) if c.smear != "off" else None
         self.value_embed = ValueEmbedding(c) if c.value_embed_layers else None
         self.blocks = nn.ModuleList(Block(c, layer) for layer in range(c.n_layers))  # type: ignore[assignment]
+        self.shared = share(c, self.blocks) if c.legendre_attn or c.legendre_mlp else None  # type: ignore[arg-type]
         self.skip_weights = self.skip_gates = self.depth = None
         if c.depth_attention == "off":
             self.skip_weights = skip_weights(c)

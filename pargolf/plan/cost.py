@@ -9,7 +9,7 @@ from pargolf.config.kinds import TENSOR_KINDS
 from pargolf.config.schema import RunConfig, validate
 from pargolf.fit.budget import Prediction, predict_bytes
 from pargolf.model.gpt import GPT, tensor_kinds
-from pargolf.plan.roofline import model_flops
+from pargolf.plan.roofline import model_flops, times_passed
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ def activation_memory(model: GPT, tokens: int, dtype: str) -> int:
     """
     c = model.config
     slots = tensor_kinds(model)
-    visits = Counter[int | None](c.visits)
+    times = times_passed(model)
     outputs = sum(
-        p.size(0) * (visits[slots[name].layer] or 1)
+        p.size(0) * times[name]
         for name, p in model.named_parameters()
         if TENSOR_KINDS[slots[name].kind].role == "product"
     )
     width = outputs + len(c.visits) * (9 * c.d_model + 4 * c.d_kv + 2 * c.d_mlp)
     element = 2 if dtype == "bfloat16" else 4
-    return tokens * (width * element + 8 * c.vocab_size)
+    return round(tokens * (width * element + 8 * c.vocab_size))

@@ -13,6 +13,7 @@ import torch
 from pargolf.config.kinds import TENSOR_KINDS
 from pargolf.config.schema import RunConfig
 from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.model.shared import Polynomial
 from pargolf.optim.muon import GRAM_RATIO, GRAM_STEPS
 
 
@@ -56,6 +57,25 @@ class Work:
         return max(self.flops / machine.flops, self.bytes / machine.bandwidth, self.exchanged / machine.link)
 
 
+def times_passed(model: GPT) -> dict[str, float]:
+    """How often a token passes through each parameter of a model, or through the share of it in others.
+
+    A looped layer's: once a visit. Where layers have matrices made of a few, these together count as often
+    as there are layers.
+    """
+    visits = Counter(model.config.visits)
+    inner = sum(visits[layer] for layer in range(1, model.config.n_layers - 1))
+    made = {
+        name: inner / sum(1 for _ in module.parameters())
+        for name, module in model.named_modules()
+        if isinstance(module, Polynomial)
+    }
+    found: dict[str, float] = {}
+    for name, slot in tensor_kinds(model).items():
+        found[name] = made.get(name.rpartition(".")[0], 1 if slot.layer is None else visits[slot.layer])
+    return found
+
+
 def step_cost(config: RunConfig, ranks: int = 1) -> dict[str, Work]:
     """The parts of one optimizer step, as each of `ranks` devices does them.
 
@@ -73,10 +93,11 @@ def step_cost(config: RunConfig, ranks: int = 1) -> dict[str, Work]:
     element = 4 if t.dtype == "float32" else 2
     d, d_kv, hidden = c.d_model, c.d_kv, c.d_mlp
     # A looped layer multiplies as often as it is visited.
-    layers, visits = len(c.visits), Counter[int | None](c.visits)
-    used = [(*shapes[name], visits[slots[name].layer] or 1) for name in shapes if optimizers[name] == "muon"]
-    area = sum(rows * cols * times for rows, cols, times in used)
-    sides = sum((rows + cols) * times for rows, cols, times in used)
+    layers = len(c.visits)
+    times = times_passed(model)
+    used = [(*shapes[name], times[name]) for name in shapes if optimizers[name] == "muon"]
+    area = round(sum(rows * cols * often for rows, cols, often in used))
+    sides = round(sum((rows + cols) * often for rows, cols, often in used))
 
     # Backward does and moves twice what forward does, hence the threes.
     cost = {

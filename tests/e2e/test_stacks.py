@@ -26,6 +26,7 @@ SMALL: dict[str, object] = {"model__rope_dims": 4, "model__xsa_layers": 2, "mode
     [
         ("demo+leaky-relu", {}, ("relu_slope", 0.5), "leaky_relu"),
         (EVERYTHING, SMALL, ("smear", "late"), "class SmearGate"),
+        ("demo+legendre-depth", {"model__q_rank": 0}, ("legendre_attn", 5), "class Polynomial"),
     ],
 )
 def test_a_stack_goes_through_every_command(
