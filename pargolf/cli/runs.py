@@ -1,6 +1,7 @@
 """The commands that make a run: one function a command, no logic beyond reading arguments and printing."""
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -9,8 +10,10 @@ from typing import Literal
 
 import tyro
 
-from pargolf.cli.parse import TrainArgs, is_run, parse, preset_args, run_args
+from pargolf.challenge import GPUS
+from pargolf.cli.parse import RunArgs, TrainArgs, is_run, parse, preset_args, run_args
 from pargolf.config.presets import origins
+from pargolf.config.schema import validate_world
 from pargolf.config.settings import to_toml
 from pargolf.system.errors import require
 
@@ -56,6 +59,14 @@ class FinewebArgs:
     """How many training shards of 100,000,000 tokens."""
     root: Path = Path("data")
     """Folder for tokenizers/ and datasets/."""
+
+
+@dataclass
+class PlanArgs(RunArgs):
+    """A preset and overlays laid over it, and settings changed."""
+
+    price: float | None = None
+    """What the machine with eight GPUs costs an hour, in USD, all GPUs together: shows the price of a run."""
 
 
 @dataclass
@@ -125,10 +136,10 @@ def data(argv: list[str]) -> None:
     """Make or download tokens: embedded articles, your own text, or FineWeb."""
     if argv[:1] == ["fineweb"]:
         fineweb = parse(FinewebArgs, argv[1:], "pargolf data fineweb")
-        from pargolf.data.fineweb import download
+        from pargolf.data.fineweb import PREFIX, download
 
         download(fineweb.variant, fineweb.train_shards, fineweb.root)
-        print(f"{fineweb.root}/datasets/fineweb10B_{fineweb.variant}: {fineweb.train_shards} training shards")
+        print(f"{fineweb.root}/datasets/{PREFIX}{fineweb.variant}: {fineweb.train_shards} training shards")
         return
     require(argv[:1] != ["tokenize"], "there is no `tokenize`: write `pargolf data`")
     args = parse(DataArgs, argv, "pargolf data [fineweb]")
@@ -157,14 +168,20 @@ def _data_option(dataset: Path, args: DataArgs) -> str:
 
 def plan(argv: list[str]) -> None:
     """Parameters, arithmetic, bytes, memory and time of a preset, before training."""
-    args = run_args(argv, "plan")
+    args = preset_args(PlanArgs, argv, "plan")
+    if args.price is not None:
+        require(0 < args.price < math.inf, f"--price must be above 0, is {args.price}")
+        validate_world(args.config, GPUS)
     from pargolf.bundle.single_file import code_bytes
     from pargolf.cli import tables
     from pargolf.plan import cost as planning
     from pargolf.plan.forecast import forecasts
+    from pargolf.plan.needs import needs
 
-    cost = planning.plan(args.config, code_bytes(args.config))
-    tables.show_plan(args.preset, args.config, cost, forecasts(args.config))
+    cost, expected = planning.plan(args.config, code_bytes(args.config)), forecasts(args.config)
+    tables.show_plan(args.preset, args.config, cost, expected)
+    if expected[0].gpus == GPUS:
+        tables.show_needs(expected[0].machine, needs(args.config, expected[0]), args.price)
 
 
 def config(argv: list[str]) -> None:

@@ -14,6 +14,7 @@ from pargolf.system.errors import UserError, require
 
 REPO = "willdepueoai/parameter-golf"
 REMOTE = "datasets"  # folder of the repository that everything is in
+PREFIX = "fineweb10B_"  # of a dataset's name, before its variant
 
 
 def fetch(file: str, folder: Path, force: bool) -> Path:
@@ -46,7 +47,7 @@ def download(variant: str, train_shards: int, root: Path) -> None:
         raise UserError(f"unknown variant {variant!r}: it is 'sp' and the vocabulary size, such as sp1024")
     if train_shards < 0:
         raise UserError(f"the number of training shards must not be negative, is {train_shards}")
-    name = f"fineweb10B_{variant}"
+    name = PREFIX + variant
 
     def get(remote: str, path: Path, check: Callable[[Path], object]) -> None:
         _get(f"{REMOTE}/{remote}", path, root / ".download", check)
@@ -66,6 +67,12 @@ def download(variant: str, train_shards: int, root: Path) -> None:
     recipe = {"repository": REPO, "dataset": name}
     splits = {split: found for split, found in there.items() if found.files}
     write_record(dataset, Record(recipe, model.name, Tokenizer(model).sha256, splits))
+
+
+def variant_of(dataset: str) -> str:
+    """The variant of the shards that a dataset's folder holds, by its name; empty for data of one's own."""
+    name = Path(dataset).name
+    return name.removeprefix(PREFIX) if name.startswith(PREFIX) else ""
 
 
 def _on_disk(dataset: Path, split: str) -> Split:
