@@ -1,12 +1,16 @@
 """Settings as plain values: read from JSON and TOML, written back, set and looked up by name."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from pargolf.config import schema
 from pargolf.config.bounds import require_plain
 from pargolf.config.schema import TOP_LEVEL, ExportConfig, ModelConfig, RunConfig, validate, validate_model
 from pargolf.system.errors import UserError, did_you_mean, require
@@ -53,6 +57,23 @@ def flatten(values: Mapping[str, Any]) -> Settings:
         for section, fields in values.items()
         if isinstance(fields, dict)  # the stack's name is no setting
         for name, value in fields.items()
+    }
+
+
+def in_words() -> dict[str, str]:
+    """What the schema says of each setting: "section.field" -> its docstring, in one line."""
+    bodies = {
+        node.name: node.body
+        for node in ast.parse(inspect.getsource(schema)).body
+        if isinstance(node, ast.ClassDef)
+    }
+    return {
+        f"{section}.{field.target.id}": " ".join(text.value.value.split())
+        for section, kind in get_type_hints(RunConfig).items()
+        for field, text in itertools.pairwise(bodies.get(kind.__name__, []))
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        if isinstance(text.value.value, str)
     }
 
 
