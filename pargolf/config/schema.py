@@ -28,15 +28,15 @@ class ModelConfig:
     q_rank: Natural = 192
     """Rank of the factored query projection; 0 keeps it a full matrix."""
     k_rank: Natural = 0
-    """Rank of the key projection; 0, here and below, keeps a full matrix."""
+    """Rank of the key projection; 0 keeps a full matrix."""
     v_rank: Natural = 0
-    """Rank of the value projection."""
+    """Rank of the value projection; 0 keeps a full matrix."""
     out_rank: Natural = 0
-    """Rank of attention's output projection."""
+    """Rank of attention's output projection; 0 keeps a full matrix."""
     fc_rank: Natural = 0
-    """Rank of the MLP's first matrix."""
+    """Rank of the MLP's first matrix; 0 keeps a full matrix."""
     proj_rank: Natural = 0
-    """Rank of the MLP's second matrix."""
+    """Rank of the MLP's second matrix; 0 keeps a full matrix."""
     mlp_ratio: Annotated[int, Bounds(1, 1000)] = 3
     """MLP hidden width as a multiple of d_model."""
     relu_slope: Share = 0.0
@@ -48,17 +48,17 @@ class ModelConfig:
     rope_dims: Natural = 0
     """Dimensions of a head that RoPE turns, the first ones; the others know no position. 0: all."""
     ntk_length: Natural = 0
-    """Where seq_len is longer than this, the base grows with it (NTK rule); 0 leaves it."""
+    """Where seq_len is longer than this, rope_base grows with it (NTK rule); 0: nowhere."""
     q_gain: float = 1.5
     """Initial gain of the normalized queries, one learned value a head."""
     xsa_layers: Natural = 0
-    """So many last layers take out of each head's output what points along the token's own value (XSA)."""
+    """Number of last layers whose heads write nothing along the token's own value (XSA)."""
     head_gate: Literal["off", "out", "dense", "sparse"] = "off"
     """A gate for each head's output, computed from the layer's input (see model.attention.HeadGate)."""
     head_gate_scale: Positive = 1.0
     """What a "sparse" gate's logits are multiplied by."""
     value_embed_layers: Natural = 0
-    """So many last layers add an embedding of the token to its values."""
+    """Number of last layers that add an embedding of the token to its values."""
     value_embed_dim: Count = 128
     """Width of the values' embedding, before it is projected."""
     value_residual: bool = False
@@ -77,7 +77,7 @@ class ModelConfig:
     bos_id: Natural = 1
     """The token that begins a document; must be the tokenizer's. What mixes positions stops there."""
     weight_init: Literal["uniform", "orthogonal"] = "uniform"
-    """How matrices start that do not start at zero."""
+    """Initial values of the matrices that do not start at zero."""
     embed_std: Positive = 0.005
     """Standard deviation of the embedding at init."""
     embed_init: Literal["normal", "spectral"] = "normal"
@@ -91,7 +91,7 @@ class ModelConfig:
     loop_from: Natural = 3
     """The first layer that is passed through again."""
     loop_to: Natural = 5
-    """The last one."""
+    """The last layer that is passed through again."""
     ln_scale: bool = False
     """Layer l multiplies what its attention and its MLP read by 1/sqrt(l + 1)."""
     skip_gates: bool = False
@@ -104,7 +104,7 @@ class ModelConfig:
     rotation_rank: Natural = 0
     """Rank of the map from content to the angles that turn attention's input; 0 leaves the rotation out."""
     depth_attention: Literal["off", "softmax", "signed"] = "off"
-    """What replaces mixes and skips: attention of each layer over the outputs of all earlier ones."""
+    """Each layer attends over the outputs of all earlier layers; this replaces mixes and skips."""
     depth_order: Annotated[int, Bounds(0, 16)] = 3
     """Degree of depth_attention's position bias, in Legendre polynomials of depth."""
 
@@ -156,7 +156,7 @@ class TrainConfig:
     """The training loop: how long, in what pieces, on what."""
 
     start_from: str = ""
-    """Run folder whose trained weights this run starts from; matrices that are low-rank here are
+    """Run folder whose trained weights this run starts from; empty: none. Matrices that are low-rank here are
     cut out of full ones there by SVD (and multiplied out the other way round)."""
     seed: int = 1337
     """Seed of the init and of the row order; one seed on one CPU gives one result, bit by bit."""

@@ -5,12 +5,12 @@ import dataclasses
 import inspect
 import itertools
 import json
+import textwrap
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from pargolf.config import schema
 from pargolf.config.bounds import require_plain
 from pargolf.config.schema import TOP_LEVEL, ExportConfig, ModelConfig, RunConfig, validate, validate_model
 from pargolf.system.errors import UserError, did_you_mean, require
@@ -62,15 +62,22 @@ def flatten(values: Mapping[str, Any]) -> Settings:
 
 def in_words() -> dict[str, str]:
     """What the schema says of each setting: "section.field" -> its docstring, in one line."""
-    bodies = {
-        node.name: node.body
-        for node in ast.parse(inspect.getsource(schema)).body
-        if isinstance(node, ast.ClassDef)
-    }
+    sections = get_type_hints(RunConfig)
+    del sections["preset"]  # no setting
     return {
-        f"{section}.{field.target.id}": " ".join(text.value.value.split())
-        for section, kind in get_type_hints(RunConfig).items()
-        for field, text in itertools.pairwise(bodies.get(kind.__name__, []))
+        f"{section}.{name}": text
+        for section, kind in sections.items()
+        for name, text in docstrings(kind).items()
+    }
+
+
+def docstrings(kind: type) -> dict[str, str]:
+    """The docstring of each field that a class declares, in one line."""
+    [declared] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(declared, ast.ClassDef)
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(declared.body)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
         if isinstance(text.value.value, str)
