@@ -115,7 +115,7 @@ class TrainArgs(RunArgs):
 
 
 def is_run(name: str) -> bool:
-    """Whether a run's folder is named, in the place of a preset."""
+    """Whether a run's folder is named instead of a preset."""
     return name not in preset_names() and (Path(name) / "config.json").is_file()
 
 
@@ -141,7 +141,7 @@ def preset_args(kind: type[A], argv: list[str], command: str) -> A:
 
 
 def with_dataset(args: A, name: str) -> A:
-    """`args` with a dataset of `pargolf data` in the place of the preset's; UserError as `find_dataset`."""
+    """`args` with a dataset of `pargolf data` instead of the preset's; UserError as `find_dataset`."""
     from pargolf.data.record import find_dataset
     from pargolf.data.tokenizer import Tokenizer
 

@@ -91,7 +91,7 @@ def to_toml(config: RunConfig, notes: Mapping[str, str]) -> str:
         if isinstance(fields, dict):
             lines.append(f"\n[{section}]")
             for name, value in fields.items():
-                # TOML reads what JSON writes, but for one character that it wants escaped.
+                # TOML reads what JSON writes, except one character that it wants escaped.
                 text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
                 note = notes.get(f"{section}.{name}", "")
                 lines.append(f"{name} = {text}" + (f"  # {visible(note)}" if note else ""))

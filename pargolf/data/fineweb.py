@@ -70,7 +70,7 @@ def download(variant: str, train_shards: int, root: Path) -> None:
 
 
 def variant_of(dataset: str) -> str:
-    """The variant of the shards that a dataset's folder holds, by its name; empty for data of one's own."""
+    """The variant of the shards that a dataset's folder holds, by its name; empty for other data."""
     name = Path(dataset).name
     return name.removeprefix(PREFIX) if name.startswith(PREFIX) else ""
 

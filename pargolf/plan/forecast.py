@@ -69,9 +69,9 @@ def h100_step_seconds(config: RunConfig, ranks: int) -> float:
 
     The time to launch kernels is not counted, which bounds small models.
     """
-    seed = load_preset(MEASURED_ON)
-    train = dataclasses.replace(seed.train, batch_tokens=MEASURED_TOKENS, micro_batches=1)
-    share = least_seconds(dataclasses.replace(seed, train=train), H100) / MEASURED_SECONDS
+    measured = load_preset(MEASURED_ON)
+    train = dataclasses.replace(measured.train, batch_tokens=MEASURED_TOKENS, micro_batches=1)
+    share = least_seconds(dataclasses.replace(measured, train=train), H100) / MEASURED_SECONDS
     return least_seconds(config, H100, ranks) / share
 
 

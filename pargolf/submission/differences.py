@@ -30,7 +30,7 @@ class Differences:
 
     base: str
     files: list[tuple[str, str]]
-    """Name and first sentence of each overlay, and file of one's own, whose settings the run has."""
+    """Name and first sentence of each overlay, and of the user's own files, whose settings the run has."""
     settings: list[Setting]
     """The others that differ."""
 

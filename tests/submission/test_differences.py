@@ -11,7 +11,7 @@ from pargolf.config.schema import RunConfig
 from pargolf.config.settings import flatten, in_words, to_dict, with_settings
 from pargolf.submission.differences import Differences, Setting, differences
 
-LEAKY = ("leaky-relu", "LeakyReLU squared in the MLP, slope 0.5 (challenge records).")
+LEAKY = ("leaky-relu", "The MLP squares a LeakyReLU of slope 0.5 (challenge records from March 2026 on).")
 
 
 def changed(stack: str, settings: dict[str, Any]) -> Differences:
