@@ -187,12 +187,12 @@ def test_settings_out_of_range_are_refused(finished: Path, capsys: pytest.Captur
     assert "must lie in 1..64" in failure(capsys, "eval", finished, "--stride", "-3")
 
 
-def test_plan_counts_the_seed_system(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_counts_the_published_system(capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["plan", "lowrank-q192"]) == 0
     out = capsys.readouterr().out
     assert "25,780,824" in out
     assert "16,000,000" in out
-    (row,) = (line for line in out.splitlines() if "8 x H100 SXM" in line)
+    (row,) = (line for line in out.splitlines() if "│ 8 x H100 SXM" in line)
     assert "49.5" in row
     assert "this CPU" in out
 
