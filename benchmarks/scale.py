@@ -134,9 +134,7 @@ def measure(config: RunConfig) -> None:
     with distributed.world("cpu") as device, tempfile.TemporaryDirectory() as folder:
         tokens = np.random.default_rng(launch.rank()).integers(c.vocab_size, size=100_000)
         write_shard(Path(folder) / shard_name("train", 0), tokens)
-        batches = Batches(
-            open_split(Path(folder), "train"), c.seq_len, t.batch_tokens, t.micro_batches, "stream", 0
-        )
+        batches = Batches(open_split(Path(folder), "train"), config)
         dtype = getattr(torch, t.dtype)
         model = GPT(c, dtype, seed=0)
         optimizers = Optimizers(model, config.optim, dtype)

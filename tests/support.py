@@ -9,7 +9,15 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from torch import Tensor
 
-from pargolf.config.schema import EvalConfig, ExportConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from pargolf.config.schema import (
+    DataConfig,
+    EvalConfig,
+    ExportConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
 from pargolf.data.batches import Batches
 from pargolf.data.shards import open_split
 from pargolf.export.artifact import pack
@@ -111,7 +119,8 @@ def training_of(model: GPT, dataset: Dataset, batch_tokens: int, micro_batches: 
     """A training of this model, whose device is the training's, on rows in a shuffled order."""
     optimizers = Optimizers(model, OptimConfig(), model.dtype)
     stream = open_split(dataset.folder, "train")
-    batches = Batches(stream, model.config.seq_len, batch_tokens, micro_batches, "shuffle", 1)
+    train = TrainConfig(batch_tokens=batch_tokens, micro_batches=micro_batches, seed=1)
+    batches = Batches(stream, RunConfig(model.config, DataConfig(order="shuffle"), train))
     device = model.embed.weight.device
     return Training(RunConfig(model.config), device, model, model, optimizers, batches)
 

@@ -73,6 +73,8 @@ class FinewebArgs:
     """Tokenizer of the shards: the part of their folder's name after fineweb10B_."""
     train_shards: int = 1
     """How many training shards of 100,000,000 tokens."""
+    repo: OptionalText = ""
+    """Repository at Hugging Face; default: the challenge's, or one that has sp4096 and sp8192."""
     root: Path = Path("data")
     """Folder for tokenizers/ and datasets/."""
 
@@ -166,7 +168,7 @@ def data(argv: list[str]) -> None:
         fineweb = parse(FinewebArgs, argv[1:], "pargolf data fineweb")
         from pargolf.data.fineweb import PREFIX, download
 
-        download(fineweb.variant, fineweb.train_shards, fineweb.root)
+        download(fineweb.variant, fineweb.train_shards, fineweb.root, fineweb.repo)
         print(f"{fineweb.root}/datasets/{PREFIX}{fineweb.variant}: {fineweb.train_shards} training shards")
         return
     require(argv[:1] != ["tokenize"], "there is no `tokenize`: write `pargolf data`")

@@ -146,9 +146,10 @@ class DataConfig:
     """SentencePiece model that made the shards."""
     corpus: Literal["none", "embedded"] = "none"
     """"embedded": `pargolf run` and `train` prepare the embedded articles if the folder is missing."""
-    order: Literal["stream", "shuffle"] = "stream"
-    """"stream": shards in name order, as the challenge reads them; "shuffle": rows in an order
-    seeded anew for each epoch (for small corpora of long documents)."""
+    order: Literal["stream", "shuffle", "coprime", "documents"] = "stream"
+    """"stream": shards in name order, as the challenge reads them. "shuffle": windows of the whole text in a
+    new random order each epoch. "coprime": windows that jump through every shard by a stride, all shards in
+    turn. "documents": as "shuffle", of windows that begin with a document or go on where one ended."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,8 @@ class TrainConfig:
     batch_tokens: Count = 524_288
     """Tokens an optimizer step, over all ranks."""
     micro_batches: Count = GPUS
-    """Pieces a step is cut into, over all ranks (the challenge's 8). With data.order "shuffle" a run takes
-    the least multiple that its ranks divide; else the world size must divide it."""
+    """Pieces a step is cut into, over all ranks (the challenge's 8). The world size must divide it with
+    data.order "stream"; else a run takes the least multiple that its ranks divide."""
     iterations: Count = 20_000
     """Steps to train, unless max_seconds ends it first."""
     max_seconds: NotNegative = float(TIME_LIMIT)
@@ -192,6 +193,9 @@ class TrainConfig:
     """Score the validation rows every so many steps; 0 means only at the end."""
     log_every: Count = 100
     """Steps between two log lines."""
+    track: Literal["off", "tensorboard", "wandb"] = "off"
+    """Also write losses, learning rates, step time and scores for a viewer: tensorboard, into the run's
+    folder; wandb (Weights & Biases), there too, and to your account if you are logged in."""
     checkpoint_every: Natural = 1000
     """Steps between two checkpoints; 0 means only at the end or when stopped."""
     dtype: Literal["auto", "bfloat16", "float32"] = "bfloat16"

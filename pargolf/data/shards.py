@@ -119,6 +119,19 @@ class TokenStream:
         """Tokens before the stream repeats."""
         return int(self._ends[-1])
 
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each shard."""
+        return [len(shard) for shard in self._shards]
+
+    def find(self, token: int) -> np.ndarray:
+        """Positions of a token id in the whole stream, ascending."""
+        parts = (
+            start + np.flatnonzero(self.read(start, min(PART, len(self) - start)) == token)
+            for start in range(0, len(self), PART)
+        )
+        return np.concatenate(list(parts))
+
     def find_above(self, limit: int, share: int = 0, shares: int = 1) -> int:
         """Position of a token id above `limit`, or -1; reads every `shares`-th part of the stream, from
         `share` on."""

@@ -50,13 +50,15 @@ def pack_model(
     if x.codec == "auto" or x.layout == "auto":
         if not x.model_bytes and not x.max_loss:
             stored = quantize_state(state, slots, x)
-            return pack_smallest(stored, slots, config, tokenizer.sha256, code_bytes)
+            with bars("packing in every codec and layout"):
+                return pack_smallest(stored, slots, config, tokenizer.sha256, code_bytes)
         # What is smallest for trained weights: range coding takes what bits a row has, however few.
         usual = replace(config, export=settled(x))
         return pack_model(usual, model, tokenizer, code_bytes, training, say, bars)
     if x.model_bytes or x.max_loss:
         return _fitted(config, model, state, tokenizer, training(), say, bars)
-    return pack(state, slots, config.model, x, tokenizer.sha256)
+    with bars("packing"):
+        return pack(state, slots, config.model, x, tokenizer.sha256)
 
 
 def _fitted(
@@ -89,8 +91,10 @@ def _fitted(
         measured.load_state_dict(dequantize_state(stored))
         return bits_per_byte(measured, held_back, table) - before
 
+    goal = f"{x.model_bytes:,} bytes" if x.model_bytes else f"a loss of {x.max_loss:g} bits per byte"
+
     def fit(prepared: Prepared) -> Stored:
-        with bars("fitting") as bar:
+        with bars(f"searching the steps for {goal}") as bar:
             if x.model_bytes:
                 price = fit_bytes(lambda price: len(file_of(state_at(prepared, price))), x.model_bytes, bar)
             else:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from pargolf.config.schema import ModelConfig
 from pargolf.model.gpt import GPT
@@ -61,7 +62,7 @@ def install_attention(model: GPT) -> bool:
     if kernel is None:
         return False
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | BlockMask | None = None) -> Tensor:
         return kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), starts).transpose(1, 2)
 
     for block in model.blocks:

@@ -24,10 +24,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from pargolf.config.kinds import TENSOR_KINDS, Slot
 from pargolf.config.schema import ModelConfig
-from pargolf.model.attention import Attention, KVCache, before
+from pargolf.model.attention import Attention, KVCache, before, document_blocks
 from pargolf.model.explorations import ContentRotation, DepthAttention
 from pargolf.model.init import init_weights, kind_of, vector
 from pargolf.model.inputs import BigramHash, Embedding, SmearGate, ValueEmbedding
@@ -76,7 +77,7 @@ class Block(nn.Module):
         skip_gate: Tensor | None = None,
         embedded: Tensor | None = None,
         first_values: Tensor | None = None,
-        starts: Tensor | None = None,
+        starts: Tensor | BlockMask | None = None,
     ) -> Tensor:
         """x, x0 (B, T, d_model): residual stream and normalized embedding -> new residual stream.
 
@@ -174,7 +175,11 @@ class GPT(nn.Module):
         cos, sin = self.cos[start:end], self.sin[start:end]
         x = x0 = self.enter(self.embed(tokens), tokens, cache)
         embedded = first_values = None
-        starts = self.document_starts(tokens, cache) if c.documents == "apart" else None
+        starts: Tensor | BlockMask | None = None
+        if c.documents == "apart":
+            starts = self.document_starts(tokens, cache)
+            if cache is None and starts.is_cuda and torch.compiler.is_compiling():
+                starts = document_blocks(starts)
         if self.value_embed is not None:
             embedded = self.value_embed(tokens).to(x.dtype)
         if c.value_residual:

@@ -78,6 +78,16 @@ class Run:
         return self.folder / "analysis.svg"
 
     @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files, with `train.track`."""
+        return self.folder / "tensorboard"
+
+    @property
+    def wandb_id(self) -> Path:
+        """The run's id at Weights & Biases, under which it goes on."""
+        return self.folder / "wandb-id"
+
+    @property
     def compile_cache(self) -> Path:
         return self.folder / "compile-cache"
 

@@ -23,7 +23,7 @@ NOT_COMPARED = frozenset(
     {
         "train.seed", "train.device", "train.threads", "train.compile",
         "train.compile_warmup_steps", "train.compile_cache", "train.log_every", "train.val_every",
-        "train.checkpoint_every", "data.corpus", "eval.batch_rows", "eval.compressors",
+        "train.checkpoint_every", "train.track", "data.corpus", "eval.batch_rows", "eval.compressors",
     }
 )  # fmt: skip
 PATHS = frozenset({"data.dataset", "data.tokenizer"})  # compared by their last part

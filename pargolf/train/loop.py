@@ -57,7 +57,7 @@ class Training:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         model = GPT(c, getattr(torch, t.dtype), seed=t.seed).to(device)
         optimizers = Optimizers(model, config.optim, ns_dtype, average_of(model, t))
-        batches = Batches(stream, c.seq_len, t.batch_tokens, t.micro_batches, config.data.order, t.seed)
+        batches = Batches(stream, config)
         return cls(config, device, model, model, optimizers, batches)
 
     def run(self, data: Data, recorder: Recorder, log: Log, compile_cache: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from pargolf.config.schema import TrainConfig
+from pargolf.config.schema import RunConfig
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
 from pargolf.optim.schedule import progress
@@ -22,6 +22,7 @@ from pargolf.train.checkpoint import (
     save_checkpoint,
 )
 from pargolf.train.start_from import take_weights
+from pargolf.train.track import Track
 
 
 class Recorder:
@@ -70,9 +71,12 @@ class FolderRecorder(Recorder):
     recorder; the first one's writes.
     """
 
-    def __init__(self, run: Run, t: TrainConfig):
+    def __init__(self, run: Run, config: RunConfig):
         """Raise UserError if the run's checkpoint is damaged."""
-        self.run, self.t = run, t
+        self.run, self.t, self.optim = run, config.train, config.optim
+        self.track: Track = lambda step, figures: None
+        """Of a viewer that follows the run (`train.track`)."""
+        self._logged = (0, 0.0)
         self.progress = read_progress(run.checkpoint) if run.checkpoint.exists() else Progress()
         self._bar = Bar("training")
         self._signal = 0
@@ -107,6 +111,7 @@ class FolderRecorder(Recorder):
             if stored.finished and not self.progress.finished and optimizers.average is not None:
                 optimizers.average.swap()  # a finished run's weights are the mean: an extended one trains on
             self.progress = replace(stored, finished=self.progress.finished, extended=self.progress.extended)
+            self._logged = stored.step, stored.seconds
         elif self.t.start_from:
             take_weights(model, read_weights(Run(Path(self.t.start_from)).checkpoint))
         return self.progress.step, self.progress.seconds
@@ -135,6 +140,21 @@ class FolderRecorder(Recorder):
         if launch.is_main():
             append_line(self.run.metrics, {"step": step, "train_loss": train_loss, "lr_scale": scale})
             append_line(self.run.timing, {"step": step, "seconds": round(seconds, 4)})
+            self._track_step(step, train_loss, scale, seconds)
+
+    def _track_step(self, step: int, train_loss: float, scale: float, seconds: float) -> None:
+        then, seconds_then = self._logged
+        self._logged = step, seconds
+        self.track(
+            step,
+            {
+                "train_loss": train_loss,
+                "step_ms": 1000 * (seconds - seconds_then) / (step - then),
+                "lr/muon": scale * self.optim.muon_lr,
+                "lr/embed": scale * self.optim.embed_lr,
+                "lr/vector": scale * self.optim.vector_lr,
+            },
+        )
 
     def extend(self) -> str:
         """Have the finished run go on to the length of its settings; returns a line for the log.
@@ -158,6 +178,7 @@ class FolderRecorder(Recorder):
             append_line(
                 self.run.metrics, {"step": step, "val_loss": score.val_loss, "val_bpb": score.val_bpb}
             )
+            self.track(step, {"val_loss": score.val_loss, "val_bpb": score.val_bpb})
 
     def show_stage(self, stage: str) -> None:
         self._bar.rename(stage)

@@ -34,6 +34,7 @@ from pargolf.train import stages
 from pargolf.train.checkpoint import load_weights
 from pargolf.train.loop import Training, resolve
 from pargolf.train.recorder import FolderRecorder
+from pargolf.train.track import check_tracker, tracked
 
 # Share of the bytes to fill from which on nothing is said. A tiny file's size goes in steps of a few tenths
 # of a percent, so only what is further below tells that no finer rounding is left.
@@ -88,6 +89,7 @@ def started(config: RunConfig, folder: Path, device: torch.device, extend: bool 
     UserError on bad settings or data, and if `folder` holds a run of other settings or is in use.
     """
     config = shared_by(validate(config), launch.world_size())
+    check_tracker(config.train.track)
     prepare_data(config)
     config = resolve(_as_recorded(config, folder), device.type)
     data = load_data(config)
@@ -97,12 +99,17 @@ def started(config: RunConfig, folder: Path, device: torch.device, extend: bool 
             run = start_run(folder, config, LENGTH if extend else frozenset())
             write_atomic(run.tokenizer, Path(config.data.tokenizer).read_bytes())
         distributed.barrier()
-        yield _started(config, run, data, device, extend)
+        x = _started(config, run, data, device, extend)
+        if launch.is_main():
+            with tracked(config, run, x.recorder.progress.step) as x.recorder.track:
+                yield x
+        else:
+            yield x
 
 
 def _started(config: RunConfig, run: Run, data: Data, device: torch.device, extend: bool) -> Started:
     log = Log(run.log if launch.is_main() else None)
-    recorder = FolderRecorder(run, config.train)
+    recorder = FolderRecorder(run, config)
     if extend:
         log(recorder.extend())
     if config.train.start_from and not recorder.progress.step:
@@ -148,6 +155,11 @@ def train_pack_and_score(config: RunConfig, folder: Path, code_bytes: CodeBytes)
         seconds = {"data": ready - begin, **seconds}
         seconds["eval"] += time.perf_counter() - end
         result["seconds"] = {stage: round(value, 1) for stage, value in seconds.items()}
+        sliding = finished.scores["sliding"].score
+        x.recorder.track(
+            x.recorder.progress.step,
+            {"artifact/val_bpb": sliding.val_bpb, "artifact/bytes": float(result["bytes_total"])},
+        )
         if launch.is_main():
             write_json(x.run.result, result)
     return result

@@ -10,12 +10,12 @@ from pargolf.config.settings import in_words
 
 def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as left:
-        dispatch([command, "--help"])
+        dispatch([*command.split(), "--help"])
     assert not left.value.code
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "data fineweb"])
 def test_no_help_speaks_of_none_or_of_empty_words(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     printed = help_of(command, capsys)
     assert printed.startswith(f"usage: pargolf {command}")

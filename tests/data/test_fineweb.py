@@ -22,9 +22,11 @@ class Hub:
         self.folder = folder
         self.damaged: dict[str, int] = {}
         self.fetched: list[tuple[str, bool]] = []
+        self.repos: set[str] = set()
 
-    def fetch(self, file: str, folder: Path, force: bool) -> Path:
+    def fetch(self, repo: str, file: str, folder: Path, force: bool) -> Path:
         self.fetched.append((file, force))
+        self.repos.add(repo)
         source = self.folder / file
         if not source.exists():
             raise UserError(f"cannot download {file}")
@@ -135,6 +137,26 @@ def test_a_manifest_cannot_name_a_file_elsewhere(hub: Hub, tmp_path: Path, model
     assert set(hub.names()) == {"manifest.json"}
 
 
+@pytest.mark.parametrize(
+    ("variant", "named", "expected"),
+    [
+        ("sp1024", "", REPO),
+        ("sp8192", "", "kevclark/parameter-golf"),
+        ("sp8192", "mine/shards", "mine/shards"),
+    ],
+)
+def test_larger_vocabularies_are_in_another_repository(
+    hub: Hub, tmp_path: Path, variant: str, named: str, expected: str
+) -> None:
+    path = hub.folder / "datasets/manifest.json"
+    path.write_text(path.read_text().replace("sp1024", variant))
+    (hub.folder / SHARDS).rename(hub.folder / SHARDS.replace("sp1024", variant))
+    download(variant, 1, tmp_path / "data", named)
+    assert hub.repos == {expected}
+    record = json.loads((tmp_path / f"data/datasets/fineweb10B_{variant}/dataset.json").read_text())
+    assert record["recipe"] == {"repository": expected, "dataset": f"fineweb10B_{variant}"}
+
+
 def test_hub_errors_become_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
 
@@ -144,7 +166,7 @@ def test_hub_errors_become_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(UserError) as raised:
-        fetch("datasets/manifest.json", tmp_path, True)
+        fetch(REPO, "datasets/manifest.json", tmp_path, True)
     assert "no route to host" in str(raised.value) and "\n" not in str(raised.value)
     expected = {"repo_type": "dataset", "local_dir": tmp_path, "force_download": True}
     assert calls == [((REPO, "datasets/manifest.json"), expected)]

@@ -28,9 +28,7 @@ BOS = 1
 
 def tiny(preset: str) -> ModelConfig:
     """The options of a preset in a tiny shape."""
-    m = replace(
-        load_preset(preset).model, vocab_size=512, seq_len=24, n_layers=5, d_model=24, n_heads=4, kv_heads=2
-    )
+    m = replace(load_preset(preset).model, vocab_size=512, seq_len=24, d_model=24, n_heads=4, kv_heads=2)
     ranks = {name: 3 for name, value in to_dict(m).items() if name.endswith("_rank") and value}
     return model_from_dict(to_dict(m) | ranks | {"rope_dims": min(m.rope_dims, 4)})
 

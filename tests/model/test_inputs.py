@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pargolf.config.schema import ModelConfig
-from pargolf.model.attention import KVCache
+from pargolf.model.attention import KVCache, document_blocks
 from pargolf.model.gpt import GPT
 from pargolf.model.layers import norm
 from support import shaken
@@ -128,6 +128,18 @@ def test_caps_of_either_side() -> None:
         logits = model.head(states)
     assert -20 < logits.min() < -15 and 4 < logits.max() < 5.001
     assert tokens.shape == (2, 16)
+
+
+@torch.no_grad()  # on a CPU it has no gradient
+def test_blocks_of_documents_are_seen_as_their_starts_are() -> None:
+    model = shaken(tiny(documents="apart"))
+    tokens = torch.randint(2, 64, (3, 16))
+    tokens[0, 5] = tokens[1, 0] = tokens[1, 11] = tokens[1, 12] = model.config.bos_id
+    starts = model.document_starts(tokens)
+    q, k, v = torch.randn(3, 4, 16, 6), torch.randn(3, 2, 16, 6), torch.randn(3, 2, 16, 6)
+    attention = model.blocks[0].attn
+    blocks = attention.attend(q, k, v, document_blocks(starts))
+    torch.testing.assert_close(blocks, attention.attend(q, k, v, starts))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from pargolf.config.presets import load_preset, validated
 from pargolf.config.schema import ModelConfig, validate_model
 from pargolf.model.attention import exclude
 from pargolf.model.gpt import GPT
@@ -17,16 +18,6 @@ from support import shaken
 TINY = ModelConfig(
     vocab_size=64, seq_len=16, n_layers=5, d_model=24, n_heads=4, kv_heads=2, q_rank=5, parallel_from=3
 )
-RECORD = ModelConfig(
-    vocab_size=1024, seq_len=2048, n_layers=11, d_model=512, n_heads=8, kv_heads=4, q_rank=0, mlp_ratio=3,
-    smear="early", xsa_layers=4, bigram_rows=2048, bigram_dim=128,
-)  # fmt: skip
-
-
-RECORD_0409 = {
-    "vocab_size": 8192, "mlp_ratio": 4, "smear": "off", "bigram_rows": 0, "xsa_layers": 11, "rope_dims": 16,
-    "ln_scale": True, "skip_gates": True, "loop_times": 2, "loop_from": 3, "loop_to": 5,
-}  # fmt: skip
 
 
 def tiny(**changes: Any) -> ModelConfig:
@@ -36,22 +27,21 @@ def tiny(**changes: Any) -> ModelConfig:
 
 
 @pytest.mark.parametrize(
-    ("changes", "count"),
+    ("record", "count"),
     [
-        ({}, 26_829_913),
-        ({"rope_dims": 16, "ln_scale": True, "value_embed_layers": 2}, 26_993_756),
-        ({"value_embed_layers": 2, "bigram_rows": 1536}, 26_928_220),
-        ({"value_embed_layers": 2, "bigram_rows": 2816, "bigram_dim": 112, "xsa_layers": 11}, 27_038_812),
-        (RECORD_0409, 35_944_536),
-        (RECORD_0409 | {"parallel": "routed", "parallel_from": 8}, 35_944_602),
-        (
-            RECORD_0409 | {"parallel": "routed", "parallel_from": 8, "head_gate": "sparse", "smear": "late"},
-            35_945_671,
-        ),
+        ("0320", 26_829_913),
+        ("0322", 26_993_756),
+        ("0323", 26_928_220),
+        ("0329", 27_038_812),
+        ("0401", 34_401_371),
+        ("0405", 35_943_512),
+        ("0409", 35_944_536),
+        ("0410", 35_944_602),
+        ("0427", 35_945_671),
     ],
 )
-def test_parameters_are_as_many_as_in_the_records_logs(changes: Any, count: int) -> None:
-    c = dataclasses.replace(RECORD, **changes)
+def test_parameters_are_as_many_as_in_the_records_logs(record: str, count: int) -> None:
+    c = validated(load_preset(f"record-{record}")).model
     with torch.device("meta"):
         model = GPT(c)
     # The logs count six routes of each layer before the lanes, too, which nothing reads.
@@ -138,9 +128,9 @@ def test_partial_rope_leaves_the_other_dimensions() -> None:
 def test_the_base_grows_with_rows_that_are_longer() -> None:
     assert rope_base(tiny(ntk_length=16)) == rope_base(TINY) == 1e4
     assert rope_base(tiny(ntk_length=8)) == pytest.approx(1e4 * 2 ** (6 / 4))
-    c = dataclasses.replace(RECORD, ntk_length=1024)
-    assert rope_base(c) / 1e4 == pytest.approx(2.045, abs=1e-3)
-    assert rope_base(dataclasses.replace(c, rope_dims=16)) / 1e4 == pytest.approx(2.21, abs=5e-3)
+    assert rope_base(load_preset("record-0320").model) / 1e4 == pytest.approx(2.045, abs=1e-3)
+    assert rope_base(load_preset("record-0322").model) / 1e4 == pytest.approx(2.21, abs=5e-3)
+    assert rope_base(load_preset("record-0401").model) == 1e4
 
 
 def test_layers_read_less_with_depth() -> None:
@@ -208,9 +198,10 @@ def looped(**changes: Any) -> ModelConfig:
 
 
 def test_a_loop_visits_its_layers_again() -> None:
-    record = dataclasses.replace(RECORD, loop_times=2)
+    record = load_preset("record-0409").model
     assert record.visits == (0, 1, 2, 3, 4, 5, 3, 4, 5, 3, 4, 5, 6, 7, 8, 9, 10) and record.n_skips == 8
-    assert RECORD.visits == tuple(range(11)) and RECORD.n_skips == 5
+    plain = dataclasses.replace(record, loop_times=0)
+    assert plain.visits == tuple(range(11)) and plain.n_skips == 5
     assert looped().visits == (0, 1, 2, 1, 2, 1, 2, 3, 4) and looped().n_skips == 4
 
 
