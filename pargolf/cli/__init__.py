@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -125,7 +126,9 @@ def _overview() -> str:
     lines = [f"  {name:<{width}}  {_first_line(function)}" for name, function in COMMANDS.items()]
     return "\n".join(
         ["usage: pargolf COMMAND ... (--help after a command for its options)", "", *lines, "",
-         *known_names().split("; "), "a preset with overlays laid over it: pargolf run demo+legendre-mix"]
+         *(textwrap.fill(line, 80, subsequent_indent="  ", break_on_hyphens=False)
+           for line in known_names().split("; ")),
+         "a preset with overlays laid over it: pargolf run demo+legendre-mix"]
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pargolf.cli.compress import CompressArgs, DecompressArgs
 from pargolf.cli.explain import ExplainArgs
 from pargolf.cli.export import ExportArgs
 from pargolf.cli.parse import RunArgs, TrainArgs, parse
-from pargolf.cli.runs import DataArgs, EvalArgs, FinewebArgs, ListArgs, PackArgs, SampleArgs
+from pargolf.cli.runs import DataArgs, EvalArgs, FinewebArgs, ListArgs, PackArgs, PlanArgs, SampleArgs
 from pargolf.cli.study import AblateArgs, AnalyzeArgs, CompareArgs, ReportArgs, SweepArgs
 from pargolf.cli.submit import CheckArgs, ImportLogArgs, SubmitArgs, VerifyArgs
 
@@ -36,7 +36,7 @@ class AllDataArgs(DataArgs):
 # What each command takes.
 ARGUMENTS: dict[str, Any] = {
     "data": AllDataArgs,
-    "plan": RunArgs,
+    "plan": PlanArgs,
     "config": RunArgs,
     "train": TrainArgs,
     "pack": PackArgs,

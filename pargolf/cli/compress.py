@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pargolf.cli.parse import parse
+from pargolf.cli.parse import OptionalPath, parse
 
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
@@ -22,15 +22,15 @@ class CompressArgs:
     out: Output
     """The file to write; its name usually ends in .pgc."""
     streams: int = 0
-    """Parts of the file coded side by side: more are faster and cost a few bytes each; 0: by its size."""
+    """Parts of the file coded side by side; more are faster and cost a few bytes each. 0: by its size."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format that the model computes in; auto: as the run did, float32 for an artifact outside its
     run folder."""
     threads: int = 0
-    """CPU threads, then also for decompressing; 0: PyTorch's choice."""
+    """CPU threads; decompressing takes as many. 0: PyTorch's choice."""
     verify: bool = True
     """Decode and compare before the file is written."""
-    tokenizer: Path | None = None
+    tokenizer: OptionalPath = None
     """Tokenizer of an artifact outside its run folder."""
 
 
@@ -44,7 +44,7 @@ class DecompressArgs:
     """The run's folder or model.pgz it was compressed with."""
     out: Output
     """The file to write."""
-    tokenizer: Path | None = None
+    tokenizer: OptionalPath = None
     """Tokenizer of an artifact outside its run folder."""
 
 

@@ -6,25 +6,25 @@ from typing import Annotated
 
 import tyro
 
-from pargolf.cli.parse import parse
+from pargolf.cli.parse import OptionalPath, parse
 
 
 @dataclass
 class ExplainArgs:
     """Show what each token of a text costs, and where its bits go by kind of token and by context.
 
-    On a terminal the text is coloured; in a pipe each token has a line of its own, with tabs.
+    On a terminal the text is colored; in a pipe each token has a line of its own, with tabs.
     """
 
     artifact: tyro.conf.Positional[Path]
     """A model.pgz or a run's folder."""
     text: Path
     """UTF-8 file, scored as one document."""
-    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """HTML page to write, in place of the text on the terminal."""
+    out: Annotated[OptionalPath, tyro.conf.arg(aliases=["-o"])] = None
+    """HTML page to write, instead of the text on the terminal."""
     stride: int = 64
     """Tokens each window after the first scores."""
-    tokenizer: Path | None = None
+    tokenizer: OptionalPath = None
     """Tokenizer of an artifact outside its run folder."""
 
 

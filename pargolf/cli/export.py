@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pargolf.cli.parse import parse
+from pargolf.cli.parse import OptionalPath, parse
 
 
 @dataclass
@@ -18,9 +18,9 @@ class ExportArgs:
     format: Literal["huggingface", "safetensors"]
     """"huggingface": for AutoModelForCausalLM and AutoTokenizer of transformers, code and model card with it;
     "safetensors": float32 weights, the model's settings and the tokenizer."""
-    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    out: Annotated[OptionalPath, tyro.conf.arg(aliases=["-o"])] = None
     """Folder to write; default: exports/<run>-<format>."""
-    tokenizer: Path | None = None
+    tokenizer: OptionalPath = None
     """Tokenizer of an artifact outside its run folder."""
 
 

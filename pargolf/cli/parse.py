@@ -7,7 +7,8 @@ import io
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -21,11 +22,19 @@ from pargolf.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from pargolf.config.settings import flatten, read_config, to_dict
+from pargolf.config.settings import docstrings, flatten, read_config, to_dict
 from pargolf.system.errors import UserError
 
 T = TypeVar("T")
 A = TypeVar("A", bound="RunArgs")
+# An option whose help says in words what its default is, so that tyro need not print "(default: None)".
+IN_WORDS = tyro.conf.arg(help_behavior_hint="")
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH"), IN_WORDS]
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT"), IN_WORDS]
+OptionalInt = Annotated[int, IN_WORDS]
+OptionalText = Annotated[str, IN_WORDS]
+Paths = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH..."), IN_WORDS]
+
 LONGEST_NAME = 100  # characters of a run's default name, before a hash of its settings replaces the list
 
 
@@ -38,11 +47,11 @@ class RunArgs:
 
     preset: tyro.conf.Positional[str]
     """PRESET+OVERLAY+..., such as demo+legendre-mix; each a name or a path to a TOML file."""
-    name: str = ""
-    """Name of the run's folder; default: the preset and what was changed."""
+    name: OptionalText = ""
+    """Name of the folder to make; default: the preset and what was changed."""
     runs: Path = Path("runs")
     """Folder of all runs."""
-    own_data: Annotated[str, tyro.conf.arg(name="data", metavar="NAME")] = ""
+    own_data: Annotated[OptionalText, tyro.conf.arg(name="data", metavar="NAME")] = ""
     """Dataset of `pargolf data`, by its name or folder: sets dataset, tokenizer and vocabulary together."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -85,7 +94,10 @@ class RunArgs:
 
 @dataclass
 class TrainArgs(RunArgs):
-    """A preset and overlays laid over it, or the folder of a run to go on with; and settings changed."""
+    """Train PRESET, or go on with a run whose folder is named instead. Options change the settings.
+
+    PRESET is a preset, or one with overlays laid over it: demo+legendre-mix.
+    """
 
     extend: bool = False
     """Go on with a finished run, to more --train.iterations or --train.max-seconds than it had."""
@@ -103,7 +115,7 @@ class TrainArgs(RunArgs):
 
 
 def is_run(name: str) -> bool:
-    """Whether a run's folder is named, in the place of a preset."""
+    """Whether a run's folder is named instead of a preset."""
     return name not in preset_names() and (Path(name) / "config.json").is_file()
 
 
@@ -129,7 +141,7 @@ def preset_args(kind: type[A], argv: list[str], command: str) -> A:
 
 
 def with_dataset(args: A, name: str) -> A:
-    """`args` with a dataset of `pargolf data` in the place of the preset's; UserError as `find_dataset`."""
+    """`args` with a dataset of `pargolf data` instead of the preset's; UserError as `find_dataset`."""
     from pargolf.data.record import find_dataset
     from pargolf.data.tokenizer import Tokenizer
 
@@ -138,9 +150,21 @@ def with_dataset(args: A, name: str) -> A:
     return replace(args, data=data, model=replace(args.model, vocab_size=Tokenizer(tokenizer).vocab_size))
 
 
+def _explain(kind: Any) -> None:
+    """Give tyro the help of each option in one piece: it would keep a docstring's line breaks."""
+    words = {name: text for each in reversed(kind.__mro__[:-1]) for name, text in docstrings(each).items()}
+    for option in dataclasses.fields(kind):
+        option.metadata = MappingProxyType({"help": words.get(option.name)})
+    for section in get_type_hints(kind).values():
+        if dataclasses.is_dataclass(section):
+            _explain(section)
+
+
 def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
     """`argv` as a dataclass; a mistake becomes a UserError of one line, help goes to stdout."""
     complaint = io.StringIO()
+    if {"-h", "--help"} & set(argv):
+        _explain(kind)
     try:
         with contextlib.redirect_stderr(complaint):
             if default is None:

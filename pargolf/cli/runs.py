@@ -1,16 +1,32 @@
 """The commands that make a run: one function a command, no logic beyond reading arguments and printing."""
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from pargolf.cli.parse import TrainArgs, is_run, parse, preset_args, run_args
+from pargolf.challenge import GPUS
+from pargolf.cli.parse import (
+    IN_WORDS,
+    OptionalFloat,
+    OptionalInt,
+    OptionalPath,
+    OptionalText,
+    Paths,
+    RunArgs,
+    TrainArgs,
+    is_run,
+    parse,
+    preset_args,
+    run_args,
+)
 from pargolf.config.presets import origins
+from pargolf.config.schema import validate_world
 from pargolf.config.settings import to_toml
 from pargolf.system.errors import require
 
@@ -19,27 +35,30 @@ from pargolf.system.errors import require
 
 @dataclass
 class DataArgs:
-    """Turn text into a tokenizer and shards: the embedded articles, or files of your own."""
+    """Turn text into a tokenizer and shards: the embedded articles, or files of your own.
 
-    text: tuple[Path, ...] = ()
+    `pargolf data fineweb` downloads the challenge's shards instead.
+    """
+
+    text: Paths = ()
     """Files and folders to use instead of the embedded articles: .jsonl (field "text", one document a
     line), .parquet (column "text", one a row) or plain UTF-8 text (.txt, .md: one document a file); each
     also as .gz, .zst, .xz or .bz2."""
-    separator: str | None = None
+    separator: Annotated[str | None, tyro.conf.arg(metavar="STR"), IN_WORDS] = None
     """Where plain text is cut into documents, for example "<|endoftext|>" or "\\n\\n"; default: not at all,
     but a single file at its empty lines."""
-    name: str = ""
+    name: OptionalText = ""
     """Name of the dataset; default: "demo", or the first file's."""
     vocab_size: int = 1024
     """Pieces of the tokenizer, trained on the training documents alone."""
-    tokenizer: Path | None = None
+    tokenizer: OptionalPath = None
     """SentencePiece model to use instead of training one."""
-    val: tuple[Path, ...] = ()
+    val: Paths = ()
     """Files and folders of validation text; default: a share of the documents is held out."""
     val_fraction: float = 0.1
-    """Share of the documents held out, chosen by their hash ..."""
+    """Share of the documents held out for validation, chosen by their hash."""
     val_bytes: int = 2_000_000
-    """... up to so many bytes of text; 0: no limit. Each score reads all of it."""
+    """Most bytes of text held out; 0: no limit. Each score reads all of it."""
     root: Path = Path("data")
     """Folder for tokenizers/ and datasets/."""
     overwrite: bool = False
@@ -54,10 +73,21 @@ class FinewebArgs:
     """Tokenizer of the shards: the part of their folder's name after fineweb10B_."""
     train_shards: int = 1
     """How many training shards of 100,000,000 tokens."""
-    repo: str = ""
+    repo: OptionalText = ""
     """Repository at Hugging Face; default: the challenge's, or one that has sp4096 and sp8192."""
     root: Path = Path("data")
     """Folder for tokenizers/ and datasets/."""
+
+
+@dataclass
+class PlanArgs(RunArgs):
+    """What PRESET costs, before any training: parameters, arithmetic, bytes, memory and time.
+
+    PRESET is a preset, or one with overlays laid over it: demo+legendre-mix. Options change its settings.
+    """
+
+    price: OptionalFloat = None
+    """USD an hour for the machine with eight GPUs, all together; the table then says what a run costs."""
 
 
 @dataclass
@@ -66,16 +96,24 @@ class PackArgs:
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
-    codec: Literal["", "zstd", "zlib", "brotli", "lzma", "auto"] = ""
+    codec: Annotated[
+        Literal["", "zstd", "zlib", "brotli", "lzma", "auto"],
+        tyro.conf.arg(metavar="{zstd,zlib,brotli,lzma,auto}"),
+        IN_WORDS,
+    ] = ""
     """Another codec than the run's settings name, at its highest level; "auto" takes whichever makes file
     and code smallest."""
-    layout: Literal["", "bytes", "planes", "range", "auto"] = ""
+    layout: Annotated[
+        Literal["", "bytes", "planes", "range", "auto"],
+        tyro.conf.arg(metavar="{bytes,planes,range,auto}"),
+        IN_WORDS,
+    ] = ""
     """Another layout than the run's settings name (see docs/formats.md)."""
-    fit: int | None = None
+    fit: Annotated[int | None, tyro.conf.arg(metavar="INT"), IN_WORDS] = None
     """Bytes of code and model to fill: training text decides how finely each row is rounded."""
-    max_loss: float | None = None
+    max_loss: OptionalFloat = None
     """Instead of --fit: make the smallest file that loses at most so many bits per byte of training text."""
-    dataset: Path | None = None
+    dataset: OptionalPath = None
     """Folder of the training shards that --fit and --max-loss read; default: the run's."""
 
 
@@ -85,14 +123,14 @@ class EvalArgs:
 
     target: tyro.conf.Positional[Path]
     """A run's folder or a model.pgz."""
-    stride: int | Literal["auto"] = 0
+    stride: Annotated[int | Literal["auto"], IN_WORDS] = 0
     """Tokens each window scores; default: the run's setting, else 64. "auto" only shows, on a sample,
     what strides from 1024 to 64 score and cost."""
-    batch_rows: int = 0
+    batch_rows: OptionalInt = 0
     """Windows scored at once; default: the run's setting, else 32."""
-    tokenizer: Path | None = None
+    tokenizer: OptionalPath = None
     """Tokenizer of an artifact outside its run folder."""
-    dataset: Path | None = None
+    dataset: OptionalPath = None
     """Folder of the validation shards; default: the run's."""
 
 
@@ -112,7 +150,7 @@ class SampleArgs:
     """Draw among this many likeliest tokens; 0 means all."""
     seed: int = 0
     """Random seed of the draws: the same seed gives the same text."""
-    tokenizer: Path | None = None
+    tokenizer: OptionalPath = None
     """Tokenizer of an artifact outside its run folder."""
 
 
@@ -121,16 +159,17 @@ class ListArgs:
     """Show the runs of a folder, and of the studies in it: how far each is, its score and its bytes."""
 
     folder: tyro.conf.Positional[Path] = Path("runs")
+    """The folder to look in."""
 
 
 def data(argv: list[str]) -> None:
     """Make or download tokens: embedded articles, your own text, or FineWeb."""
     if argv[:1] == ["fineweb"]:
         fineweb = parse(FinewebArgs, argv[1:], "pargolf data fineweb")
-        from pargolf.data.fineweb import download
+        from pargolf.data.fineweb import PREFIX, download
 
         download(fineweb.variant, fineweb.train_shards, fineweb.root, fineweb.repo)
-        print(f"{fineweb.root}/datasets/fineweb10B_{fineweb.variant}: {fineweb.train_shards} training shards")
+        print(f"{fineweb.root}/datasets/{PREFIX}{fineweb.variant}: {fineweb.train_shards} training shards")
         return
     require(argv[:1] != ["tokenize"], "there is no `tokenize`: write `pargolf data`")
     args = parse(DataArgs, argv, "pargolf data [fineweb]")
@@ -158,19 +197,25 @@ def _data_option(dataset: Path, args: DataArgs) -> str:
 
 
 def plan(argv: list[str]) -> None:
-    """Parameters, arithmetic, bytes, memory and time of a preset, before training."""
-    args = run_args(argv, "plan")
+    """Parameters, arithmetic, bytes, memory, time and price of a preset, before training."""
+    args = preset_args(PlanArgs, argv, "plan")
+    if args.price is not None:
+        require(0 < args.price < math.inf, f"--price must be above 0, is {args.price}")
+        validate_world(args.config, GPUS)
     from pargolf.bundle.single_file import code_bytes
     from pargolf.cli import tables
     from pargolf.plan import cost as planning
     from pargolf.plan.forecast import forecasts
+    from pargolf.plan.needs import needs
 
-    cost = planning.plan(args.config, code_bytes(args.config))
-    tables.show_plan(args.preset, args.config, cost, forecasts(args.config))
+    cost, expected = planning.plan(args.config, code_bytes(args.config)), forecasts(args.config)
+    tables.show_plan(args.preset, args.config, cost, expected)
+    if expected[0].gpus == GPUS:
+        tables.show_needs(expected[0].machine, needs(args.config, expected[0]), args.price)
 
 
 def config(argv: list[str]) -> None:
-    """Every setting of a preset or a stack, as a TOML file that can be named in its place."""
+    """Every setting of a preset with its overlays, as a TOML file that can stand in for it."""
     args = run_args(argv, "config")
     print("# Every setting; a comment names the file or the option that changes a default.")
     print(to_toml(args.config, origins(args.config)), end="")
@@ -221,7 +266,7 @@ def evaluate(argv: list[str]) -> None:
 
 
 def run(argv: list[str]) -> None:
-    """All of it: train, pack, eval, and the table of results."""
+    """Train, pack and eval in one go, with the tables of bytes and scores."""
     args = run_args(argv, "run")
     from pargolf.bundle.single_file import code_bytes
     from pargolf.cli import tables

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from pargolf.cli.parse import RunArgs, parse, preset_args
+from pargolf.cli.parse import OptionalFloat, OptionalPath, OptionalText, Paths, RunArgs, parse, preset_args
 
 # SciPy and PyTorch are imported inside the commands that need them, as in the other modules.
 
@@ -18,7 +18,7 @@ class AnalyzeArgs:
     """
 
     run: tyro.conf.Positional[Path]
-    """The run's folder; its checkpoint and its model.pgz are looked at, or the one that is there."""
+    """The run's folder, with a checkpoint, a model.pgz, or both."""
     energy_loss: float = 0.01
     """Share of a matrix's energy (squared Frobenius norm) that its needed rank may leave out."""
     all: bool = False
@@ -29,24 +29,24 @@ class AnalyzeArgs:
 class CompareArgs:
     """Compare groups of finished runs with a baseline group, or with a published figure."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    runs: tyro.conf.Positional[Paths] = ()
     """Folders of runs and of studies; runs that differ in seed, paths and machine alone are one group."""
-    baseline: str = ""
+    baseline: OptionalText = ""
     """The group to compare with: a run of it, settings ("model.q_rank=0") or a stack ("demo+legendre-mix");
     default: the first run's."""
-    against: float | None = None
+    against: OptionalFloat = None
     """Compare with this published val_bpb, and not with a group."""
     values: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Published val_bpb, one a seed ("1.1548,1.1552,1.1575"), as one more group."""
-    bytes_per_token: float | None = None
+    bytes_per_token: OptionalFloat = None
     """Mean bytes of a token of the published runs' tokenizer, to turn their val_bpb into nats a token."""
-    json: Path | None = None
+    json: OptionalPath = None
     """Also write the comparison to this file."""
 
 
 @dataclass
 class AblateArgs(RunArgs):
-    """Run a grid of variations over several seeds, and compare. What is finished is not run again."""
+    """Run a grid of variations of PRESET over several seeds, and compare. Finished runs are not run again."""
 
     vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A setting and its values ("model.q_rank=0,32"), settings that change together, joined by "+"
@@ -66,15 +66,15 @@ class AblateArgs(RunArgs):
 
 @dataclass
 class SweepArgs(RunArgs):
-    """Search settings with Optuna for a low val_bpb in few bytes, within the budget."""
+    """Search settings of PRESET with Optuna for a low val_bpb in few bytes, within the budget."""
 
     search: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A setting and where to look: "field=a,b,c", "field=low:high", "field=low:high:step" or
     "field=low:high:log"."""
     trials: int = 20
-    """Trials of the study in all; those it has already are counted."""
-    storage: str = ""
-    """URL of a database that several machines share; default: study.db in the folder."""
+    """Trials of the study in all, with those that it already has."""
+    storage: OptionalText = ""
+    """URL of a database that several machines share; default: study.db in the study's folder."""
 
     @property
     def _purpose(self) -> tuple[str, ...]:
@@ -85,22 +85,23 @@ class SweepArgs(RunArgs):
 class ReportArgs:
     """Write one HTML page about a run: score, curves, bytes, weights, passages, samples; opens anywhere."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[Paths]
     """Folders of runs and of studies; the page is about the first run and compares it with the others."""
-    out: Path | None = None
+    out: OptionalPath = None
     """File to write; default: report.html in the first run's folder."""
     tokens: int = 2_000_000
     """Validation tokens to look at one by one, from the first on."""
-    dataset: Path | None = None
+    dataset: OptionalPath = None
     """Folder of the validation shards; default: the run's."""
     watch: int = 0
-    """Seconds after which the page of a running run is written and loads itself anew, until the run ends."""
-    csv: Path | None = None
+    """Write the page of a running run anew every so many seconds, until the run ends; the page reloads
+    itself. 0: write it once."""
+    csv: OptionalPath = None
     """Also write the first run's curves to this file: losses, rates, seconds and scores by step."""
 
 
 def analyze(argv: list[str]) -> None:
-    """Ranks of a run's matrices, quantization errors, mixes and gains by depth."""
+    """Show the ranks of a run's matrices, quantization errors, mixes and gains by depth."""
     args = parse(AnalyzeArgs, argv, "pargolf analyze")
     from pargolf.analysis import plots
     from pargolf.analysis.weights import analyze_run, save_analysis
@@ -115,7 +116,7 @@ def analyze(argv: list[str]) -> None:
 
 
 def compare(argv: list[str]) -> None:
-    """Means over seeds, differences from a baseline, and whether they are significant."""
+    """Compare runs: means over seeds, differences from a baseline, and their p-values."""
     args = parse(CompareArgs, argv, "pargolf compare")
     from pargolf.cli.study_tables import show_comparison
     from pargolf.study.compare import compare, read_published, to_json
@@ -152,7 +153,7 @@ def sweep(argv: list[str]) -> None:
 
 
 def report(argv: list[str]) -> None:
-    """One HTML page about a run, or about several side by side."""
+    """Write one HTML page about a run, or about several side by side."""
     args = parse(ReportArgs, argv, "pargolf report")
     from pargolf.analysis.report import write_curves, write_report
     from pargolf.system.errors import require

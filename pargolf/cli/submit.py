@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from pargolf.cli.parse import parse
+from pargolf.cli.parse import IN_WORDS, OptionalFloat, OptionalInt, OptionalPath, OptionalText, Paths, parse
 
 
 @dataclass
 class SubmitArgs:
     """Write a challenge submission folder: train_gpt.py, README.md, submission.json, logs, artifact."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[Paths]
     """Folders of finished runs that differ in their seed alone."""
     author: str
     """Your name, for submission.json."""
@@ -21,19 +21,23 @@ class SubmitArgs:
     """Your GitHub user name."""
     name: str
     """Title of the submission."""
-    blurb: str = ""
-    """What it is, in a sentence or two."""
-    out: Path | None = None
+    blurb: OptionalText = ""
+    """The idea in a sentence or two."""
+    out: OptionalPath = None
     """Folder to write; default: submissions/<date>_<name>."""
-    form: Literal["", "readable", "minified", "compressed"] = ""
-    """Another form of train_gpt.py than the runs' settings name: with comments; without them and with
-    short names; that, compressed and unpacking itself."""
-    record_loss: float | None = None
+    form: Annotated[
+        Literal["", "readable", "minified", "compressed"],
+        tyro.conf.arg(metavar="{readable,minified,compressed}"),
+        IN_WORDS,
+    ] = ""
+    """Form of train_gpt.py: readable (with comments), minified (without comments, with short names) or
+    compressed (minified, and unpacks itself); default: what the runs' settings say."""
+    record_loss: OptionalFloat = None
     """val_loss in nats of the record to beat, for the p-value."""
     positions: int = 64
-    """Windows in which the validity of the score is tried, as by `pargolf verify`."""
-    dataset: Path | None = None
-    """Folder of the validation shards for that; default: the run's."""
+    """Windows in which the score's validity is tested, as by `pargolf verify`."""
+    dataset: OptionalPath = None
+    """Folder of the validation shards for that test; default: the runs'."""
 
 
 @dataclass
@@ -42,13 +46,13 @@ class CheckArgs:
 
     folder: tyro.conf.Positional[Path]
     """The folder with submission.json, train_gpt.py, README.md and the logs."""
-    against: str = ""
+    against: OptionalText = ""
     """Record to beat: its val_bpb, or its folder or submission.json."""
-    json: Path | None = None
+    json: OptionalPath = None
     """Also write the findings to this file."""
     run: bool = False
-    """Run train_gpt.py in a copy of the folder, within limits. They are no sandbox: run the code of
-    strangers in a container."""
+    """Run train_gpt.py in a copy of the folder, within limits. The limits are no sandbox: run the
+    code of strangers in a container."""
     run_seconds: int = 60
     """Longest time of that run."""
     run_memory_gb: float = 16.0
@@ -57,41 +61,41 @@ class CheckArgs:
 
 @dataclass
 class VerifyArgs:
-    """Try on the running model what makes a score valid; exit code 2 if a condition does not hold."""
+    """Test the running model on the conditions of a valid score; exit code 2 if one does not hold."""
 
     artifact: tyro.conf.Positional[Path]
     """A model.pgz or a run's folder; with --module, whatever file its load() reads."""
-    module: Path | None = None
+    module: OptionalPath = None
     """Python file with load(artifact_path) that returns a model of your own (see docs/verify.md)."""
     positions: int = 64
     """Windows drawn from the validation stream; in each the future is changed at one position."""
     seed: int = 0
     """Random seed that draws the windows and positions."""
-    stride: int = 0
+    stride: OptionalInt = 0
     """Tokens each window scores; default: the run's setting, else 64."""
-    tokenizer: Path | None = None
+    tokenizer: OptionalPath = None
     """Tokenizer of an artifact outside its run folder."""
-    dataset: Path | None = None
+    dataset: OptionalPath = None
     """Folder of the validation shards; default: the run's."""
-    json: Path | None = None
-    """File for the verdict."""
+    json: OptionalPath = None
+    """Also write the verdict to this file."""
 
 
 @dataclass
 class ImportLogArgs:
-    """Turn a published training log into a run's folder, to compare it with one's own."""
+    """Turn a published training log into a run's folder, to compare it with your own."""
 
     log: tyro.conf.Positional[Path]
     """A log of the challenge's train_gpt.py, or of one made from it."""
-    name: str = ""
-    """Name of the run's folder; default: those of the log and of its folder."""
+    name: OptionalText = ""
+    """Name of the run's folder; default: made of the log's name and its folder's."""
     runs: Path = Path("runs")
     """Folder of all runs."""
 
 
 def submit(argv: list[str]) -> None:
     """Turn finished runs, one a seed, into a submission folder."""
-    args = parse(SubmitArgs, argv, "pargolf submit RUN...")
+    args = parse(SubmitArgs, argv, "pargolf submit")
     from pargolf.cli import tables
     from pargolf.submission.submit import About, submit
 

@@ -9,6 +9,7 @@ from pargolf.config.schema import RunConfig
 from pargolf.fit.budget import Ledger
 from pargolf.plan.cost import Plan
 from pargolf.plan.forecast import MEASURED_ON, MEASURED_SECONDS, MEASURED_TOKENS, Forecast
+from pargolf.plan.needs import Needs
 from pargolf.score.strides import StrideSample
 from pargolf.study.records import RunRecord
 from pargolf.submission.submit import Submission
@@ -36,7 +37,7 @@ def show_plan(name: str, config: RunConfig, plan: Plan, forecasts: list[Forecast
     table.add_row("memory, weights + optimizer", _megabytes(plan.weight_memory))
     table.add_row("memory, activations (about)", _megabytes(plan.activation_memory))
     console.print(table)
-    on_cpu = any("CPU" in row.machine for row in forecasts)
+    on_cpu = forecasts[-1].gpus == 0
     table = Table(title="training, predicted", title_justify="left")
     for column in ("machine", "ms a step", "steps", "tokens", "seconds"):
         table.add_column(column, justify="left" if column == "machine" else "right")
@@ -53,6 +54,25 @@ def show_plan(name: str, config: RunConfig, plan: Plan, forecasts: list[Forecast
         + ("from two layers timed just now." if on_cpu else "it lacks the memory to try two layers."),
         highlight=False,
     )
+
+
+def show_needs(machine: str, needs: Needs, price: float | None) -> None:
+    """Print what a run on several GPUs has to download and what it pays for."""
+    table = Table(title=f"one run on {machine}", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    if needs.variant:
+        table.add_row("training shards", f"{needs.train_shards}")
+        table.add_row("download and disk, at most", f"{needs.download_bytes / 1e9:.1f} GB")
+    table.add_row("minutes of training", f"{needs.train_seconds / 60:.1f}")
+    table.add_row("minutes of scoring, at most", f"{needs.score_seconds / 60:.1f}")
+    table.add_row("GPU-hours, at most", f"{needs.gpus * needs.hours:.2f}")
+    if price is not None:
+        table.add_row(f"USD, at {price:.2f} an hour, at most", f"{price * needs.hours:.2f}")
+    console.print(table)
+    say("On top: set-up, download, compiling, packing. Not yet run on several GPUs.")
+    if needs.variant:
+        say(f"data: pargolf data fineweb --variant {needs.variant} --train-shards {needs.train_shards}")
 
 
 def show_ledger(ledger: Ledger) -> None:

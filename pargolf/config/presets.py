@@ -7,6 +7,7 @@ package (`presets/` and `presets/overlays/`), or TOML files of one's own.
 """
 
 import dataclasses
+import itertools
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
@@ -31,6 +32,8 @@ class Layer:
     """As the stack names it."""
     settings: Settings
     """What it changes."""
+    about: str
+    """What its first comment says, in one line; empty if it does not begin with one."""
 
 
 def preset_names() -> list[str]:
@@ -134,10 +137,10 @@ def _read_preset(name: str) -> list[Layer]:
     if name not in preset_names() and not name.endswith(".toml"):
         near = did_you_mean(name, preset_names() + overlay_names())
         raise UserError(f"no preset '{name}'{near} ({known_names()}; or a path ending in .toml)")
-    values = _read_file(PRESETS, name)
+    values, about = _read_file(PRESETS, name)
     base = values.pop("base", None)
     if base is None:
-        return [_layer(name, values)]
+        return [_layer(name, values, about)]
     # A file of one's own below another could lead round in a circle.
     if not isinstance(base, str) or base.split("+")[0].endswith(".toml"):
         raise UserError(f'{name}: base must be a preset of the package, as in base = "demo"; is {base!r}')
@@ -145,7 +148,7 @@ def _read_preset(name: str) -> list[Layer]:
         below = read_stack(base)
     except UserError as error:
         raise UserError(f"{name} builds on '{base}': {error}") from None
-    return [*below, _layer(name, values)]
+    return [*below, _layer(name, values, about)]
 
 
 def _read_overlay(name: str) -> Layer:
@@ -156,23 +159,25 @@ def _read_overlay(name: str) -> Layer:
         raise UserError(
             f"no overlay '{name}'{near} (there are: {', '.join(overlay_names())}; or a path ending in .toml)"
         )
-    values = _read_file(OVERLAYS, name)
+    values, about = _read_file(OVERLAYS, name)
     require("base" not in values, f"{name} names its base, so it is no overlay; begin the stack with it")
-    return _layer(name, values)
+    return _layer(name, values, about)
 
 
-def _read_file(folder: Traversable, name: str) -> dict[str, Any]:
-    """The table in one of the package's files, or in one's own if `name` is its path."""
+def _read_file(folder: Traversable, name: str) -> tuple[dict[str, Any], str]:
+    """Table and first comment of one of the package's files, or of one's own if `name` is its path."""
     file = Path(name) if name.endswith(".toml") else folder / f"{name}.toml"
     if not file.is_file():
         raise UserError(f"no preset file {name}")
     try:
-        return tomllib.loads(file.read_bytes().decode())
+        text = file.read_bytes().decode()
+        comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+        return tomllib.loads(text), " ".join(line.strip("# ") for line in comment)
     except (ValueError, RecursionError) as error:
         raise UserError(f"preset {name} is not valid TOML: {error}") from None
 
 
-def _layer(name: str, values: dict[str, Any]) -> Layer:
+def _layer(name: str, values: dict[str, Any], about: str) -> Layer:
     require("preset" not in values, f'{name}: write base = "{values.get("preset")}" for the preset below it')
     near = [key for key in values if did_you_mean(key, ["base"])]
     require(not near, f"{name}: unknown setting {''.join(near[:1])}; did you mean base?")
@@ -180,4 +185,4 @@ def _layer(name: str, values: dict[str, Any]) -> Layer:
         from_dict(values)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    return Layer(name, flatten(values))
+    return Layer(name, flatten(values), about)

@@ -28,15 +28,15 @@ class ModelConfig:
     q_rank: Natural = 192
     """Rank of the factored query projection; 0 keeps it a full matrix."""
     k_rank: Natural = 0
-    """Rank of the key projection; 0, here and below, keeps a full matrix."""
+    """Rank of the key projection; 0 keeps a full matrix."""
     v_rank: Natural = 0
-    """Rank of the value projection."""
+    """Rank of the value projection; 0 keeps a full matrix."""
     out_rank: Natural = 0
-    """Rank of attention's output projection."""
+    """Rank of attention's output projection; 0 keeps a full matrix."""
     fc_rank: Natural = 0
-    """Rank of the MLP's first matrix."""
+    """Rank of the MLP's first matrix; 0 keeps a full matrix."""
     proj_rank: Natural = 0
-    """Rank of the MLP's second matrix."""
+    """Rank of the MLP's second matrix; 0 keeps a full matrix."""
     mlp_ratio: Annotated[int, Bounds(1, 1000)] = 3
     """MLP hidden width as a multiple of d_model."""
     relu_slope: Share = 0.0
@@ -48,19 +48,19 @@ class ModelConfig:
     rope_dims: Natural = 0
     """Dimensions of a head that RoPE turns, the first ones; the others know no position. 0: all."""
     ntk_length: Natural = 0
-    """Where seq_len is longer than this, the base grows with it (NTK rule); 0 leaves it."""
+    """Where seq_len is longer than this, rope_base grows with it (NTK rule); 0: nowhere."""
     q_gain: float = 1.5
     """Initial gain of the normalized queries, one learned value a head."""
     xsa_layers: Natural = 0
-    """So many last layers take out of each head's output what points along the token's own value (XSA)."""
+    """Number of last layers whose heads write nothing along the token's own value (XSA)."""
     head_gate: Literal["off", "out", "dense", "sparse"] = "off"
     """A gate for each head's output, computed from the layer's input (see model.attention.HeadGate)."""
     head_gate_scale: Positive = 1.0
     """What a "sparse" gate's logits are multiplied by."""
     value_embed_layers: Natural = 0
-    """So many last layers add an embedding of the token to its values."""
+    """Number of last layers that add an embedding of the token to its values."""
     value_embed_dim: Count = 128
-    """Width of that embedding, before it is projected."""
+    """Width of the values' embedding, before it is projected."""
     value_residual: bool = False
     """All layers but the first mix the first one's values into theirs (ResFormer)."""
     softcap_sides: bool = False
@@ -73,11 +73,11 @@ class ModelConfig:
     bigram_rows: Natural = 0
     """Rows of a table that each pair of tokens is hashed into and that is added to the embedding; 0: none."""
     bigram_dim: Count = 128
-    """Width of that table, before it is projected."""
+    """Width of the table of pairs, before it is projected."""
     bos_id: Natural = 1
     """The token that begins a document; must be the tokenizer's. What mixes positions stops there."""
     weight_init: Literal["uniform", "orthogonal"] = "uniform"
-    """How matrices start that do not start at zero."""
+    """Initial values of the matrices that do not start at zero."""
     embed_std: Positive = 0.005
     """Standard deviation of the embedding at init."""
     embed_init: Literal["normal", "spectral"] = "normal"
@@ -87,9 +87,11 @@ class ModelConfig:
     mix_order: Annotated[int, Bounds(0, 16)] = 2
     """Degree of the polynomial of mix_init "legendre"."""
     loop_times: Natural = 0
-    """So many more times the layers loop_from .. loop_to are passed through, one after the other."""
+    """The layers loop_from .. loop_to are passed through so many more times, one after the other."""
     loop_from: Natural = 3
+    """The first layer that is passed through again."""
     loop_to: Natural = 5
+    """The last layer that is passed through again."""
     ln_scale: bool = False
     """Layer l multiplies what its attention and its MLP read by 1/sqrt(l + 1)."""
     skip_gates: bool = False
@@ -98,7 +100,7 @@ class ModelConfig:
     """How later layers arrange attention and MLP: on one input ("joint"), in a stream each ("lanes"), or in
     two streams with learned routes between ("routed"); see model.residual."""
     parallel_from: Natural = 7
-    """The first layer that does."""
+    """The first layer that is arranged so."""
     legendre_attn: Annotated[int, Bounds(0, 16)] = 0
     """Degree of the polynomial of depth that attention's matrices are, in all layers but the first and the
     last (see model.shared); 0: each layer has its own."""
@@ -107,7 +109,7 @@ class ModelConfig:
     rotation_rank: Natural = 0
     """Rank of the map from content to the angles that turn attention's input; 0 leaves the rotation out."""
     depth_attention: Literal["off", "softmax", "signed"] = "off"
-    """What replaces mixes and skips: attention of each layer over the outputs of all earlier ones."""
+    """Each layer attends over the outputs of all earlier layers; this replaces mixes and skips."""
     depth_order: Annotated[int, Bounds(0, 16)] = 3
     """Degree of depth_attention's position bias, in Legendre polynomials of depth."""
 
@@ -160,7 +162,7 @@ class TrainConfig:
     """The training loop: how long, in what pieces, on what."""
 
     start_from: str = ""
-    """Run folder whose trained weights this run starts from; matrices that are low-rank here are
+    """Run folder whose trained weights this run starts from; empty: none. Matrices that are low-rank here are
     cut out of full ones there by SVD (and multiplied out the other way round)."""
     seed: int = 1337
     """Seed of the init and of the row order; one seed on one CPU gives one result, bit by bit."""
@@ -186,9 +188,9 @@ class TrainConfig:
     ema_decay: Decay = 0.0
     """If above 0, the run ends with a running mean of its weights: this share of it stays at each step."""
     swa_every: Natural = 0
-    """If above 0, the run ends with the plain mean of the weights of every so many steps, ..."""
+    """If above 0, the run ends with the plain mean of its weights at every so many steps."""
     swa_below: Share = 0.5
-    """... of those whose learning rates are below this share of their peak."""
+    """That mean is of the steps whose learning rates are below this share of their peak."""
     qat_share: Share = 0.0
     """Share of the run, at its end, that trains with the matrices rounded as their artifact will hold
     them (quantization-aware, straight-through); 0 is none of it, 1 all."""
@@ -226,19 +228,19 @@ class OptimConfig:
     muon_momentum_start: Decay = 0.92
     """Momentum at step 0, raised linearly to muon_momentum."""
     muon_momentum_warmup: Natural = 1500
-    """Steps of that raise."""
+    """Steps in which Muon's momentum rises."""
     muon_weight_decay: NotNegative = 0.038
-    """Decoupled: w *= 1 - lr * weight_decay."""
+    """Muon's decoupled weight decay: w *= 1 - lr * weight_decay."""
     muon_decay_end: Share = 1.0
-    """What muon_weight_decay has come to at the run's end, as a share of it ..."""
+    """At the run's end, muon_weight_decay has fallen to this share of it."""
     muon_decay_from: Share = 0.7
-    """... falling linearly from this share of the run on."""
+    """muon_weight_decay falls, linearly, from this share of the run on."""
     muon_row_norm: bool = False
     """Scale each row of the momentum to length 1 before it is orthogonalized (MuonEq-R)."""
     orthogonalize: Literal["newton-schulz", "polar-express"] = "newton-schulz"
-    """Coefficients of the iterations: one set for all, or one tuned for each of the first five."""
+    """Coefficients of Muon's iterations: one set for all, or one tuned for each of the first five."""
     ns_steps: Count = 5
-    """Iterations of it."""
+    """Newton-Schulz iterations of a Muon step."""
     ns_dtype: Literal["auto", "bfloat16", "float32"] = "bfloat16"
     """Dtype of the Newton-Schulz iterations; auto is the compute dtype."""
     embed_lr: NotNegative = 0.03
@@ -246,11 +248,15 @@ class OptimConfig:
     vector_lr: NotNegative = 0.02
     """Adam's learning rate for gains, scales, mixes and skip weights."""
     adam_beta1: Decay = 0.9
+    """Decay of Adam's mean of the gradients."""
     adam_beta2: Decay = 0.95
+    """Decay of Adam's mean of the squared gradients."""
     adam_eps: float = 1e-8
+    """What Adam adds to the root of that mean before it divides by it."""
     embed_weight_decay: NotNegative = 0.0
-    """Decoupled, of embedding and tables (AdamW)."""
+    """Decoupled weight decay of the embedding and of tables (AdamW)."""
     vector_weight_decay: NotNegative = 0.0
+    """Decoupled weight decay of gains, scales, mixes and skip weights (AdamW)."""
     grad_clip: NotNegative = 0.0
     """Longest gradient of all parameters together (L2); longer ones are scaled down. 0: none are."""
 
@@ -265,36 +271,38 @@ class ExportConfig:
     attn_bits: Literal[4, 5, 6, 7, 8, 16, 32] = 6
     """Bits a value of the attention matrices: 4-8 integers scaled per row, 16 or 32 floats."""
     mlp_bits: Literal[4, 5, 6, 7, 8, 16, 32] = 6
-    """The same of the MLP's matrices."""
+    """Bits a value of the MLP's matrices, likewise."""
     embed_bits: Literal[4, 5, 6, 7, 8, 16, 32] = 16
-    """The same of the embedding."""
+    """Bits a value of the embedding, likewise."""
     vector_bits: Literal[16, 32] = 32
-    """Floats of gains, scales, mixes and skip weights."""
+    """Bits a value of gains, scales, mixes and skip weights, which stay floats."""
     clip_quantile: Annotated[float, Bounds(0.5, 1)] = 0.9999984
     """Each row is clipped at this quantile of its absolute values before it is quantized."""
     quantizer: Literal["pargolf", "challenge"] = "pargolf"
-    """challenge: as the challenge's baseline. A row's clip is at least 1, its integers come from its
-    scale before float16 rounds the scale, and a matrix of 65,536 values or fewer stays float16."""
+    """How weights are rounded. challenge: as the challenge's baseline, where a row's clip is at least 1, its
+    integers come from its scale before float16 rounds the scale, and a matrix of 65,536 values or fewer
+    stays float16."""
     layout: Literal["bytes", "planes", "range", "auto"] = "bytes"
     """How values are written before the codec compresses them. bytes: one byte a quantized value;
     planes: bytes, and those of floats sorted by significance; range: planes, and quantized values
     range-coded. auto: whichever makes file and code smallest."""
     codec: Literal["zstd", "zlib", "brotli", "lzma", "auto"] = "zstd"
-    """auto: whichever makes file and code smallest."""
+    """Compressor of the artifact; auto takes whichever makes file and code smallest."""
     level: int = 22
     """Compression level: 1-22 for zstd, 1-11 for brotli, 1-9 for zlib and lzma; with codec auto
     each takes its highest."""
     budget: Count = BUDGET
-    """Largest allowed code + model bytes."""
+    """Most bytes that code and model may take together."""
     code_form: Literal["compressed", "minified", "readable"] = "compressed"
     """Form of the train_gpt.py that is handed in and counted against the budget."""
     model_bytes: Natural = 0
     """Size that the artifact is to fill, code not counted: training text then decides how finely each
     row is rounded, and the bits and clip above are not looked at. 0: those decide."""
     max_loss: NotNegative = 0.0
-    """The same for the smallest artifact that loses at most so many bits per byte of training text."""
+    """Make the smallest artifact that loses at most so many bits per byte of training text, rounded as for
+    model_bytes. 0: no such goal."""
     calibration_tokens: Count = 65_536
-    """Training tokens looked at for that, and as many others to measure max_loss on."""
+    """Training tokens that model_bytes and max_loss look at; max_loss is measured on as many others."""
 
 
 @dataclass(frozen=True)
@@ -306,7 +314,7 @@ class EvalConfig:
     batch_rows: Count = 32
     """Windows scored at once on each rank."""
     compressors: bool = False
-    """Also measure xz and zstd on the validation text, to give the score a scale."""
+    """Also measure xz and zstd on the validation text, to compare the score with."""
 
 
 @dataclass(frozen=True)

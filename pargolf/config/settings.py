@@ -1,7 +1,11 @@
 """Settings as plain values: read from JSON and TOML, written back, set and looked up by name."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import json
+import textwrap
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -56,6 +60,30 @@ def flatten(values: Mapping[str, Any]) -> Settings:
     }
 
 
+def in_words() -> dict[str, str]:
+    """What the schema says of each setting: "section.field" -> its docstring, in one line."""
+    sections = get_type_hints(RunConfig)
+    del sections["preset"]  # no setting
+    return {
+        f"{section}.{name}": text
+        for section, kind in sections.items()
+        for name, text in docstrings(kind).items()
+    }
+
+
+def docstrings(kind: type) -> dict[str, str]:
+    """The docstring of each field that a class declares, in one line."""
+    [declared] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(declared, ast.ClassDef)
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(declared.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        if isinstance(text.value.value, str)
+    }
+
+
 def to_toml(config: RunConfig, notes: Mapping[str, str]) -> str:
     """Every setting as TOML, which `from_dict` takes back; `notes` become comments of settings."""
     lines = []
@@ -63,7 +91,7 @@ def to_toml(config: RunConfig, notes: Mapping[str, str]) -> str:
         if isinstance(fields, dict):
             lines.append(f"\n[{section}]")
             for name, value in fields.items():
-                # TOML reads what JSON writes, but for one character that it wants escaped.
+                # TOML reads what JSON writes, except one character that it wants escaped.
                 text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
                 note = notes.get(f"{section}.{name}", "")
                 lines.append(f"{name} = {text}" + (f"  # {visible(note)}" if note else ""))

@@ -15,6 +15,7 @@ from pargolf.system.errors import UserError, require
 REPO = "willdepueoai/parameter-golf"  # the challenge's
 ELSEWHERE = {"sp4096": "kevclark/parameter-golf", "sp8192": "kevclark/parameter-golf"}
 REMOTE = "datasets"  # folder of the repository that everything is in
+PREFIX = "fineweb10B_"  # of a dataset's name, before its variant
 
 
 def fetch(repo: str, file: str, folder: Path, force: bool) -> Path:
@@ -48,7 +49,7 @@ def download(variant: str, train_shards: int, root: Path, repo: str = "") -> Non
         raise UserError(f"unknown variant {variant!r}: it is 'sp' and the vocabulary size, such as sp1024")
     if train_shards < 0:
         raise UserError(f"the number of training shards must not be negative, is {train_shards}")
-    name, repo = f"fineweb10B_{variant}", repo or ELSEWHERE.get(variant, REPO)
+    name, repo = PREFIX + variant, repo or ELSEWHERE.get(variant, REPO)
 
     def get(remote: str, path: Path, check: Callable[[Path], object]) -> None:
         _get(repo, f"{REMOTE}/{remote}", path, root / ".download", check)
@@ -68,6 +69,12 @@ def download(variant: str, train_shards: int, root: Path, repo: str = "") -> Non
     recipe = {"repository": repo, "dataset": name}
     splits = {split: found for split, found in there.items() if found.files}
     write_record(dataset, Record(recipe, model.name, Tokenizer(model).sha256, splits))
+
+
+def variant_of(dataset: str) -> str:
+    """The variant of the shards that a dataset's folder holds, by its name; empty for other data."""
+    name = Path(dataset).name
+    return name.removeprefix(PREFIX) if name.startswith(PREFIX) else ""
 
 
 def _on_disk(dataset: Path, split: str) -> Split:

@@ -49,7 +49,7 @@ def state_at(prepared: Prepared, price: float) -> dict[str, Quantized | Tensor]:
 def fit_bytes(size: Callable[[float], int], limit: int, progress: OnProgress = unseen) -> float:
     """The lowest price, nearly, at which `size` (at a price) is at most `limit` bytes.
 
-    The file fills the limit but for CLOSE_SIZE of it, or is the finest there is. If even the coarsest,
+    The file fills the limit except for CLOSE_SIZE of it, or is the finest there is. If even the coarsest,
     of zeros, is larger, this is the highest price.
     """
     log_price = _least(lambda x: size(math.exp(x)), limit, LOWEST, HIGHEST, CLOSE_SIZE, progress)

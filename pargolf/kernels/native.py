@@ -1,4 +1,4 @@
-"""What training computes on CPUs in the place of PyTorch's operations: native.cpp, compiled here.
+"""What training computes on CPUs instead of PyTorch's operations: native.cpp, compiled here.
 
 Attention, because the gradient of PyTorch's can take as long there as all multiplies of a layer, and
 the symmetric products of Muon, because half of each is enough (docs/performance.md).
@@ -71,7 +71,7 @@ def install_attention(model: GPT) -> bool:
 
 
 def attention_kernel(c: ModelConfig, dtype: torch.dtype, device: torch.device) -> AttentionKernel | None:
-    """What to use in training in the place of PyTorch's attention, or None if that serves.
+    """What to use in training instead of PyTorch's attention, or None if that serves.
 
     There is something for CPUs with a C++ compiler and the instructions (AVX512-BF16 or AMX for bfloat16,
     AVX2 for float32), in rows of a multiple of 32 tokens, for heads of up to WIDEST_HEAD.

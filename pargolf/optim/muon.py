@@ -73,7 +73,7 @@ def _iterate(x: Tensor, iterations: Sequence[Coefficients], product: SymmetricPr
 
 
 def _iterate_by_gram(x: Tensor, iterations: Sequence[Coefficients], product: SymmetricProduct) -> Tensor:
-    """The same for wide x: the polynomials are multiplied first, and gram follows x without it.
+    """The same for wide x: the polynomials are multiplied together first, and then x once.
 
     Each step then updates gram alone: gram <- polynomial gram polynomial. Now and then gram is computed
     from x again. Source: Gram Newton-Schulz, Zhang, Amsel, Chen and Dao 2026.

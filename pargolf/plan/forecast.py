@@ -32,6 +32,8 @@ class Forecast:
     """A whole training on one machine."""
 
     machine: str
+    gpus: int
+    """0 stands for the CPU."""
     step_seconds: float
     steps: int
     """As many as `max_seconds` and `iterations` allow."""
@@ -49,7 +51,7 @@ def forecasts(config: RunConfig) -> list[Forecast]:
     where that step would need most of the machine's memory.
     """
     ranks = [n for n in (GPUS, 1) if config.train.micro_batches % n == 0]
-    rows = [(f"{n} x {H100.name}", h100_step_seconds(config, n)) for n in ranks]
+    rows = [(f"{n} x {H100.name}", n, h100_step_seconds(config, n)) for n in ranks]
     dtype = machine.resolve_dtype(config.train.dtype, "cpu")
     if _tried_memory(_tried(config.model), dtype) < machine.memory_bytes() / 2:
         threads = config.train.threads or torch.get_num_threads()
@@ -58,7 +60,7 @@ def forecasts(config: RunConfig) -> list[Forecast]:
             seconds = cpu_step_seconds(config, dtype)
         disturbed = machine.waited_seconds() - waited > DISTURBED * (time.perf_counter() - start)
         note = " (disturbed by other processes)" if disturbed else ""
-        rows.append((f"this CPU, {threads} threads{note}", seconds))
+        rows.append((f"this CPU, {threads} threads{note}", 0, seconds))
     return [_whole_run(config, *row) for row in rows]
 
 
@@ -67,9 +69,9 @@ def h100_step_seconds(config: RunConfig, ranks: int) -> float:
 
     The time to launch kernels is not counted, which bounds small models.
     """
-    seed = load_preset(MEASURED_ON)
-    train = dataclasses.replace(seed.train, batch_tokens=MEASURED_TOKENS, micro_batches=1)
-    share = least_seconds(dataclasses.replace(seed, train=train), H100) / MEASURED_SECONDS
+    measured = load_preset(MEASURED_ON)
+    train = dataclasses.replace(measured.train, batch_tokens=MEASURED_TOKENS, micro_batches=1)
+    share = least_seconds(dataclasses.replace(measured, train=train), H100) / MEASURED_SECONDS
     return least_seconds(config, H100, ranks) / share
 
 
@@ -106,9 +108,9 @@ def cpu_step_seconds(config: RunConfig, dtype: str) -> float:
     return flops / rate * (COMPILED_SHARE if compiled else 1.0)
 
 
-def _whole_run(config: RunConfig, name: str, step_seconds: float) -> Forecast:
+def _whole_run(config: RunConfig, name: str, gpus: int, step_seconds: float) -> Forecast:
     t = config.train
     steps = t.iterations
     if t.max_seconds:
         steps = min(steps, math.ceil(t.max_seconds / step_seconds))  # the step that reaches it is ended
-    return Forecast(name, step_seconds, steps, steps * t.batch_tokens)
+    return Forecast(name, gpus, step_seconds, steps, steps * t.batch_tokens)

@@ -18,7 +18,7 @@ from pargolf.study.records import RunRecord
 from pargolf.study.statistics import Reference, TTest, holm, p_better_by, p_paired, t_test, why_no_test
 from pargolf.system.errors import UserError
 
-# Settings that change neither what a model learns nor how it scores, but for the machine's rounding.
+# Settings that change neither what a model learns nor how it scores, except by the machine's rounding.
 NOT_COMPARED = frozenset(
     {
         "train.seed", "train.device", "train.threads", "train.compile",
@@ -90,7 +90,7 @@ class Comparison:
 def group_records(records: Iterable[RunRecord]) -> list[Group]:
     """Group runs that differ in nothing but seed, paths and machine, in the order of their first runs.
 
-    Runs of unknown settings belong together if their names do, but for the seed ("x-seed1", "x-seed2").
+    Runs of unknown settings belong together if their names do, except for the seed ("x-seed1", "x-seed2").
     """
     grouped: dict[str, list[RunRecord]] = {}
     for record in records:

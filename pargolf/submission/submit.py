@@ -24,6 +24,7 @@ from pargolf.run.folder import Run, first_difference, open_run
 from pargolf.run.log_lines import size_lines
 from pargolf.run.target import find_target
 from pargolf.study.statistics import p_better_by, why_no_test
+from pargolf.submission.differences import differences
 from pargolf.system.errors import UserError, require
 from pargolf.system.files import new_folder, require_new, write_atomic, write_json
 from pargolf.system.templates import render
@@ -292,6 +293,7 @@ def _readme(
         "README.md.jinja",
         config=config,
         settings=to_toml(config, {}),
+        differs=differences(config),
         about=about,
         seeds=seeds,
         best=best,

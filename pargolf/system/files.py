@@ -75,7 +75,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def require_new(folder: Path) -> None:
-    """UserError if there is something at `folder` already, but for an empty folder."""
+    """UserError if there is something at `folder` already, unless it is an empty folder."""
     free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     require(free, f"{folder} is there already; name another --out")
 

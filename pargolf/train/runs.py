@@ -176,11 +176,11 @@ def pack(
 ) -> Ledger:
     """Quantize and compress a run's checkpoint into its model.pgz; returns where every byte went.
 
-    `codec`, at its highest level, and `layout` replace those of the run's settings; `fit` (bytes of
-    code and model to fill) or `max_loss` (as `export.max_loss`) their goal, for which training text
-    is read from the folder `dataset`, by default the run's. Raises UserError if there is no finished
-    checkpoint, or no file that meets the goal. A file over the budget is written all the same, to be
-    looked at: `fit.budget.check_budget` refuses it.
+    `codec`, at its highest level, and `layout` replace those of the run's settings. `fit` (bytes of code
+    and model to fill) or `max_loss` (as `export.max_loss`) replaces the settings' goal; packing to a goal
+    reads training text from the folder `dataset`, by default the run's. Raises UserError if there is no
+    finished checkpoint, or no file that meets the goal. A file over the budget is written, too, so that it
+    can be looked at; `fit.budget.check_budget` refuses it.
     """
     with held(open_run(folder)[0].folder):
         return _pack(folder, code_bytes, codec, layout, fit, max_loss, dataset)

@@ -170,7 +170,7 @@ def test_a_file_with_a_base_is_no_overlay(tmp_path: Path) -> None:
         load_preset(f"demo+{tmp_path}/mine.toml")
 
 
-def test_the_defaults_are_the_seed_system() -> None:
+def test_the_defaults_are_the_published_system() -> None:
     model = dataclasses.replace(RunConfig().model, q_rank=0)
     assert load_preset("lowrank-q192") == RunConfig()
     assert load_preset("full-q") == RunConfig(model=model)

@@ -11,7 +11,11 @@ from pargolf.cli import COMMANDS, dispatch
 from pargolf.cli.completion import ARGUMENTS
 from pargolf.cli.parse import RunArgs, parse, preset_args
 from pargolf.cli.runs import DataArgs, FinewebArgs
+from pargolf.cli.tables import show_needs
 from pargolf.config.environment import ENVIRONMENT
+from pargolf.config.presets import load_preset
+from pargolf.plan.forecast import forecasts
+from pargolf.plan.needs import needs
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -84,6 +88,17 @@ def test_each_environment_variable_is_in_its_page_with_its_setting() -> None:
     assert dict(re.findall(r"^\| `([A-Z0-9_]+)` \| `([a-z_.0-9]+)` \|$", page, re.M)) == ENVIRONMENT
     for path in re.findall(r"`(pargolf/[\w./-]+)`", page):
         assert (ROOT / path).exists(), path
+
+
+def test_the_figures_for_eight_gpus_are_those_of_plan(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_preset("lowrank-q192")
+    monkeypatch.setattr("pargolf.plan.forecast.cpu_step_seconds", lambda config, dtype: 1.0)
+    eight = forecasts(config)[0]
+    show_needs(eight.machine, needs(config, eight), 20)
+    page = (ROOT / "docs/eight-gpus.md").read_text().splitlines()
+    assert [line for line in capsys.readouterr().out.splitlines() if line.rstrip() not in page] == []
 
 
 def test_each_figure_and_page_that_is_linked_is_there() -> None:

@@ -24,7 +24,7 @@ TINY = RunConfig(
     ModelConfig(vocab_size=96, seq_len=32, n_layers=3, d_model=32, n_heads=4, kv_heads=2, q_rank=8),
     train=TrainConfig(batch_tokens=128, micro_batches=1, compile="off", dtype="float32", max_seconds=60),
 )
-SEED = load_preset("lowrank-q192")
+PUBLISHED = load_preset("lowrank-q192")
 
 
 @pytest.mark.parametrize("q_rank", [0, 8])
@@ -63,19 +63,19 @@ def test_a_part_waits_for_its_slowest_rate_and_parts_for_each_other() -> None:
     assert Work(20, 5, 1).seconds(machine) == 2
     assert Work(20, 50, 1).seconds(machine) == 10
     assert Work(20, 50, 30).seconds(machine) == 15
-    parts = step_cost(SEED, 8).values()
-    assert least_seconds(SEED, H100, 8) == pytest.approx(sum(work.seconds(H100) for work in parts))
+    parts = step_cost(PUBLISHED, 8).values()
+    assert least_seconds(PUBLISHED, H100, 8) == pytest.approx(sum(work.seconds(H100) for work in parts))
 
 
 def test_eight_ranks_share_the_tokens_and_exchange_gradients() -> None:
-    one, eight = step_cost(SEED), step_cost(SEED, 8)
+    one, eight = step_cost(PUBLISHED), step_cost(PUBLISHED, 8)
     assert "exchange" not in one
     for part in ("matrices of the layers", "attention", "head and loss"):
         assert (8 * eight[part].flops, 8 * eight[part].bytes) == (one[part].flops, one[part].bytes)
     # Gradients twice around the ring; of 11 layers 2 matrices of a shape each, of 22 k and v 3, in bfloat16.
     matrices = 2 * (2 * 192 * 512 + 512 * 512 + 2 * 512 * 1536) + 3 * 256 * 512
     assert eight["exchange"].exchanged == 2 * 7 * 4 * 25_780_824 // 8 + 7 * 2 * matrices
-    assert model_flops(SEED) == 6 * (25_780_824 - 25_176) + 6 * 11 * 512 * 1025
+    assert model_flops(PUBLISHED) == 6 * (25_780_824 - 25_176) + 6 * 11 * 512 * 1025
 
 
 @pytest.mark.parametrize(("preset", "milliseconds"), [("lowrank-q192", 48.8), ("full-q", 47.9)])
@@ -125,7 +125,7 @@ def test_a_run_ends_by_the_clock_or_by_its_steps(monkeypatch: pytest.MonkeyPatch
     assert (here.steps, here.tokens, here.seconds) == (86, 86 * 128, pytest.approx(60.2))
     *_, here = forecast.forecasts(replace(TINY, train=replace(TINY.train, iterations=20)))
     assert here.steps == 20
-    assert [row.machine for row in forecast.forecasts(SEED)[:2]] == ["8 x H100 SXM", "1 x H100 SXM"]
+    assert [row.machine for row in forecast.forecasts(PUBLISHED)[:2]] == ["8 x H100 SXM", "1 x H100 SXM"]
     assert forecast.forecasts(TINY)[0].machine == "1 x H100 SXM"  # one micro-batch cannot be shared
 
 

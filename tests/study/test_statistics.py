@@ -14,7 +14,7 @@ bpb = st.floats(0.5, 3.0).map(lambda x: round(x, 6))
 groups = st.lists(bpb, min_size=2, max_size=6).filter(lambda values: statistics.stdev(values) > 1e-4)
 
 
-def test_the_published_test_of_the_seed_system() -> None:
+def test_the_published_test_of_the_published_system() -> None:
     test = t_test([1.1548, 1.1552, 1.1575], 1.1748)
     assert test.t == pytest.approx(-22.54, abs=0.01)
     assert test.df == 2

@@ -12,6 +12,7 @@ from scipy import stats
 from pargolf.challenge import RECORD_NATS
 from pargolf.check.check import check_folder, faults
 from pargolf.cli import dispatch
+from pargolf.submission.differences import Differences
 from pargolf.submission.submit import About, Form, _p_value, requirements, submit
 from pargolf.system.errors import UserError
 from pargolf.verify.verify import Condition, Verdict
@@ -56,8 +57,20 @@ def test_a_submission_folder_is_whole(finished: Path, tmp_path: Path) -> None:
         "SEED=1337 \\\n  python train_gpt.py",
         "q_rank = 8\n",
         "**causality**",
+        "## What differs from demo\n\n- `model.vocab_size = 512`; demo has 2048. Token ids 0 .. vocab_size",
+        "must match the tokenizer.\n- `model.seq_len = 64`; demo has 256. Context length in tokens",
+        "\n\n## Results\n",
     ):
         assert part in readme
+
+
+def test_a_submission_that_changes_nothing_says_so(finished: Path, tmp_path: Path) -> None:
+    same = Differences("demo", [], [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pargolf.submission.submit.differences", lambda config: same)
+        submit([finished], ABOUT, tmp_path / "out", positions=4)
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert "## What differs from demo\n\nNothing that could change the score.\n\n## Results\n" in readme
 
 
 @pytest.mark.parametrize("form", ["readable", "minified", "compressed"])
