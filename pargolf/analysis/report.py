@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pargolf.analysis import figures, pages, reading
-from pargolf.analysis.figures import Box, Picture
+from pargolf.analysis.figures import Box, Line, Picture
 from pargolf.analysis.pages import Missing
 from pargolf.analysis.reading import Reading
 from pargolf.analysis.weights import analyze_run
@@ -139,13 +139,14 @@ def gather(folders: Sequence[Path], max_tokens: int, dataset: Path | None = None
             raise UserError(f"{run.folder} holds no file of a run; is this a run folder?")
     run = runs[0]
     sizes = _part(lambda: _ledger(run))
+    comparison = _part(lambda: compare(read_records(folders))) if len(runs) > 1 else None
     return Page(
         name=run.folder.resolve().name,
         folders=tuple(folders),
         settings=_part(lambda: read_json(_existing(run.config))),
         scores=_part(lambda: _scores(run)),
-        comparison=_part(lambda: compare(read_records(folders))) if len(runs) > 1 else None,
-        training=_part(lambda: _training(runs)),
+        comparison=comparison,
+        training=_part(lambda: _training(runs, comparison)),
         ledger=sizes,
         treemap=[] if isinstance(sizes, Missing) else figures.treemap(sizes),
         weights=_part(lambda: figures.weight_pictures(analyze_run(run.folder))),
@@ -210,18 +211,27 @@ def _scores(run: Run) -> Scores:
     return Scores(record, rows, after["val_bpb"] - before["val_bpb"] if before and after else None)
 
 
-def _training(runs: Sequence[Run]) -> list[Picture]:
+def _training(runs: Sequence[Run], comparison: Comparison | Missing | None) -> list[Picture]:
+    lines = _lines(runs, comparison)
+    metrics = [Line(name, [read_lines(run.metrics) for run in seeds]) for name, seeds in lines]
+    timing = [Line(name, [read_lines(run.timing) for run in seeds]) for name, seeds in lines]
+    if not any(any(line.runs) for line in metrics):
+        raise UserError(f"{runs[0].metrics} holds no losses")
+    pictures = [figures.loss_picture(metrics)]
+    if any(len(times) > 1 for line in timing for times in line.runs):
+        pictures.append(figures.step_time_picture(timing))
+    return pictures
+
+
+def _lines(runs: Sequence[Run], comparison: Comparison | Missing | None) -> list[tuple[str, Sequence[Run]]]:
+    """Names of lines, and the runs that each is the mean of: a group's, if a group has several."""
+    groups = comparison.groups if isinstance(comparison, Comparison) else ()
+    if any(len(group.records) > 1 for group in groups):
+        return [(g.label, [Run(r.folder) for r in g.records if r.folder]) for g in groups]
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.folder) for run in runs]
-    metrics = {name: read_lines(run.metrics) for name, run in zip(names, runs, strict=True)}
-    timing = {name: read_lines(run.timing) for name, run in zip(names, runs, strict=True)}
-    if not any(metrics.values()):
-        raise UserError(f"{runs[0].metrics} holds no losses")
-    pictures = [figures.loss_picture(metrics)]
-    if any(len(times) > 1 for times in timing.values()):
-        pictures.append(figures.step_time_picture(timing))
-    return pictures
+    return [(name, [run]) for name, run in zip(names, runs, strict=True)]
 
 
 def _ledger(run: Run) -> Ledger:

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pargolf.analysis.figures import (
+    SERIES,
+    Line,
     loss_picture,
     passages_picture,
     position_picture,
@@ -55,8 +57,10 @@ def test_the_treemap_tiles_the_whole_with_true_areas(rows: list[LedgerRow]) -> N
 
 
 def test_alternative_texts_say_the_figures() -> None:
-    assert loss_picture({"a": METRICS}).alt == "a: training loss 7.50 at step 1, 3.12 at step 100"
-    assert step_time_picture({"a": TIMING}).alt == "a: 104.0 ms a step on average, 100.0 to 100.0"
+    assert loss_picture([Line("a", [METRICS])]).alt == (
+        "a: training loss 7.50 at step 1, training loss 3.12 at step 100, validation loss 4.50 at step 50"
+    )
+    assert step_time_picture([Line("a", [TIMING])]).alt == "a: 104.0 ms a step on average, 100.0 to 100.0"
     bits, sizes = np.array([4.0, 6.0, 3.0, 3.0]), np.array([1, 2, 2, 1])
     alt = position_picture(bits, sizes).alt
     assert alt == "4.00 bits per byte with 1 token of context, 2.00 with more than 2"
@@ -64,8 +68,9 @@ def test_alternative_texts_say_the_figures() -> None:
 
 
 def test_the_svg_has_the_page_s_colours_and_repeats() -> None:
-    runs = {"a<b>$x_": METRICS, "<script>": METRICS[:3]}
-    for picture in (loss_picture(runs), step_time_picture({"a": TIMING}), passages_picture([1.0, 2.0])):
+    runs = [Line("a<b>$x_", [METRICS]), Line("<script>", [METRICS[:3]])]
+    times = step_time_picture([Line("a", [TIMING])])
+    for picture in (loss_picture(runs), times, passages_picture([1.0, 2.0])):
         root = ET.fromstring(picture.svg)
         assert root.tag.endswith("svg")
         assert "var(--series-0)" in picture.svg and "var(--rule)" in picture.svg
@@ -76,5 +81,29 @@ def test_the_svg_has_the_page_s_colours_and_repeats() -> None:
 
 
 def test_runs_without_readings_draw_empty_axes() -> None:
-    assert loss_picture({"a": []}).alt == "no training loss"
-    assert step_time_picture({"a": TIMING[:1], "b": TIMING}).alt.startswith("b: ")
+    assert loss_picture([Line("a", [[]])]).alt == "no losses"
+    lines = [Line("a", [TIMING[:1]]), Line("b", [TIMING])]
+    assert step_time_picture(lines).alt.startswith("b: ")
+
+
+def test_runs_of_several_seeds_are_one_line_of_means() -> None:
+    steps = {"step": 10, "train_loss": 6.0}, {"step": 20, "train_loss": 5.0}, {"step": 30, "train_loss": 4.0}
+    other = {"step": 10, "train_loss": 8.0}, {"step": 20, "train_loss": 7.0}
+    late = {"step": 15, "train_loss": 7.0}, {"step": 20, "train_loss": 6.0}
+    picture = loss_picture([Line("a", [steps, other]), Line("b", [steps, late])])
+    assert picture.alt == (
+        "a, mean of 2 runs: training loss 7.00 at step 10, training loss 6.00 at step 20; "
+        "b, mean of 2 runs: training loss 6.25 at step 15, training loss 5.50 at step 20"
+    )
+    assert "means over random seeds" in picture.caption
+    assert "mean" not in loss_picture([Line("a", [steps]), Line("b", [other])]).caption
+    # Trainings that a clock ended have no step of validation in common: each reading is a dot.
+    ends = [[{"step": 90, "val_loss": 4.0}], [{"step": 97, "val_loss": 3.5}]]
+    assert loss_picture([Line("a", ends)]).alt == "a, mean of 2 runs: validation loss 3.50 at step 97"
+
+
+def test_no_more_lines_than_colours() -> None:
+    lines = [Line(f"run {i}", [METRICS]) for i in range(len(SERIES) + 3)]
+    picture = loss_picture(lines)
+    assert picture.alt.count("validation loss") == len(SERIES)
+    assert f"The first {len(SERIES)} of {len(lines)}" in picture.caption

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -103,7 +104,26 @@ def test_several_runs_are_compared(
     assert f"<td>7</td><td>{bpb:.4f}</td>" in html
     mean = bpb - 0.125
     assert f"<td>2</td><td>{mean:.4f}</td><td>{0.25 / 2**0.5:.4f}</td>" in html
-    assert html.count(">copy</text>") == 2  # in the legends of both curves
+    assert f"{copy.name}, mean of 2 runs: training loss" in html
+
+
+def test_a_study_s_curves_are_those_of_its_groups(finished: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    for rate, seed in itertools.product((0.01, 0.02), (1, 2)):
+        run = Path(shutil.copytree(finished, study / f"optim.muon_lr={rate}-seed{seed}"))
+        config = json.loads((run / "config.json").read_text())
+        config["train"]["seed"], config["optim"]["muon_lr"] = seed, rate
+        (run / "config.json").write_text(json.dumps(config))
+    unfinished = Path(shutil.copytree(finished, study / "optim.muon_lr=0.02-seed3"))
+    (unfinished / "result.json").unlink()
+    html = write_report([study], None, 200).read_text()
+    for rate in (0.01, 0.02):
+        assert f"optim.muon_lr={rate}, mean of 2 runs: training loss" in html
+        assert html.count(f">optim.muon_lr={rate}</text>") == 2  # in the legends of both curves
+    assert html.count("seed3") == 0
+    runs = [study / f"optim.muon_lr={rate}-seed1" for rate in (0.01, 0.02)]
+    html = write_report(runs, tmp_path / "page.html", 200).read_text()
+    assert html.count(f">{runs[0].name}</text>") == 2 and "mean of" not in html
 
 
 def test_a_bare_log_gives_a_page_that_says_so(finished: Path, tmp_path: Path) -> None:
