@@ -20,6 +20,7 @@ from pargolf.analysis import plots
 from pargolf.analysis.weights import Analysis
 from pargolf.fit.budget import Ledger
 from pargolf.score.passages import context_edges
+from pargolf.study.records import RunRecord
 
 # Colours of the light page, and the CSS variables that take their place inside the SVG. The dark
 # page gives the variables other values. The last three are what `plots` asks for by name.
@@ -31,6 +32,7 @@ VARIABLES = {
     "#000000": "--ink", "#7f7f7f": "--muted", "#d3d3d3": "--rule",
 }  # fmt: skip
 SMALL = (4.4, 2.9)  # inches; two stand side by side, or one fills a phone
+FAR = 1.5  # times the largest run, from which on a budget has no line
 ASPECT = 2.0  # width over height of the treemap on a wide screen; others stretch it
 
 
@@ -195,6 +197,35 @@ def step_time_picture(lines: Sequence[Line]) -> Picture:
         _name_lines(figure, shown)
     caption = "Time of a step between two lines of the log; dashed: mean."
     return Picture(svg(figure, "step-time"), "; ".join(said), caption)
+
+
+def front_picture(records: Sequence[RunRecord], front: Sequence[RunRecord]) -> Picture:
+    """val_bpb against bytes of every run that tells them, the runs of the Pareto front joined."""
+    sized = [(r.bytes_total / 1e6, r.val_bpb) for r in records if r.bytes_total is not None]
+    best = [(r.bytes_total / 1e6, r.val_bpb) for r in front if r.bytes_total is not None]
+    budgets = sorted({r.budget for r in records if r.budget})
+    # A budget far beyond all runs would press them into a corner: the caption then tells it alone.
+    near = [budget for budget in budgets if budget <= FAR * 1e6 * max(size for size, _ in sized)]
+    with theme():
+        figure = Figure(SMALL, layout="constrained")
+        axes = figure.subplots()
+        axes.plot(*zip(*sized, strict=True), "o", color=MUTED, markersize=3.5, label="runs")
+        if best:
+            axes.step(
+                *zip(*best, strict=True), "o-", where="post", color=SERIES[0], markersize=5, label="front"
+            )
+        for budget in near:
+            axes.axvline(budget / 1e6, color=SERIES[1], linewidth=0.8, linestyle="dashed", label="budget")
+        axes.set_title("val_bpb, bits per byte")
+        axes.set_xlabel("MB of code and model")
+        axes.legend()
+    told = " and ".join(f"{budget:,}" for budget in budgets)
+    alt = "; ".join(f"{r.name}: {r.val_bpb:.4f} in {r.bytes_total:,} bytes" for r in front)
+    caption = (
+        f"{len(sized)} runs; joined: no other run within the budget"
+        f"{f' ({told} bytes)' if told else ''} has both fewer bytes and a lower val_bpb."
+    )
+    return Picture(svg(figure, "front"), f"Pareto front; {alt or 'no run is within the budget'}", caption)
 
 
 def position_picture(bits: np.ndarray, sizes: np.ndarray) -> Picture:

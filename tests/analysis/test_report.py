@@ -126,6 +126,31 @@ def test_a_study_s_curves_are_those_of_its_groups(finished: Path, tmp_path: Path
     assert html.count(f">{runs[0].name}</text>") == 2 and "mean of" not in html
 
 
+def test_a_sweep_s_front_is_drawn_and_its_best_run_shown(finished: Path, tmp_path: Path) -> None:
+    study = tmp_path / "sweep"
+    result = json.loads((finished / "result.json").read_text())
+    for rank, bpb, more in ((0, 2.5, 300), (4, 2.0, 200), (8, 2.25, 100), (12, 1.5, 10**9)):
+        run = Path(shutil.copytree(finished, study / f"model.q_rank={rank}"))
+        config = json.loads((run / "config.json").read_text())
+        config["model"]["q_rank"] = rank
+        (run / "config.json").write_text(json.dumps(config))
+        result["artifact"]["sliding"]["val_bpb"] = bpb
+        result["bytes_total"] = result["bytes_model"] + more
+        (run / "result.json").write_text(json.dumps(result))
+    (study / "pruned").mkdir()
+    shutil.copy(finished / "config.json", study / "pruned")
+    before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
+    html = write_report([study], tmp_path / "page.html", 200).read_text()
+    assert {path: path.read_bytes() for path in study.rglob("*") if path.is_file()} == before
+    assert shown(html, "val_bpb")[1] == "2.0000" and "sweep · model.q_rank=4" in html
+    size = result["bytes_model"]
+    alt = f"model.q_rank=8: 2.2500 in {size + 100:,} bytes; model.q_rank=4: 2.0000 in {size + 200:,} bytes"
+    assert f'aria-label="Pareto front; {alt}"' in html
+    assert "the folder holds no study.db" in html
+    (study / "study.db").touch()
+    assert "holds no study.db" not in write_report([study], tmp_path / "page.html", 200).read_text()
+
+
 def test_a_bare_log_gives_a_page_that_says_so(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "imported"
     folder.mkdir()
