@@ -93,6 +93,7 @@ def test_a_study_is_its_finished_runs(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "study/open/result.json").unlink()
     assert [record.name for record in read_records([tmp_path / "study"])] == ["a", "b"]
     assert runs_in(finished) == [finished]
+    (tmp_path / "ablation").mkdir()
     for name in ("a-seed1", "b-seed1", "b-seed2"):
         folder(tmp_path / "ablation", name, result=RESULT, config={})
     (tmp_path / "ablation/study.json").write_text(json.dumps({"variations": {"b": {}, "a": {}}}))
