@@ -82,6 +82,23 @@ def test_nothing_scrolls_sideways(browser: webdriver.Chrome, width: int) -> None
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_what_is_too_wide_for_a_phone_scrolls_in_its_box_with_a_cue(browser: webdriver.Chrome) -> None:
+    size = {"width": 320, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    boxes = browser.find_elements(By.CSS_SELECTOR, ".scroll")
+    hidden = [box for box in boxes if int(box.get_property("scrollWidth")) > box.size["width"]]  # type: ignore[arg-type]
+    assert {box.find_elements(By.TAG_NAME, "table") != [] for box in hidden} == {True, False}  # and pictures
+    assert len(browser.find_elements(By.CSS_SELECTOR, "table")) == len(
+        browser.find_elements(By.CSS_SELECTOR, ".scroll > table")
+    )
+    for box in hidden:
+        assert box.get_dom_attribute("tabindex") == "0"  # the keyboard's arrows scroll it
+        # The shadows stay at the box's edges; the covers are the content's, and hide them at its ends.
+        assert box.value_of_css_property("background-attachment") == "local, local, scroll, scroll"
+        assert box.value_of_css_property("background-image").count("linear-gradient") == 4
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_dark_and_light_differ_and_are_both_readable(browser: webdriver.Chrome) -> None:
     inks = (("body", "color"), (".muted", "color"), (".verdict", "color"), (".pair text", "fill"))
     papers = {}
