@@ -278,7 +278,7 @@ def weight_pictures(analysis: Analysis) -> list[Picture]:
     with theme():
         pictures = [
             Picture(
-                svg(plots.spectra_figure(analysis), "spectra"),
+                _by_scheme(svg(plots.spectra_figure(analysis), "spectra"), plots.depth(analysis)),
                 f"Effective ranks over the layers; {', '.join(said)}",
                 "Singular values by layer, and how many dimensions they amount to.",
             ),
@@ -293,6 +293,15 @@ def weight_pictures(analysis: Analysis) -> list[Picture]:
             alt = f"Relative RMS error and bits a value in the file; {', '.join(losses)}"
             pictures.append(Picture(picture, alt, "What quantization loses, and what it saves."))
     return pictures
+
+
+def _by_scheme(text: str, layers: int) -> str:
+    """The SVG with the layers' colours for dark paper beside those for light paper."""
+    dark = plots.layer_colors(layers, plots.ON_DARK)
+    for ours, other in zip(plots.layer_colors(layers), dark, strict=True):
+        # A browser that does not know light-dark keeps the first.
+        text = re.sub(rf"(\w+): {ours}", rf"\1: {ours}; \1: light-dark({ours}, {other})", text)
+    return text
 
 
 def treemap(ledger: Ledger) -> list[Box]:

@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ET
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -16,8 +17,12 @@ from pargolf.analysis.figures import (
     position_picture,
     step_time_picture,
     treemap,
+    weight_pictures,
 )
+from pargolf.analysis.plots import ON_DARK, ON_LIGHT, layer_colors
+from pargolf.analysis.weights import analyze_run
 from pargolf.fit.budget import Ledger, LedgerRow
+from pargolf.run.folder import Run
 
 METRICS = [
     {"step": 1, "train_loss": 7.5, "lr_scale": 1.0},
@@ -107,3 +112,38 @@ def test_no_more_lines_than_colours() -> None:
     picture = loss_picture(lines)
     assert picture.alt.count("validation loss") == len(SERIES)
     assert f"The first {len(SERIES)} of {len(lines)}" in picture.caption
+
+
+def test_lines_stand_out_from_light_and_dark_paper() -> None:
+    css = (files("pargolf.analysis") / "page.html.j2").read_text()
+    light, dark = re.findall("--paper: (#[0-9a-f]{6})", css)
+    series = re.findall("--series-[0-9]: (#[0-9a-f]{6})", css)
+    half = len(SERIES)
+    assert series[:half] == list(SERIES) and len(series) == 2 * half
+    on_light, on_dark = (layer_colors(48, part) for part in (ON_LIGHT, ON_DARK))
+    assert on_light == layer_colors(48)
+    for paper, colors in ((light, [*series[:half], *on_light]), (dark, [*series[half:], *on_dark])):
+        assert min(contrast(paper, color) for color in colors) >= 3  # WCAG 2, graphics
+    assert min(contrast("#ffffff", color) for color in on_light) >= 3  # analysis.svg
+    assert len(set(on_light)) == len(set(on_dark)) == 48
+
+
+def test_the_weights_layers_have_colours_for_both(handmade: Run) -> None:
+    spectra, *others = weight_pictures(analyze_run(handmade.folder))
+    ET.fromstring(spectra.svg)
+    for light, dark in zip(layer_colors(5), layer_colors(5, ON_DARK), strict=True):
+        assert f"stroke: {light}; stroke: light-dark({light}, {dark})" in spectra.svg
+        assert spectra.svg.count(f": {light}") == spectra.svg.count(f"light-dark({light}")
+    assert not any(re.search("#[0-9a-f]{6}", picture.svg) for picture in others)
+
+
+def contrast(a: str, b: str) -> float:
+    """The contrast ratio of two colours "#rrggbb", by WCAG 2."""
+    dark, light = sorted(luminance(color) for color in (a, b))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(color: str) -> float:
+    channels = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
