@@ -152,7 +152,7 @@ def loss_picture(lines: Sequence[Line]) -> Picture:
             top.plot(loss.steps, loss.mean, color=color, label="training" if len(shown) == 1 else None)
             top.fill_between(loss.steps, loss.low, loss.high, color=color, alpha=0.2, linewidth=0)
             val = _mean(line, "val_loss")
-            spread = (val.mean - val.low, val.high - val.mean)
+            spread = (val.mean - val.low, val.high - val.mean) if len(line.runs) > 1 else None
             label = "validation" if len(shown) == 1 else None
             top.errorbar(val.steps, val.mean, spread, fmt="o", color=color, markersize=4, label=label)
             rate = _mean(line, "lr_scale")

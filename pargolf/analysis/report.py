@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
 from pargolf.analysis import figures, pages, reading
@@ -16,6 +17,7 @@ from pargolf.analysis.weights import analyze_run
 from pargolf.challenge import RECORD_LEVEL, RECORD_NATS
 from pargolf.config.kinds import TENSOR_KINDS
 from pargolf.config.settings import flatten, read_config
+from pargolf.data.shards import open_split
 from pargolf.fit.budget import Ledger, ledger
 from pargolf.run.folder import Run, read_lines
 from pargolf.run.target import Target, find_target
@@ -33,6 +35,9 @@ FACTS = {
     "train.device": "{}",
     "train.seed": "seed {}",
 }
+
+LATE = 0.2  # of the steps; the mean of their training losses is compared with the validation loss
+FAR_BELOW = 0.05  # of the validation loss: more than the batches' chance
 
 T = TypeVar("T")
 
@@ -83,6 +88,8 @@ class Page:
     front: Front | Missing | None
     """None where the first folder is no sweep's."""
     training: list[Picture] | Missing
+    remark: str
+    """On a training loss far below the validation loss, else empty."""
     ledger: Ledger | Missing
     treemap: list[Box]
     weights: list[Picture] | Missing
@@ -170,6 +177,7 @@ def gather(named: Sequence[Path], max_tokens: int, dataset: Path | None = None) 
         comparison=comparison,
         front=_part(lambda: _front(records, named[0])) if is_sweep else None,
         training=_part(lambda: _training(runs, comparison)),
+        remark=_remark(run, dataset),
         ledger=sizes,
         treemap=[] if isinstance(sizes, Missing) else figures.treemap(sizes),
         weights=_part(lambda: figures.weight_pictures(analyze_run(run.folder))),
@@ -271,6 +279,37 @@ def _lines(runs: Sequence[Run], comparison: Comparison | Missing | None) -> list
     if len(set(names)) < len(names):
         names = [str(run.folder) for run in runs]
     return [(name, [run]) for name, run in zip(names, runs, strict=True)]
+
+
+def _remark(run: Run, dataset: Path | None) -> str:
+    """A sentence if the mean training loss of the late steps is far below the last validation loss."""
+    metrics = read_lines(run.metrics)
+    step, val = next(((m["step"], m["val_loss"]) for m in metrics[::-1] if "val_loss" in m), (0, 0.0))
+    late = [m["train_loss"] for m in metrics if "train_loss" in m and step * (1 - LATE) < m["step"] <= step]
+    if not late or (train := fmean(late)) >= val * (1 - FAR_BELOW):
+        return ""
+    gap = f"The training loss at the end, {train:.2f}, is far below the validation loss, {val:.2f}."
+    times = _times_read(run, step, dataset)
+    if times is not None and times <= 1:
+        return (
+            f"{gap} The run read its training text {times:.2g} times, so the model did not learn the text by"
+            " heart: the validation text is of another kind. Take both from one source."
+        )
+    read = "an unknown number of times" if times is None else f"{times:,.1f} times"
+    return (
+        f"{gap} The model has probably learned training text by heart: the run read the text {read}. More"
+        " text, fewer steps or a smaller model help. val_bpb is of held-out text and stays true."
+    )
+
+
+def _times_read(run: Run, steps: int, dataset: Path | None) -> float | None:
+    """How often so many steps read the training text; None where the text or the batch is not known."""
+    try:
+        config = read_config(run.config)
+        text = open_split(dataset or Path(config.data.dataset), "train")
+    except UserError:
+        return None
+    return steps * config.train.batch_tokens / len(text)
 
 
 def _ledger(run: Run) -> Ledger:

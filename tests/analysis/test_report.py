@@ -15,11 +15,13 @@ from pargolf.analysis.reading import Reading, read_validation
 from pargolf.analysis.report import Missing, Page, gather, render, write_curves, write_report
 from pargolf.cli import dispatch
 from pargolf.config.kinds import TENSOR_KINDS
+from pargolf.data.shards import open_split
 from pargolf.run.folder import read_lines
 from pargolf.run.target import find_target
 from pargolf.score.passages import LEVELS, Passage, Span, level
 from pargolf.system.errors import UserError
 from pargolf.system.files import locked
+from support import Dataset
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +179,34 @@ def test_what_does_not_fit_together_is_not_shown(copy: Path) -> None:
     assert not isinstance(page.scores, Missing)
     html = render(page)
     assert all(f"Not shown: {why.split('`')[0]}" in html for why in whys)
+
+
+def test_a_training_loss_far_below_the_validation_loss_is_remarked(
+    html: str, copy: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    assert 'class="remark"' not in html
+    for name in ("model.pgz", "checkpoint.safetensors"):
+        (copy / name).unlink()
+    losses = [{"step": step, "train_loss": 3.79 if step > 16 else 9.0} for step in range(1, 21)]
+    lines = [*losses, {"step": 20, "val_loss": 4.0, "val_bpb": 1.0}]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tokens = len(open_split(dataset.folder, "train"))
+    for batch_tokens in (512, 512_000):
+        config = json.loads((copy / "config.json").read_text())
+        config["train"]["batch_tokens"] = batch_tokens
+        (copy / "config.json").write_text(json.dumps(config))
+        remark = gather([copy], 100).remark
+        assert "3.79, is far below the validation loss, 4.00" in remark
+        times = 20 * batch_tokens / tokens
+        if times <= 1:
+            assert f"read its training text {times:.2g} times" in remark and "another kind" in remark
+        else:
+            assert f"by heart: the run read the text {times:,.1f} times. More text" in remark
+    assert remark in render(gather([copy], 100))
+    assert "an unknown number of times" in gather([copy], 100, tmp_path).remark  # no shards there
+    metrics = (copy / "metrics.jsonl").read_text()
+    (copy / "metrics.jsonl").write_text(metrics.replace("3.79", "3.81"))
+    assert gather([copy], 100).remark == ""
 
 
 def test_over_the_budget_is_said(copy: Path) -> None:
