@@ -111,8 +111,8 @@ def runs_in(folder: Path) -> list[Path]:
     if inside and not finished:
         raise UserError(f"{folder} is a study of {len(inside)} runs, of which none is finished")
     study = folder / "study.json"
-    order = [*read_json(study).get("variations", ())] if study.exists() else []
-    places = {name: place for place, name in enumerate(order)}
+    variations = read_json(study).get("variations") if study.exists() else {}
+    places = {name: n for n, name in enumerate(variations)} if isinstance(variations, dict) else {}
     finished.sort(key=lambda run: places.get(run.name.rpartition("-seed")[0], len(places)))
     return finished or [folder]
 

@@ -1,5 +1,6 @@
 """The report's figures: areas that are true, SVG that follows the page's colours and is safe to inline."""
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ET
 from importlib.resources import files
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from pargolf.analysis.figures import (
     SERIES,
     Line,
+    front_picture,
     loss_picture,
     passages_picture,
     position_picture,
@@ -23,6 +25,7 @@ from pargolf.analysis.plots import ON_DARK, ON_LIGHT, layer_colors
 from pargolf.analysis.weights import analyze_run
 from pargolf.fit.budget import Ledger, LedgerRow
 from pargolf.run.folder import Run
+from pargolf.study.records import RunRecord
 
 METRICS = [
     {"step": 1, "train_loss": 7.5, "lr_scale": 1.0},
@@ -112,6 +115,17 @@ def test_no_more_lines_than_colours() -> None:
     picture = loss_picture(lines)
     assert picture.alt.count("validation loss") == len(SERIES)
     assert f"The first {len(SERIES)} of {len(lines)}" in picture.caption
+
+
+def test_the_front_is_joined_and_the_budget_a_line_where_it_is_near() -> None:
+    runs = [RunRecord("a", 1.5, bytes_total=10**6), RunRecord("b", 1.0, bytes_total=2 * 10**6)]
+    for budget, lines in ((2_500_000, 1), (16_000_000, 0)):
+        records = [dataclasses.replace(record, budget=budget) for record in runs]
+        picture = front_picture(records, records)
+        assert picture.alt == "Pareto front; a: 1.5000 in 1,000,000 bytes; b: 1.0000 in 2,000,000 bytes"
+        assert picture.svg.count(">budget</text>") == lines
+        assert f"within the budget ({budget:,} bytes)" in picture.caption
+    assert "no run is within the budget" in front_picture(runs, []).alt
 
 
 def test_lines_stand_out_from_light_and_dark_paper() -> None:

@@ -14,7 +14,8 @@ from optuna.trial import TrialState, create_trial
 
 from pargolf.cli import dispatch
 from pargolf.run.folder import read_lines
-from pargolf.study.records import read_record
+from pargolf.study.compare import pareto_front
+from pargolf.study.records import read_record, read_records
 from pargolf.study.sweep import ENOUGH
 from support import Dataset
 
@@ -132,6 +133,10 @@ def test_a_sweep(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture
         assert trial.constraints == {"bytes over the budget": trial.values[1] - 16_000_000}
     best = min(trial.values[0] for trial in complete)
     assert f"{best:.4f}" in out
+    found = [
+        [r.val_bpb, r.bytes_total] for r in pareto_front(read_records([folder]))
+    ]  # as the report draws it
+    assert sorted(found) == sorted(trial.values for trial in study.best_trials)
 
     # Among trials that were far ahead at every step, the next one is stopped, wherever it is seen first.
     where, curve = complete[0].distributions, [[step, 0.1] for step in range(10, 60, 10)]
