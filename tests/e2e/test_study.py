@@ -133,10 +133,8 @@ def test_a_sweep(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture
         assert trial.constraints == {"bytes over the budget": trial.values[1] - 16_000_000}
     best = min(trial.values[0] for trial in complete)
     assert f"{best:.4f}" in out
-    found = [
-        [r.val_bpb, r.bytes_total] for r in pareto_front(read_records([folder]))
-    ]  # as the report draws it
-    assert sorted(found) == sorted(trial.values for trial in study.best_trials)
+    drawn = pareto_front(read_records([folder]))  # in the report
+    assert {(r.val_bpb, r.bytes_total) for r in drawn} == {tuple(trial.values) for trial in study.best_trials}
 
     # Among trials that were far ahead at every step, the next one is stopped, wherever it is seen first.
     where, curve = complete[0].distributions, [[step, 0.1] for step in range(10, 60, 10)]
