@@ -70,12 +70,12 @@ def _table(explanation: Explanation, what: str, rows: Sequence[CostRow]) -> Tabl
 
 def write_page(path: Path, explanation: Explanation, artifact: str, text: str) -> None:
     """Write the explanation as one HTML page; `artifact` and `text` are what it calls its two sources."""
-    page = pages.render("explain.html.j2", e=explanation, artifact=artifact, text=text, titles=titles)
+    page = pages.render("explain.html.j2", e=explanation, artifact=artifact, text=text, told=told)
     write_atomic(path, page.encode())
 
 
-def titles(tokens: Sequence[Token]) -> str:
-    """What a reader sees when pointing at the text of `tokens`: a few lines for each."""
+def told(tokens: Sequence[Token]) -> str:
+    """What a reader sees who points at the text of `tokens`: a few lines for each."""
     return "\n".join(
         f"{visible(token.piece)}: {token.bits:.2f} bits, {token.bytes} byte{'s' if token.bytes != 1 else ''},"
         f" rank {token.rank}, {token.kind}, context {token.context}\n"

@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ import numpy as np
 import squarify
 from matplotlib import rcsetup
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pargolf.analysis import plots
 from pargolf.analysis.weights import Analysis
 from pargolf.fit.budget import Ledger
 from pargolf.score.passages import context_edges
+from pargolf.study.records import RunRecord
 
 # Colours of the light page, and the CSS variables that take their place inside the SVG. The dark
 # page gives the variables other values. The last three are what `plots` asks for by name.
@@ -29,6 +32,7 @@ VARIABLES = {
     "#000000": "--ink", "#7f7f7f": "--muted", "#d3d3d3": "--rule",
 }  # fmt: skip
 SMALL = (4.4, 2.9)  # inches; two stand side by side, or one fills a phone
+FAR = 1.5  # times the largest run, from which on a budget has no line
 ASPECT = 2.0  # width over height of the treemap on a wide screen; others stretch it
 
 
@@ -52,6 +56,29 @@ class Box:
     y: float
     width: float
     height: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a picture of training: a run, or the mean of runs that differ in their random seed."""
+
+    name: str
+    runs: Sequence[Sequence[Mapping[str, Any]]]
+    """The records of each run's metrics.jsonl or timing.jsonl."""
+
+    @property
+    def said(self) -> str:
+        return f"{self.name}, mean of {len(self.runs)} runs" if len(self.runs) > 1 else self.name
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Steps, and over the runs of a `Line` the mean, the lowest and the highest value there; each (n,)."""
+
+    steps: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 @contextmanager
@@ -113,56 +140,92 @@ def svg(figure: Figure, name: str) -> str:
     return text
 
 
-def loss_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
+def loss_picture(lines: Sequence[Line]) -> Picture:
     """Training and validation loss (nats a token) and learning rate by step, from each run's metrics."""
+    shown, caption = _shown(lines)
     with theme():
-        figure = Figure(SMALL, layout="constrained")
+        figure = Figure(_room_for(shown), layout="constrained")
         top, bottom = figure.subplots(2, sharex=True, height_ratios=(5, 1))
         said = []
-        for color, (name, metrics) in zip(SERIES * len(runs), runs.items(), strict=False):
-            steps, losses = _column(metrics, "train_loss")
-            top.plot(steps, losses, color=color, label=_plain(name) if len(runs) > 1 else "training")
-            val_steps, val_losses = _column(metrics, "val_loss")
-            label = "validation" if len(runs) == 1 else None
-            top.plot(val_steps, val_losses, "o", color=color, markersize=4, label=label)
-            bottom.plot(*_column(metrics, "lr_scale"), color=color)
-            if len(steps):
-                said.append(
-                    f"{name}: training loss {losses[0]:.2f} at step {steps[0]:,.0f},"
-                    f" {losses[-1]:.2f} at step {steps[-1]:,.0f}"
-                )
+        for color, line in zip(SERIES, shown, strict=False):
+            loss = _mean(line, "train_loss")
+            top.plot(loss.steps, loss.mean, color=color, label="training" if len(shown) == 1 else None)
+            top.fill_between(loss.steps, loss.low, loss.high, color=color, alpha=0.2, linewidth=0)
+            val = _mean(line, "val_loss")
+            spread = (val.mean - val.low, val.high - val.mean) if len(line.runs) > 1 else None
+            label = "validation" if len(shown) == 1 else None
+            top.errorbar(val.steps, val.mean, spread, fmt="o", color=color, markersize=4, label=label)
+            rate = _mean(line, "lr_scale")
+            bottom.plot(rate.steps, rate.mean, color=color)
+            ends = [
+                f"{kind} loss {at.mean[i]:.2f} at step {at.steps[i]:,.0f}"
+                for kind, at, i in (("training", loss, 0), ("training", loss, -1), ("validation", val, -1))
+                if len(at.steps)
+            ]
+            said += [f"{line.said}: {', '.join(ends)}"] if ends else []
         top.set_title("loss, nats a token")
-        top.legend()
+        if len(shown) == 1:
+            top.legend()
         bottom.set(ylim=(0, 1.1), yticks=(0, 1), xlabel="step")
         bottom.set_title("learning rate, of its peak")
         _whole_steps(bottom)
-    alt = "; ".join(said) or "no training loss"
-    return Picture(svg(figure, "loss"), alt, "Loss of training batches, and of the validation text (dots).")
+        _name_lines(figure, shown)
+    caption = f"Loss of training batches, and of the validation text (dots).{caption}"
+    return Picture(svg(figure, "loss"), "; ".join(said) or "no losses", caption)
 
 
-def step_time_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
+def step_time_picture(lines: Sequence[Line]) -> Picture:
     """Milliseconds a step between two readings of the training clock, from each run's timing."""
+    shown, _ = _shown(lines)
     with theme():
-        figure = Figure(SMALL, layout="constrained")
+        figure = Figure(_room_for(shown), layout="constrained")
         axes = figure.subplots()
         said = []
-        for color, (name, timing) in zip(SERIES * len(runs), runs.items(), strict=False):
-            steps, seconds = _column(timing, "seconds")
-            if len(steps) < 2:
+        for color, line in zip(SERIES, shown, strict=False):
+            clock = _mean(line, "seconds")
+            if len(clock.steps) < 2:
                 continue
-            each = 1000 * np.diff(seconds) / np.diff(steps)
-            axes.stairs(each, steps, baseline=None, color=color, linewidth=1.4, label=_plain(name))
-            mean = 1000 * seconds[-1] / steps[-1]
+            each = 1000 * np.diff(clock.mean) / np.diff(clock.steps)
+            axes.stairs(each, clock.steps, baseline=None, color=color, linewidth=1.4)
+            mean = 1000 * clock.mean[-1] / clock.steps[-1]
             axes.axhline(mean, color=color, linewidth=0.8, linestyle="dashed")
-            said.append(f"{name}: {mean:.1f} ms a step on average, {each.min():.1f} to {each.max():.1f}")
+            said.append(f"{line.said}: {mean:.1f} ms a step on average, {each.min():.1f} to {each.max():.1f}")
         axes.set_ylim(bottom=0)
         axes.set_title("milliseconds a step")
         axes.set_xlabel("step")
-        if len(runs) > 1:
-            axes.legend()
         _whole_steps(axes)
+        _name_lines(figure, shown)
     caption = "Time of a step between two lines of the log; dashed: mean."
     return Picture(svg(figure, "step-time"), "; ".join(said), caption)
+
+
+def front_picture(records: Sequence[RunRecord], front: Sequence[RunRecord]) -> Picture:
+    """val_bpb against bytes of every run that tells them, the runs of the Pareto front joined."""
+    sized = [(r.bytes_total / 1e6, r.val_bpb) for r in records if r.bytes_total is not None]
+    best = [(r.bytes_total / 1e6, r.val_bpb) for r in front if r.bytes_total is not None]
+    budgets = sorted({r.budget for r in records if r.budget})
+    # A budget far beyond all runs would press them into a corner: the caption then tells it alone.
+    near = [budget for budget in budgets if budget <= FAR * 1e6 * max(size for size, _ in sized)]
+    with theme():
+        figure = Figure(SMALL, layout="constrained")
+        axes = figure.subplots()
+        axes.plot(*zip(*sized, strict=True), "o", color=MUTED, markersize=3.5, label="runs")
+        if best:
+            axes.step(
+                *zip(*best, strict=True), "o-", where="post", color=SERIES[0], markersize=5, label="front"
+            )
+        for budget in near:
+            axes.axvline(budget / 1e6, color=SERIES[1], linewidth=0.8, linestyle="dashed", label="budget")
+        axes.set_title("val_bpb, bits per byte")
+        axes.set_xlabel("MB of code and model")
+        axes.legend()
+    told = " and ".join(f"{budget:,}" for budget in budgets)
+    alt = "; ".join(f"{r.name}: {r.val_bpb:.4f} in {r.bytes_total:,} bytes" for r in front)
+    caption = (
+        f"{len(sized)} runs; joined: no other run within the budget"
+        f"{f' ({told} bytes)' if told else ''} has both fewer bytes and a lower val_bpb."
+    )
+    return Picture(svg(figure, "front"), f"Pareto front; {alt or 'no run is within the budget'}", caption)
 
 
 def position_picture(bits: np.ndarray, sizes: np.ndarray) -> Picture:
@@ -215,7 +278,7 @@ def weight_pictures(analysis: Analysis) -> list[Picture]:
     with theme():
         pictures = [
             Picture(
-                svg(plots.spectra_figure(analysis), "spectra"),
+                _by_scheme(svg(plots.spectra_figure(analysis), "spectra"), plots.depth(analysis)),
                 f"Effective ranks over the layers; {', '.join(said)}",
                 "Singular values by layer, and how many dimensions they amount to.",
             ),
@@ -230,6 +293,15 @@ def weight_pictures(analysis: Analysis) -> list[Picture]:
             alt = f"Relative RMS error and bits a value in the file; {', '.join(losses)}"
             pictures.append(Picture(picture, alt, "What quantization loses, and what it saves."))
     return pictures
+
+
+def _by_scheme(text: str, layers: int) -> str:
+    """The SVG with the layers' colours for dark paper beside those for light paper."""
+    dark = plots.layer_colors(layers, plots.ON_DARK)
+    for ours, other in zip(plots.layer_colors(layers), dark, strict=True):
+        # A browser that does not know light-dark keeps the first.
+        text = re.sub(rf"(\w+): {ours}", rf"\1: {ours}; \1: light-dark({ours}, {other})", text)
+    return text
 
 
 def treemap(ledger: Ledger) -> list[Box]:
@@ -259,9 +331,52 @@ def _column(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray
     return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs])
 
 
+def _mean(line: Line, name: str) -> Curve:
+    """The runs' values of `name` over the steps that all runs came to, between readings by a straight line.
+
+    Runs that have no step in common, such as readings at the ends of trainings that a clock ended, are
+    left as they are: every reading is a point of its own.
+    """
+    columns = [column for column in (_column(records, name) for records in line.runs) if len(column[0])]
+    if not columns:
+        return Curve(*[np.array([])] * 4)
+    steps = np.unique(np.concatenate([steps for steps, _ in columns]))
+    first, last = max(steps[0] for steps, _ in columns), min(steps[-1] for steps, _ in columns)
+    if first > last:
+        order = np.argsort(every := np.concatenate([steps for steps, _ in columns]), kind="stable")
+        values = np.concatenate([values for _, values in columns])[order]
+        return Curve(every[order], values, values, values)
+    steps = steps[(first <= steps) & (steps <= last)]
+    values = np.array([np.interp(steps, *column) for column in columns])
+    return Curve(steps, values.mean(0), values.min(0), values.max(0))
+
+
+def _shown(lines: Sequence[Line]) -> tuple[Sequence[Line], str]:
+    """As many lines as there are colours, and what the caption says of them."""
+    said = ""
+    if any(len(line.runs) > 1 for line in lines):
+        said += " Lines and dots: means over random seeds; bands: lowest to highest."
+    if len(lines) > len(SERIES):
+        said += f" The first {len(SERIES)} of {len(lines)}."
+    return lines[: len(SERIES)], said
+
+
+def _room_for(lines: Sequence[Line]) -> tuple[float, float]:
+    """Inches of a small figure with the names of its lines below."""
+    rows = sum(_plain(line.name).count("\n") + 1 for line in lines) if len(lines) > 1 else 0
+    return SMALL[0], SMALL[1] + 0.17 * rows
+
+
+def _name_lines(figure: Figure, lines: Sequence[Line]) -> None:
+    if len(lines) > 1:
+        colors = [Line2D([], [], color=color) for color in SERIES[: len(lines)]]
+        names = [_plain(line.name) for line in lines]
+        figure.legend(colors, names, loc="outside lower left", fontsize="small")
+
+
 def _plain(name: str) -> str:
-    """A label that is neither read as mathematics nor left out of a legend."""
-    return name.replace("$", r"\$").lstrip("_")
+    """A label that is not read as mathematics, in lines as wide as a small figure."""
+    return textwrap.fill(name, 54).replace("$", r"\$")
 
 
 def _whole_steps(axes: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
@@ -19,7 +20,9 @@ from pargolf.system.files import write_atomic
 Draw = Callable[[SubFigure, Analysis], None]
 WIDTH = 11.0  # inches
 PANELS = 4  # in a row
-DEPTH = "viridis"  # layers from dark to light
+DEPTH = "plasma"  # layers from dark to light
+# The parts of it that stand out, 3:1 and more, from light and from dark paper.
+ON_LIGHT, ON_DARK = (0.0, 0.6), (0.4, 1.0)
 
 
 def spectra_figure(analysis: Analysis) -> Figure:
@@ -41,6 +44,16 @@ def overview_figure(analysis: Analysis) -> Figure:
     """All of these below each other."""
     compared = (_draw_quantization,) if analysis.quantization else ()
     return _figure(analysis, (_draw_spectra, _draw_ranks, _draw_mixes, *compared))
+
+
+def layer_colors(layers: int, part: tuple[float, float] = ON_LIGHT) -> list[str]:
+    """A colour for each layer, the first to the last, as "#rrggbb"; the figures have those on light paper."""
+    return [to_hex(color) for color in matplotlib.colormaps[DEPTH](np.linspace(*part, layers))]
+
+
+def depth(analysis: Analysis) -> int:
+    """How many layers the matrices are of, one at least."""
+    return 1 + max(m.layer or 0 for m in analysis.matrices)
 
 
 def to_svg(figure: Figure) -> bytes:
@@ -69,8 +82,7 @@ def _draw_spectra(figure: SubFigure, analysis: Analysis) -> None:
     """One panel a role, one line a layer: singular values over the largest, by index."""
     roles = _by_role(analysis)
     axes = list(figure.subplots(ceil(len(roles) / PANELS), PANELS, sharey=True, squeeze=False).flat)
-    depth = max(m.layer or 0 for m in analysis.matrices)
-    colors = matplotlib.colormaps[DEPTH](np.linspace(0, 0.8, depth + 1))  # not to its pale end
+    colors = layer_colors(depth(analysis))
     lines = {}
     for ax, (role, matrices) in zip(axes, roles.items(), strict=False):
         for m in matrices:

@@ -6,20 +6,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
 from pargolf.analysis import figures, pages, reading
-from pargolf.analysis.figures import Box, Picture
+from pargolf.analysis.figures import Box, Line, Picture
 from pargolf.analysis.pages import Missing
 from pargolf.analysis.reading import Reading
 from pargolf.analysis.weights import analyze_run
 from pargolf.challenge import RECORD_LEVEL, RECORD_NATS
 from pargolf.config.kinds import TENSOR_KINDS
 from pargolf.config.settings import flatten, read_config
+from pargolf.data.shards import open_split
 from pargolf.fit.budget import Ledger, ledger
 from pargolf.run.folder import Run, read_lines
 from pargolf.run.target import Target, find_target
-from pargolf.study.compare import Comparison, compare
+from pargolf.study.compare import Comparison, compare, pareto_front
 from pargolf.study.records import RunRecord, read_json, read_record, read_records, runs_in
 from pargolf.system.errors import Mismatch, UserError, require
 from pargolf.system.files import is_locked, write_atomic
@@ -33,6 +35,9 @@ FACTS = {
     "train.device": "{}",
     "train.seed": "seed {}",
 }
+
+LATE = 0.2  # of the steps; the mean of their training losses is compared with the validation loss
+FAR_BELOW = 0.05  # of the validation loss: more than the batches' chance
 
 T = TypeVar("T")
 
@@ -57,18 +62,34 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Front:
+    """Which runs of a sweep no other beats in both val_bpb and bytes."""
+
+    picture: Picture
+    records: list[RunRecord]
+    whole: bool
+    """The folder holds the sweep's database: no other folder has runs of it."""
+
+
+@dataclass(frozen=True)
 class Page:
     """Everything on the page; the template adds words and nothing else."""
 
     name: str
-    folders: tuple[Path, ...]
-    """Of the run, and of those it is compared with."""
+    run: Path
+    """The folder of the run that the page is about."""
+    named: tuple[Path, ...]
+    """Folders of runs and studies, as the page was asked for."""
     settings: dict[str, Any] | Missing
     """What config.json holds: the stack's name, and settings by section."""
     scores: Scores | Missing
     comparison: Comparison | Missing | None
     """None for a single run."""
+    front: Front | Missing | None
+    """None where the first folder is no sweep's."""
     training: list[Picture] | Missing
+    remark: str
+    """On a training loss far below the validation loss, else empty."""
     ledger: Ledger | Missing
     treemap: list[Box]
     weights: list[Picture] | Missing
@@ -76,7 +97,7 @@ class Page:
     samples: list[tuple[str, str]] | Missing
     """Prompts and continuations."""
     running: bool = False
-    """A command works in the first run's folder."""
+    """A command works in the first folder."""
     reload: int = 0
     """The page loads itself anew after so many seconds; 0: it does not."""
 
@@ -90,6 +111,7 @@ def write_report(
 ) -> Path:
     """Write the page about the first of the runs, compared with the others, and return its path.
 
+    A folder of an ablation or a sweep stands for its finished runs; of a sweep the best is the first.
     `max_tokens` of the validation text are looked at one by one, in the folder `dataset` or the run's.
     The page shows what there is: a part whose files are missing or broken says so. Raises UserError if
     a folder holds nothing of a run, or if there are no folders or no tokens, and Mismatch if dataset,
@@ -97,7 +119,6 @@ def write_report(
     seconds, and loads itself anew, until the run is finished.
     """
     path = (out or folders[0] / "report.html") if folders else Path()
-    folders = [run for folder in folders for run in runs_in(folder)]
     while True:
         page = gather(folders, max_tokens, dataset)
         goes_on = page.running and watch > 0
@@ -127,31 +148,42 @@ def write_curves(folder: Path, path: Path) -> None:
     write_atomic(path, text.getvalue().encode())
 
 
-def gather(folders: Sequence[Path], max_tokens: int, dataset: Path | None = None) -> Page:
+def gather(named: Sequence[Path], max_tokens: int, dataset: Path | None = None) -> Page:
     """Read, score and sample what the page shows; UserError as in `write_report`."""
-    if not folders:
+    if not named:
         raise UserError("name a run's folder: pargolf report RUN")
     if max_tokens < 1:
         raise UserError(f"cannot look at {max_tokens} tokens; at least 1 is needed")
-    runs = [Run(folder) for folder in folders]
-    for run in runs:
+    folders = [run for folder in named for run in runs_in(folder)]
+    for run in map(Run, folders):
         if not any(path.exists() for path in (run.config, run.metrics, run.log, run.result, run.artifact)):
             raise UserError(f"{run.folder} holds no file of a run; is this a run folder?")
+    records = _part(lambda: read_records(folders)) if len(folders) > 1 else []
+    is_study = folders[0] != named[0]
+    is_sweep = is_study and not (named[0] / "study.json").exists()
+    if is_sweep and not isinstance(records, Missing):
+        records.sort(key=lambda r: (bool(r.budget and r.bytes_total and r.bytes_total > r.budget), r.val_bpb))
+        folders = [record.folder for record in records if record.folder] or folders
+    comparison = _compared(records)
+    runs = [Run(folder) for folder in folders]
     run = runs[0]
     sizes = _part(lambda: _ledger(run))
     return Page(
-        name=run.folder.resolve().name,
-        folders=tuple(folders),
+        name=f"{named[0].resolve().name} · {run.name}" if is_study else run.folder.resolve().name,
+        run=run.folder,
+        named=tuple(named),
         settings=_part(lambda: read_json(_existing(run.config))),
         scores=_part(lambda: _scores(run)),
-        comparison=_part(lambda: compare(read_records(folders))) if len(runs) > 1 else None,
-        training=_part(lambda: _training(runs)),
+        comparison=comparison,
+        front=_part(lambda: _front(records, named[0])) if is_sweep else None,
+        training=_part(lambda: _training(runs, comparison)),
+        remark=_remark(run, dataset),
         ledger=sizes,
         treemap=[] if isinstance(sizes, Missing) else figures.treemap(sizes),
         weights=_part(lambda: figures.weight_pictures(analyze_run(run.folder))),
         reading=_part(lambda: reading.read_validation(_target(run, dataset), _stride(run), max_tokens)),
         samples=_part(lambda: reading.write_samples(_target(run))),
-        running=is_locked(run.folder),
+        running=is_locked(named[0]) or is_locked(run.folder),
     )
 
 
@@ -210,18 +242,74 @@ def _scores(run: Run) -> Scores:
     return Scores(record, rows, after["val_bpb"] - before["val_bpb"] if before and after else None)
 
 
-def _training(runs: Sequence[Run]) -> list[Picture]:
+def _compared(records: list[RunRecord] | Missing) -> Comparison | Missing | None:
+    if isinstance(records, Missing):
+        return records
+    return _part(lambda: compare(records)) if records else None
+
+
+def _front(records: list[RunRecord] | Missing, folder: Path) -> Front:
+    """The front of the runs in a sweep's folder; UserError if there are too few for one."""
+    if isinstance(records, Missing):
+        raise UserError(records.why)
+    sized = [record for record in records if record.bytes_total is not None]
+    require(bool(sized), f"{folder} holds fewer than two finished runs that tell their bytes")
+    front = pareto_front(records)
+    return Front(figures.front_picture(records, front), front, (folder / "study.db").exists())
+
+
+def _training(runs: Sequence[Run], comparison: Comparison | Missing | None) -> list[Picture]:
+    lines = _lines(runs, comparison)
+    metrics = [Line(name, [read_lines(run.metrics) for run in seeds]) for name, seeds in lines]
+    timing = [Line(name, [read_lines(run.timing) for run in seeds]) for name, seeds in lines]
+    if not any(any(line.runs) for line in metrics):
+        raise UserError(f"{runs[0].metrics} holds no losses")
+    pictures = [figures.loss_picture(metrics)]
+    if any(len(times) > 1 for line in timing for times in line.runs):
+        pictures.append(figures.step_time_picture(timing))
+    return pictures
+
+
+def _lines(runs: Sequence[Run], comparison: Comparison | Missing | None) -> list[tuple[str, Sequence[Run]]]:
+    """Names of lines, and the runs that each is the mean of: a group's, if a group has several."""
+    groups = comparison.groups if isinstance(comparison, Comparison) else ()
+    if any(len(group.records) > 1 for group in groups):
+        return [(g.label, [Run(r.folder) for r in g.records if r.folder]) for g in groups]
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.folder) for run in runs]
-    metrics = {name: read_lines(run.metrics) for name, run in zip(names, runs, strict=True)}
-    timing = {name: read_lines(run.timing) for name, run in zip(names, runs, strict=True)}
-    if not any(metrics.values()):
-        raise UserError(f"{runs[0].metrics} holds no losses")
-    pictures = [figures.loss_picture(metrics)]
-    if any(len(times) > 1 for times in timing.values()):
-        pictures.append(figures.step_time_picture(timing))
-    return pictures
+    return [(name, [run]) for name, run in zip(names, runs, strict=True)]
+
+
+def _remark(run: Run, dataset: Path | None) -> str:
+    """A sentence if the mean training loss of the late steps is far below the last validation loss."""
+    metrics = read_lines(run.metrics)
+    step, val = next(((m["step"], m["val_loss"]) for m in metrics[::-1] if "val_loss" in m), (0, 0.0))
+    late = [m["train_loss"] for m in metrics if "train_loss" in m and step * (1 - LATE) < m["step"] <= step]
+    if not late or (train := fmean(late)) >= val * (1 - FAR_BELOW):
+        return ""
+    gap = f"The training loss at the end, {train:.2f}, is far below the validation loss, {val:.2f}."
+    times = _times_read(run, step, dataset)
+    if times is not None and times <= 1:
+        return (
+            f"{gap} The run read its training text {times:.2g} times, so the model did not learn the text by"
+            " heart: the validation text is of another kind. Take both from one source."
+        )
+    read = "an unknown number of times" if times is None else f"{times:,.1f} times"
+    return (
+        f"{gap} The model has probably learned training text by heart: the run read the text {read}. More"
+        " text, fewer steps or a smaller model help. val_bpb is of held-out text and stays true."
+    )
+
+
+def _times_read(run: Run, steps: int, dataset: Path | None) -> float | None:
+    """How often so many steps read the training text; None where the text or the batch is not known."""
+    try:
+        config = read_config(run.config)
+        text = open_split(dataset or Path(config.data.dataset), "train")
+    except UserError:
+        return None
+    return steps * config.train.batch_tokens / len(text)
 
 
 def _ledger(run: Run) -> Ledger:

@@ -86,7 +86,8 @@ class ReportArgs:
     """Write one HTML page about a run: score, curves, bytes, weights, passages, samples; opens anywhere."""
 
     runs: tyro.conf.Positional[Paths]
-    """Folders of runs and of studies; the page is about the first run and compares it with the others."""
+    """Folders of runs and of studies; the page is about the first run, of a sweep about the best, and
+    compares it with the others."""
     out: OptionalPath = None
     """File to write; default: report.html in the first run's folder."""
     tokens: int = 2_000_000

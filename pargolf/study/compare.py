@@ -134,6 +134,20 @@ def compare(records: Sequence[RunRecord], baseline: str = "", against: float | N
     return Comparison(base.label, "Welch's t-test, two-sided", tuple(groups), _notes(groups))
 
 
+def pareto_front(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Runs within their budget that no other beats in both val_bpb and bytes: fewest bytes first.
+
+    Runs that do not tell their bytes have no place in it.
+    """
+    sized = [(r.bytes_total, r.val_bpb, r) for r in records if r.bytes_total is not None]
+    fitting = [(size, bpb, r) for size, bpb, r in sized if not r.budget or size <= r.budget]
+    front: list[RunRecord] = []
+    for _, bpb, record in sorted(fitting, key=lambda point: point[:2]):
+        if not front or bpb < front[-1].val_bpb:
+            front.append(record)
+    return front
+
+
 def read_published(text: str, bytes_per_token: float | None = None) -> list[RunRecord]:
     """Records of published val_bpb, one a seed, from text such as "1.1548,1.1552,1.1575".
 

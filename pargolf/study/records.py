@@ -99,9 +99,10 @@ def _stale(run: Run, result: dict[str, Any]) -> str:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The folder itself if it is a run's; of a study the folders of its finished runs, by name.
+    """The folder itself if it is a run's; of a study the folders of its finished runs.
 
-    Raises UserError if it is a study without one.
+    They are in the order of an ablation's variations, whose first is the baseline, and by name. Raises
+    UserError if it is a study without one, or its study.json is damaged.
     """
     if folder.is_file() or any((folder / name).exists() for name in ("config.json", "result.json")):
         return [folder]
@@ -109,6 +110,10 @@ def runs_in(folder: Path) -> list[Path]:
     finished = [path for path in inside if (path / "result.json").exists()]
     if inside and not finished:
         raise UserError(f"{folder} is a study of {len(inside)} runs, of which none is finished")
+    study = folder / "study.json"
+    variations = read_json(study).get("variations") if study.exists() else {}
+    places = {name: n for n, name in enumerate(variations)} if isinstance(variations, dict) else {}
+    finished.sort(key=lambda run: places.get(run.name.rpartition("-seed")[0], len(places)))
     return finished or [folder]
 
 

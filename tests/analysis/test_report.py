@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -14,11 +15,13 @@ from pargolf.analysis.reading import Reading, read_validation
 from pargolf.analysis.report import Missing, Page, gather, render, write_curves, write_report
 from pargolf.cli import dispatch
 from pargolf.config.kinds import TENSOR_KINDS
+from pargolf.data.shards import open_split
 from pargolf.run.folder import read_lines
 from pargolf.run.target import find_target
 from pargolf.score.passages import LEVELS, Passage, Span, level
 from pargolf.system.errors import UserError
 from pargolf.system.files import locked
+from support import Dataset
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +106,51 @@ def test_several_runs_are_compared(
     assert f"<td>7</td><td>{bpb:.4f}</td>" in html
     mean = bpb - 0.125
     assert f"<td>2</td><td>{mean:.4f}</td><td>{0.25 / 2**0.5:.4f}</td>" in html
-    assert html.count(">copy</text>") == 2  # in the legends of both curves
+    assert f"{copy.name}, mean of 2 runs: training loss" in html
+
+
+def test_a_study_s_curves_are_those_of_its_groups(finished: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    for rate, seed in itertools.product((0.01, 0.02), (1, 2)):
+        run = Path(shutil.copytree(finished, study / f"optim.muon_lr={rate}-seed{seed}"))
+        config = json.loads((run / "config.json").read_text())
+        config["train"]["seed"], config["optim"]["muon_lr"] = seed, rate
+        (run / "config.json").write_text(json.dumps(config))
+    unfinished = Path(shutil.copytree(finished, study / "optim.muon_lr=0.02-seed3"))
+    (unfinished / "result.json").unlink()
+    html = write_report([study], None, 200).read_text()
+    for rate in (0.01, 0.02):
+        assert f"optim.muon_lr={rate}, mean of 2 runs: training loss" in html
+        assert html.count(f">optim.muon_lr={rate}</text>") == 2  # in the legends of both curves
+    assert html.count("seed3") == 0
+    runs = [study / f"optim.muon_lr={rate}-seed1" for rate in (0.01, 0.02)]
+    html = write_report(runs, tmp_path / "page.html", 200).read_text()
+    assert html.count(f">{runs[0].name}</text>") == 2 and "mean of" not in html
+
+
+def test_a_sweep_s_front_is_drawn_and_its_best_run_shown(finished: Path, tmp_path: Path) -> None:
+    study = tmp_path / "sweep"
+    result = json.loads((finished / "result.json").read_text())
+    for rank, bpb, more in ((0, 2.5, 300), (4, 2.0, 200), (8, 2.25, 100), (12, 1.5, 10**9)):
+        run = Path(shutil.copytree(finished, study / f"model.q_rank={rank}"))
+        config = json.loads((run / "config.json").read_text())
+        config["model"]["q_rank"] = rank
+        (run / "config.json").write_text(json.dumps(config))
+        result["artifact"]["sliding"]["val_bpb"] = bpb
+        result["bytes_total"] = result["bytes_model"] + more
+        (run / "result.json").write_text(json.dumps(result))
+    (study / "pruned").mkdir()
+    shutil.copy(finished / "config.json", study / "pruned")
+    before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
+    html = write_report([study], tmp_path / "page.html", 200).read_text()
+    assert {path: path.read_bytes() for path in study.rglob("*") if path.is_file()} == before
+    assert shown(html, "val_bpb")[1] == "2.0000" and "sweep · model.q_rank=4" in html
+    size = result["bytes_model"]
+    alt = f"model.q_rank=8: 2.2500 in {size + 100:,} bytes; model.q_rank=4: 2.0000 in {size + 200:,} bytes"
+    assert f'aria-label="Pareto front; {alt}"' in html
+    assert "the folder holds no study.db" in html
+    (study / "study.db").touch()
+    assert "holds no study.db" not in write_report([study], tmp_path / "page.html", 200).read_text()
 
 
 def test_a_bare_log_gives_a_page_that_says_so(finished: Path, tmp_path: Path) -> None:
@@ -132,6 +179,34 @@ def test_what_does_not_fit_together_is_not_shown(copy: Path) -> None:
     assert not isinstance(page.scores, Missing)
     html = render(page)
     assert all(f"Not shown: {why.split('`')[0]}" in html for why in whys)
+
+
+def test_a_training_loss_far_below_the_validation_loss_is_remarked(
+    html: str, copy: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    assert 'class="remark"' not in html
+    for name in ("model.pgz", "checkpoint.safetensors"):
+        (copy / name).unlink()
+    losses = [{"step": step, "train_loss": 3.79 if step > 16 else 9.0} for step in range(1, 21)]
+    lines = [*losses, {"step": 20, "val_loss": 4.0, "val_bpb": 1.0}]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tokens = len(open_split(dataset.folder, "train"))
+    for batch_tokens in (512, 512_000):
+        config = json.loads((copy / "config.json").read_text())
+        config["train"]["batch_tokens"] = batch_tokens
+        (copy / "config.json").write_text(json.dumps(config))
+        remark = gather([copy], 100).remark
+        assert "3.79, is far below the validation loss, 4.00" in remark
+        times = 20 * batch_tokens / tokens
+        if times <= 1:
+            assert f"read its training text {times:.2g} times" in remark and "another kind" in remark
+        else:
+            assert f"by heart: the run read the text {times:,.1f} times. More text" in remark
+    assert remark in render(gather([copy], 100))
+    assert "an unknown number of times" in gather([copy], 100, tmp_path).remark  # no shards there
+    metrics = (copy / "metrics.jsonl").read_text()
+    (copy / "metrics.jsonl").write_text(metrics.replace("3.79", "3.81"))
+    assert gather([copy], 100).remark == ""
 
 
 def test_over_the_budget_is_said(copy: Path) -> None:

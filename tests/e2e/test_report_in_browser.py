@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 from pargolf.cli import dispatch
 
@@ -82,6 +84,23 @@ def test_nothing_scrolls_sideways(browser: webdriver.Chrome, width: int) -> None
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_what_is_too_wide_for_a_phone_scrolls_in_its_box_with_a_cue(browser: webdriver.Chrome) -> None:
+    size = {"width": 320, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    boxes = browser.find_elements(By.CSS_SELECTOR, ".scroll")
+    hidden = [box for box in boxes if int(box.get_property("scrollWidth")) > box.size["width"]]  # type: ignore[arg-type]
+    assert {box.find_elements(By.TAG_NAME, "table") != [] for box in hidden} == {True, False}  # and pictures
+    assert len(browser.find_elements(By.CSS_SELECTOR, "table")) == len(
+        browser.find_elements(By.CSS_SELECTOR, ".scroll > table")
+    )
+    for box in hidden:
+        assert box.get_dom_attribute("tabindex") == "0"  # the keyboard's arrows scroll it
+        # The shadows stay at the box's edges; the covers are the content's, and hide them at its ends.
+        assert box.value_of_css_property("background-attachment") == "local, local, scroll, scroll"
+        assert box.value_of_css_property("background-image").count("linear-gradient") == 4
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_dark_and_light_differ_and_are_both_readable(browser: webdriver.Chrome) -> None:
     inks = (("body", "color"), (".muted", "color"), (".verdict", "color"), (".pair text", "fill"))
     papers = {}
@@ -115,6 +134,47 @@ def test_the_page_of_a_text_is_as_quiet_and_fits_too(
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     text = browser.find_element(By.TAG_NAME, "blockquote").text
     assert text.replace("↵", "") == source.read_text()
+
+
+@pytest.mark.parametrize("width", [320, 1200])
+def test_a_token_s_detail_is_told_by_pointer_tap_and_keyboard(
+    browser: webdriver.Chrome, finished: Path, tmp_path: Path, width: int
+) -> None:
+    source, page = tmp_path / "text.txt", tmp_path / "page.html"
+    source.write_text("The city of Zürich, and 漢字. " * 30)
+    assert dispatch(["explain", str(finished), "--text", str(source), "-o", str(page)]) == 0
+    size = {"width": width, "height": 600, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    still = {"name": "prefers-reduced-motion", "value": "reduce"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [still]})
+    browser.get(page.as_uri())
+    tokens = browser.find_elements(By.CSS_SELECTOR, "blockquote span")
+    details = browser.find_elements(By.CSS_SELECTOR, "blockquote i")
+    assert len(tokens) == len(details) and not any(detail.is_displayed() for detail in details)
+
+    def assert_told(place: int) -> None:
+        assert [i for i, detail in enumerate(details) if detail.is_displayed()] == [place]
+        assert "likeliest: " in details[place].text and " bits, " in details[place].text
+        box = browser.execute_script(
+            "const b = arguments[0].getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]",
+            details[place],
+        )
+        assert box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= 600
+        assert browser.execute_script("return document.documentElement.scrollWidth") == width
+
+    long = max(range(len(tokens)), key=lambda i: len(details[i].get_property("textContent")))  # type: ignore[arg-type]
+    for place in (0, long, len(tokens) - 1):
+        ActionChains(browser).move_to_element(tokens[place]).perform()
+        assert_told(place)
+    ActionChains(browser).move_to_element(browser.find_element(By.TAG_NAME, "h2")).perform()
+    tokens[2].click()
+    ActionChains(browser).move_to_element(browser.find_element(By.TAG_NAME, "h2")).perform()
+    assert_told(2)  # a tap leaves the focus there
+    ActionChains(browser).send_keys(Keys.TAB).perform()
+    assert_told(3)
+    assert tokens[3].value_of_css_property("outline-style") == "solid"
+    assert tokens[3].value_of_css_property("outline-width") == "2px"
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def luminance(browser: webdriver.Chrome, where: str, what: str) -> float:

@@ -14,7 +14,8 @@ from optuna.trial import TrialState, create_trial
 
 from pargolf.cli import dispatch
 from pargolf.run.folder import read_lines
-from pargolf.study.records import read_record
+from pargolf.study.compare import pareto_front
+from pargolf.study.records import read_record, read_records
 from pargolf.study.sweep import ENOUGH
 from support import Dataset
 
@@ -68,6 +69,11 @@ def test_an_ablation(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFix
     assert dispatch(["compare", *folders, "--json", str(tmp_path / "again.json")]) == 0
     assert json.loads((tmp_path / "again.json").read_text())["groups"] == groups
     assert f"{groups[0]['val_bpb']:.4f}" in capsys.readouterr().out
+
+    # So does the page of the whole study.
+    assert dispatch(["report", str(study), "--tokens", "200"]) == 0
+    page = (study / "report.html").read_text()
+    assert all(f"optim.embed_lr={rate}, mean of 2 runs: training loss" in page for rate in (0.03, 0.01))
 
     # What is missing, and nothing else, is made again: the same run, bit by bit.
     metrics = Path(f"{other}-seed1337/metrics.jsonl").read_bytes()
@@ -132,6 +138,12 @@ def test_a_sweep(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture
         assert trial.constraints == {"bytes over the budget": trial.values[1] - 16_000_000}
     best = min(trial.values[0] for trial in complete)
     assert f"{best:.4f}" in out
+    drawn = pareto_front(read_records([folder]))  # in the report
+    assert {(r.val_bpb, r.bytes_total) for r in drawn} == {tuple(trial.values) for trial in study.best_trials}
+
+    assert dispatch(["report", str(folder), "--tokens", "200"]) == 0
+    page = (folder / "report.html").read_text()
+    assert 'aria-label="Pareto front; model.q_rank=' in page and f"{best:.4f} bits per byte</title>" in page
 
     # Among trials that were far ahead at every step, the next one is stopped, wherever it is seen first.
     where, curve = complete[0].distributions, [[step, 0.1] for step in range(10, 60, 10)]

@@ -12,7 +12,7 @@ from scipy import stats
 from pargolf.cli.study_tables import show_comparison
 from pargolf.config.schema import RunConfig
 from pargolf.config.settings import flatten, to_dict
-from pargolf.study.compare import Group, compare, group_records, read_published, to_json
+from pargolf.study.compare import Group, compare, group_records, pareto_front, read_published, to_json
 from pargolf.study.records import RunRecord
 from pargolf.system.errors import UserError
 
@@ -211,3 +211,22 @@ def test_runs_of_the_same_seeds_are_compared_in_pairs_too() -> None:
     ]
     d = compare([*runs("a", noisy), *unpaired]).groups[1].difference
     assert d and d.p_paired is None
+
+
+def test_the_front_is_what_no_run_within_the_budget_beats_in_both() -> None:
+    points = [
+        (900, 1.0),
+        (500, 1.2),
+        (500, 1.1),
+        (600, 1.15),
+        (700, 1.1),
+        (1001, 0.9),
+        (None, 0.8),
+        (400, 1.3),
+    ]
+    records = [
+        dataclasses.replace(run(f"{size}-{bpb}", bpb), bytes_total=size, budget=1000) for size, bpb in points
+    ]
+    front = pareto_front(records)
+    assert [(r.bytes_total, r.val_bpb) for r in front] == [(400, 1.3), (500, 1.1), (900, 1.0)]
+    assert pareto_front([]) == []

@@ -93,6 +93,14 @@ def test_a_study_is_its_finished_runs(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "study/open/result.json").unlink()
     assert [record.name for record in read_records([tmp_path / "study"])] == ["a", "b"]
     assert runs_in(finished) == [finished]
+    (tmp_path / "ablation").mkdir()
+    for name in ("a-seed1", "b-seed1", "b-seed2"):
+        folder(tmp_path / "ablation", name, result=RESULT, config={})
+    (tmp_path / "ablation/study.json").write_text(json.dumps({"variations": {"b": {}, "a": {}}}))
+    names = [run.name for run in runs_in(tmp_path / "ablation")]
+    assert names == ["b-seed1", "b-seed2", "a-seed1"]  # the baseline first, as in the ablation's own table
+    (tmp_path / "ablation/study.json").write_text('{"variations": 3}')
+    assert [run.name for run in runs_in(tmp_path / "ablation")] == ["a-seed1", "b-seed1", "b-seed2"]
     with pytest.raises(UserError, match="named twice"):
         read_records([tmp_path / "study", tmp_path / "study/a"])
     for name in ("a", "b"):
