@@ -52,13 +52,13 @@ class ModelConfig:
     q_gain: float = 1.5
     """Initial gain of the normalized queries, one learned value a head."""
     xsa_layers: Natural = 0
-    """Number of last layers whose heads write nothing along the token's own value (XSA)."""
+    """Number of last layers, at most all, whose heads write nothing along the token's own value (XSA)."""
     head_gate: Literal["off", "out", "dense", "sparse"] = "off"
     """A gate for each head's output, computed from the layer's input (see model.attention.HeadGate)."""
     head_gate_scale: Positive = 1.0
     """What a "sparse" gate's logits are multiplied by."""
     value_embed_layers: Natural = 0
-    """Number of last layers that add an embedding of the token to its values."""
+    """Number of last layers, at most all, that add an embedding of the token to its values."""
     value_embed_dim: Count = 128
     """Width of the values' embedding, before it is projected."""
     value_residual: bool = False
@@ -350,9 +350,6 @@ def validate_model(m: ModelConfig) -> None:
         m.rope_dims <= m.d_head and m.rope_dims % 2 == 0,
         f"model.rope_dims {m.rope_dims} must be even and at most a head's size, {m.d_head}",
     )
-    for name in ("xsa_layers", "value_embed_layers"):
-        layers = getattr(m, name)
-        require(layers <= m.n_layers, f"model.{name} {layers} is more than model.n_layers {m.n_layers}")
     require(
         not m.loop_times or m.loop_from <= m.loop_to < m.n_layers,
         f"model.loop_from {m.loop_from} and loop_to {m.loop_to} must be layers, in this order, of"

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -72,11 +73,20 @@ def h100_step_seconds(config: RunConfig, ranks: int) -> float:
     measured = load_preset(MEASURED_ON)
     train = dataclasses.replace(measured.train, batch_tokens=MEASURED_TOKENS, micro_batches=1)
     share = least_seconds(dataclasses.replace(measured, train=train), H100) / MEASURED_SECONDS
-    return least_seconds(config, H100, ranks) / share
+    return _mean_over_run(config, lambda c: least_seconds(c, H100, ranks)) / share
+
+
+def _mean_over_run(config: RunConfig, cost: Callable[[RunConfig], float]) -> float:
+    """The mean `cost` of a step, over a run that may begin without its loops."""
+    share = config.train.loop_share if config.model.loop_times else 0.0
+    once = dataclasses.replace(config.model, loop_times=0)
+    return share * cost(dataclasses.replace(config, model=once)) + (1 - share) * cost(config)
 
 
 def _tried(c: ModelConfig) -> ModelConfig:
-    return dataclasses.replace(c, n_layers=2, seq_len=min(c.seq_len, LONGEST_TRIED))
+    """Two layers of it, which cost what two others do."""
+    length = min(c.seq_len, LONGEST_TRIED)
+    return dataclasses.replace(c, n_layers=2, seq_len=length, loop_times=0, parallel="off")
 
 
 def _tried_memory(c: ModelConfig, dtype: str) -> int:
@@ -104,7 +114,7 @@ def cpu_step_seconds(config: RunConfig, dtype: str) -> float:
         model(tokens[:, :-1], tokens[:, 1:]).backward()
         times.append(time.perf_counter() - start)
     rate = model_flops(dataclasses.replace(config, model=c)) * rows * c.seq_len / min(times)
-    flops = sum(work.flops for work in step_cost(config).values())
+    flops = _mean_over_run(config, lambda c: sum(work.flops for work in step_cost(c).values()))
     return flops / rate * (COMPILED_SHARE if compiled else 1.0)
 
 

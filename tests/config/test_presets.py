@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +25,12 @@ from pargolf.config.settings import flatten, from_dict, to_dict, to_toml, with_s
 from pargolf.model.gpt import GPT
 from pargolf.system.errors import UserError
 
-STACKS = [*preset_names(), *(f"lowrank-q192+{name}" for name in overlay_names())]
+# A narrow shape has no queries of rank 192.
+STACKS = [
+    *preset_names(),
+    *(f"lowrank-q192+{name}" for name in overlay_names() if name != "small"),
+    "full-q+small",
+]
 
 
 def changes(config: RunConfig, base: RunConfig) -> dict[str, Any]:
@@ -42,11 +48,20 @@ def test_a_preset_says_what_differs_from_what_it_builds_on_and_nothing_else(name
 @pytest.mark.parametrize("name", overlay_names())
 def test_an_overlay_changes_what_its_file_says_and_gives_a_model(name: str) -> None:
     said = flatten(tomllib.loads((OVERLAYS / f"{name}.toml").read_text()))
-    stack = validate(load_preset(f"lowrank-q192+{name}"))
-    changed = changes(stack, load_preset("lowrank-q192"))
+    base = "full-q" if name == "small" else "lowrank-q192"
+    stack = validate(load_preset(f"{base}+{name}"))
+    changed = changes(stack, load_preset(base))
     assert changed and changed.items() <= said.items()  # it may also say what it relies on
     assert said.items() <= flatten(to_dict(stack)).items()
     GPT(stack.model)
+
+
+@pytest.mark.parametrize("preset", [name for name in preset_names() if name != "lowrank-q192"])
+def test_every_preset_of_full_queries_has_a_small_form(preset: str) -> None:
+    c = validated(load_preset(f"{preset}+small")).model
+    with torch.device("meta"):
+        model = GPT(c)
+    assert sum(p.numel() for p in model.parameters()) < 1_100_000
 
 
 def test_overlays_are_laid_over_any_preset_from_left_to_right(tmp_path: Path) -> None:

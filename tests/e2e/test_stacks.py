@@ -24,9 +24,14 @@ SMALL: dict[str, object] = {"model__rope_dims": 4, "model__xsa_layers": 2, "mode
 @pytest.mark.parametrize(
     ("stack", "changes", "setting", "word"),
     [
-        ("demo+leaky-relu", {}, ("relu_slope", 0.5), "leaky_relu"),
+        ("demo+leaky-relu+legendre-depth", {"model__q_rank": 0}, ("relu_slope", 0.5), "class Polynomial"),
         (EVERYTHING, SMALL, ("smear", "late"), "class SmearGate"),
-        ("demo+legendre-depth", {"model__q_rank": 0}, ("legendre_attn", 5), "class Polynomial"),
+        (
+            "record-0427+small",
+            {"model__n_layers": 7, "model__rope_dims": 4, "model__q_rank": 0},
+            ("loop_times", 2),
+            "class Routes",
+        ),
     ],
 )
 def test_a_stack_goes_through_every_command(

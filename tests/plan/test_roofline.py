@@ -129,6 +129,22 @@ def test_a_run_ends_by_the_clock_or_by_its_steps(monkeypatch: pytest.MonkeyPatch
     assert forecast.forecasts(TINY)[0].machine == "1 x H100 SXM"  # one micro-batch cannot be shared
 
 
+def test_a_run_that_begins_without_its_loops_takes_as_much_less() -> None:
+    record = load_preset("record-0427")
+    always, never = (
+        forecast.h100_step_seconds(replace(record, train=replace(record.train, loop_share=share)), 8)
+        for share in (0.0, 1.0)
+    )
+    once = replace(record, model=replace(record.model, loop_times=0))
+    assert forecast.h100_step_seconds(once, 8) == pytest.approx(never)
+    assert 1.3 < always / never < 1.6
+    assert forecast.h100_step_seconds(record, 8) == pytest.approx(0.35 * never + 0.65 * always)
+
+
+def test_a_model_with_loops_and_lanes_is_tried_in_two_plain_layers() -> None:
+    assert forecast.cpu_step_seconds(load_preset("record-0427+small"), "float32") > 0
+
+
 def test_the_tables_in_the_documentation_are_those_of_the_benchmark() -> None:
     root = Path(__file__).parents[2]
     command = [sys.executable, str(root / "benchmarks/roofline.py")]
