@@ -300,13 +300,14 @@ def _parse_section(row: Any, n_layers: int) -> Section:
 
 def _require_plausible(m: ModelConfig, values: int) -> None:
     """A config must be backed by weights in the file, or building its model could take all memory."""
-    matrices = (
-        (m.d_model, m.q_rank), (m.d_kv, m.k_rank), (m.d_kv, m.v_rank), (m.d_model, m.out_rank),
-        (m.d_mlp, m.fc_rank), (m.d_mlp, m.proj_rank),
-    )  # fmt: skip
     # Every matrix of a layer: with some at rank 1, the others alone could be huge.
-    layer = sum(rank * (m.d_model + n) if rank else m.d_model * n for n, rank in matrices)
-    least = m.vocab_size * m.d_model + m.n_layers * layer
+    attention = ((m.d_model, m.q_rank), (m.d_kv, m.k_rank), (m.d_kv, m.v_rank), (m.d_model, m.out_rank))
+    mlp = ((m.d_mlp, m.fc_rank), (m.d_mlp, m.proj_rank))
+    least = m.vocab_size * m.d_model
+    for matrices, degree in ((attention, m.legendre_attn), (mlp, m.legendre_mlp)):
+        layer = sum(rank * (m.d_model + n) if rank else m.d_model * n for n, rank in matrices)
+        # The first layer's, the last one's, and what those between are made of.
+        least += layer * (degree + 3 if degree else m.n_layers)
     require(
         least <= values,
         f"its model config needs at least {_digits(least)} values, but {_digits(values)} are there",

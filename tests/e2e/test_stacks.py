@@ -15,16 +15,18 @@ from pargolf.run.target import load_model
 from support import Dataset
 
 EVERYTHING = (
-    "demo+xsa+partial-rope+ln-scale+smear+bigram+value-embed+value-residual+head-gate+skip-gates+orthogonal"
-    "+documents-apart+muoneq+polar-express+grad-clip+ema"
+    "demo+leaky-relu+legendre-depth+xsa+partial-rope+ln-scale+smear+bigram+value-embed+value-residual"
+    "+head-gate+skip-gates+orthogonal+documents-apart+muoneq+polar-express+grad-clip+ema"
 )
-SMALL: dict[str, object] = {"model__rope_dims": 4, "model__xsa_layers": 2, "model__bigram_rows": 64}
+SMALL: dict[str, object] = {
+    "model__n_layers": 4, "model__q_rank": 0, "model__rope_dims": 4, "model__xsa_layers": 2,
+    "model__bigram_rows": 64,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("stack", "changes", "setting", "word"),
     [
-        ("demo+leaky-relu+legendre-depth", {"model__q_rank": 0}, ("relu_slope", 0.5), "class Polynomial"),
         (EVERYTHING, SMALL, ("smear", "late"), "class SmearGate"),
         (
             "record-0427+small",

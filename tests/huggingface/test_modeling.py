@@ -45,6 +45,11 @@ def export(c: ModelConfig, dataset: Dataset, folder: Path) -> tuple[Path, Path]:
     return run.artifact, export_target(find_target(run.folder), "huggingface", folder / "export")
 
 
+# One stack of each model that presets and overlays make.
+STACKS = [*(f"lowrank-q192+{name}" for name in reversed(overlay_names())), *preset_names()]
+MODELS = {tiny(stack): stack for stack in STACKS}
+
+
 @pytest.fixture(scope="module")
 def folders(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return export(tiny("lowrank-q192"), dataset, tmp_path_factory.mktemp("seed"))
@@ -59,7 +64,7 @@ def tokens(rows: int, length: int) -> Tensor:
     return torch.randint(512, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("preset", [*preset_names(), *(f"lowrank-q192+{name}" for name in overlay_names())])
+@pytest.mark.parametrize("preset", MODELS.values())
 def test_logits_loss_and_greedy_text_are_those_of_pargolf(
     preset: str, dataset: Dataset, tmp_path: Path
 ) -> None:
