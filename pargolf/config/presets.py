@@ -136,7 +136,8 @@ def _read_preset(name: str) -> list[Layer]:
         raise UserError(f"{name} is an overlay; lay it over a preset: {PUBLISHED}+{name}")
     if name not in preset_names() and not name.endswith(".toml"):
         near = did_you_mean(name, preset_names() + overlay_names())
-        raise UserError(f"no preset '{name}'{near} ({known_names()}; or a path ending in .toml)")
+        known = "" if near else f" ({known_names()}; or a path ending in .toml)"
+        raise UserError(f"no preset '{name}'{near}{known}")
     values, about = _read_file(PRESETS, name)
     base = values.pop("base", None)
     if base is None:
@@ -156,9 +157,8 @@ def _read_overlay(name: str) -> Layer:
         raise UserError(f"{name} is a preset; a stack begins with it: {name}+{overlay_names()[0]}")
     if name not in overlay_names() and not name.endswith(".toml"):
         near = did_you_mean(name, overlay_names())
-        raise UserError(
-            f"no overlay '{name}'{near} (there are: {', '.join(overlay_names())}; or a path ending in .toml)"
-        )
+        known = "" if near else f" (there are: {', '.join(overlay_names())}; or a path ending in .toml)"
+        raise UserError(f"no overlay '{name}'{near}{known}")
     values, about = _read_file(OVERLAYS, name)
     require("base" not in values, f"{name} names its base, so it is no overlay; begin the stack with it")
     return _layer(name, values, about)
