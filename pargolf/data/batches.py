@@ -59,7 +59,7 @@ class Batches:
         if self.d.order == "documents":
             return len(self._documents)
         if self.d.order == "coprime":
-            return sum(max(1, size // self.c.seq_len - 1) for size in self.stream.sizes)
+            return sum(blocks(size, self.c.seq_len) for size in self.stream.sizes)
         return len(self.stream) // self.c.seq_len
 
     def _starts(self, generator: np.random.Generator) -> np.ndarray:
@@ -74,6 +74,11 @@ class Batches:
         return generator.integers(seq_len) + generator.permutation(self._rows_an_epoch()) * seq_len
 
 
+def blocks(size: int, seq_len: int) -> int:
+    """Rows that a shard of so many tokens holds from any phase on; a tiny one has a row all the same."""
+    return max(1, size // seq_len - 1)
+
+
 def coprime_rows(sizes: list[int], seq_len: int, generator: np.random.Generator) -> np.ndarray:
     """Starts of rows that jump through each shard of `sizes` tokens and come from all shards in turn.
 
@@ -83,7 +88,7 @@ def coprime_rows(sizes: list[int], seq_len: int, generator: np.random.Generator)
     """
     starts, places, begin = [], [], 0
     for size in sizes:
-        n = max(1, size // seq_len - 1)
+        n = blocks(size, seq_len)
         phase, start = generator.integers(seq_len), generator.integers(n)
         stride = generator.choice(np.flatnonzero(np.gcd(np.arange(n + 1), n) == 1))
         starts.append(begin + phase + (start + np.arange(n) * stride) % n * seq_len)

@@ -40,7 +40,7 @@ def load_data(config: RunConfig) -> Data:
         )
     m = config.model
     asks_for_bos = m.smear != "off" or m.bigram_rows or m.documents == "apart"
-    if asks_for_bos and tokenizer.bos_id != m.bos_id:
+    if (asks_for_bos or config.data.order == "documents") and tokenizer.bos_id != m.bos_id:
         raise Mismatch(
             f"tokenizer {config.data.tokenizer} begins a document with token {tokenizer.bos_id}, but"
             f" model.bos_id is {config.model.bos_id}: set --model.bos-id {tokenizer.bos_id}"

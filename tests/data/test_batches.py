@@ -92,6 +92,14 @@ def test_coprime_rows_are_each_block_of_each_shard_once_and_all_shards_in_turn(
         assert Counter(shard[: len(rows) // 2])[0] in (len(rows) // 4, -(-len(rows) // 4))
 
 
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=5), st.integers(0, 99))
+@settings(deadline=None, max_examples=50)
+def test_coprime_rows_of_the_smallest_shards_begin_in_the_stream(sizes: list[int], seed: int) -> None:
+    rows = coprime_rows(sizes, SEQ, np.random.default_rng(seed))
+    assert len(rows) == sum(max(1, size // SEQ - 1) for size in sizes)  # as many as an epoch counts on
+    assert rows.min() >= 0 and rows.max() < sum(sizes) + SEQ  # the last may begin anew, as the stream does
+
+
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(0, 9))
 @settings(deadline=None, max_examples=200)
 def test_document_rows_begin_with_a_document_or_a_whole_row_after_one(sizes: list[int], before: int) -> None:

@@ -86,6 +86,13 @@ def test_options_that_stop_at_a_document_must_know_its_first_token(
         load_data(RunConfig(replace(model, **option), data))
 
 
+def test_so_must_rows_that_begin_with_documents(dataset: Dataset) -> None:
+    data = DataConfig(str(dataset.folder), str(dataset.tokenizer), order="documents")
+    load_data(RunConfig(ModelConfig(vocab_size=512), data))
+    with pytest.raises(UserError, match=r"begins a document with token 1, but model\.bos_id is 2"):
+        load_data(RunConfig(ModelConfig(vocab_size=512, bos_id=2), data))
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_late_foreign_token_is_found(
     split: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
