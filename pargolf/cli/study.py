@@ -1,6 +1,6 @@
 """The commands that look at finished runs and make many of them: one function a command, no logic."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
@@ -30,7 +30,8 @@ class CompareArgs:
     """Compare groups of finished runs with a baseline group, or with a published figure."""
 
     runs: tyro.conf.Positional[Paths] = ()
-    """Folders of runs and of studies; runs that differ in seed, paths and machine alone are one group."""
+    """Folders of runs and of studies; runs that differ in seed, paths and machine alone are one group. A
+    screen alone shows its effects."""
     baseline: OptionalText = ""
     """The group to compare with: a run of it, settings ("model.q_rank=0") or a stack ("demo+legendre-mix");
     default: the first run's."""
@@ -54,6 +55,9 @@ class AblateArgs(RunArgs):
     preset, "base" being none ("base,+legendre-mix,+legendre-mix+spectral-embed"); several make a grid."""
     one_at_a_time: bool = False
     """Instead of the grid, run the preset and each value of each --vary alone."""
+    screen: bool = False
+    """Instead of the grid, two runs a seed, each with about half of all changes: what each --vary does beside
+    its first alternative, for many at once. As --seeds a power of two above the number of --vary."""
     seeds: int = 3
     """Runs of each variation, with the random seeds train.seed, train.seed + 1, ..."""
     jobs: int = 1
@@ -119,11 +123,18 @@ def analyze(argv: list[str]) -> None:
 def compare(argv: list[str]) -> None:
     """Compare runs: means over seeds, differences from a baseline, and their p-values."""
     args = parse(CompareArgs, argv, "pargolf compare")
-    from pargolf.cli.study_tables import show_comparison
+    from pargolf.cli.study_tables import show_comparison, show_screen
     from pargolf.study.compare import compare, read_published, to_json
     from pargolf.study.records import read_records
+    from pargolf.study.screen import is_screen, read_screen
     from pargolf.system.files import write_json
 
+    if len(args.runs) == 1 and is_screen(args.runs[0]):
+        screen = read_screen(args.runs[0])
+        show_screen(screen)
+        if args.json:
+            write_json(args.json, asdict(screen))
+        return
     records = read_records(args.runs)
     for values in args.values:
         records += read_published(values, args.bytes_per_token)
@@ -136,11 +147,17 @@ def compare(argv: list[str]) -> None:
 def ablate(argv: list[str]) -> None:
     """Run a grid of settings and overlays over several seeds, and compare the results."""
     args = preset_args(AblateArgs, argv, "ablate")
-    from pargolf.cli.study_tables import show_comparison
+    from pargolf.cli.study_tables import show_comparison, show_screen
     from pargolf.study.ablate import ablate, read_axis
+    from pargolf.study.screen import screen
+    from pargolf.system.errors import require
 
     axes = [read_axis(text) for text in args.vary]
-    show_comparison(ablate(args.config, args.folder, axes, args.seeds, args.jobs, args.one_at_a_time))
+    if args.screen:
+        require(not args.one_at_a_time, "--screen and --one-at-a-time are two ways to go; choose one")
+        show_screen(screen(args.config, args.folder, axes, args.seeds, args.jobs))
+    else:
+        show_comparison(ablate(args.config, args.folder, axes, args.seeds, args.jobs, args.one_at_a_time))
 
 
 def sweep(argv: list[str]) -> None:

@@ -12,6 +12,7 @@ from pargolf.study.compare import Comparison
 from pargolf.system.console import console, say
 
 if TYPE_CHECKING:  # brings Optuna, which a comparison does not need
+    from pargolf.study.screen import Screen
     from pargolf.study.sweep import Front
 
 
@@ -59,6 +60,30 @@ def _show_differences(comparison: Comparison) -> None:
         f"p: {comparison.method}; record: at least {RECORD_NATS} nats better at p < {RECORD_LEVEL}"
         + (f"\nHolm: corrected for {tested} comparisons, and so is record" if several else "")
         + ("\npaired: t-test of the differences seed by seed, two-sided, not corrected" if pairs else ""),
+        highlight=False,
+    )
+
+
+def show_screen(screen: "Screen") -> None:
+    """Print what each change does, and what the effects leave unexplained."""
+    columns = ["change", "runs", "bpb ± 95 %", "p", "Holm", "bytes", "ms/step"]
+    table = _table("effect of each change beside half of the others; negative is better", *columns)
+    for effect in screen.effects:
+        half = (effect.high - effect.low) / 2
+        table.add_row(
+            escape(effect.change),
+            f"{effect.runs}",
+            f"{effect.bpb:+.4f} ± {half:.4f}",
+            f"{effect.p:.2g}",
+            _number(effect.p_holm, ".2g"),
+            _number(effect.bytes_total, "+,.0f"),
+            _number(effect.step_ms, "+.1f"),
+        )
+    console.print(table)
+    console.print(
+        f"{screen.runs} runs, mean val_bpb {screen.mean:.4f}; unexplained std {screen.std:.4f},"
+        f" {screen.df} degrees of freedom\np: t-test of least squares; Holm: corrected for"
+        f" {len(screen.effects)} effects",
         highlight=False,
     )
 

@@ -13,7 +13,7 @@ from pargolf.config.schema import RunConfig
 from pargolf.config.settings import Settings, from_dict, read_setting, to_dict, with_settings
 from pargolf.study.children import Job, check_data, locked, refuse_incomparable, run_jobs, run_name, settle
 from pargolf.study.compare import Comparison, compare, to_json
-from pargolf.study.records import read_record
+from pargolf.study.records import RunRecord, read_record
 from pargolf.system.console import say
 from pargolf.system.errors import UserError
 from pargolf.system.files import write_json
@@ -114,19 +114,28 @@ def ablate(
 ) -> Comparison:
     """Make every run that is not finished yet and compare the variations, the first as the baseline.
 
-    A run's seed is the base's or one of its successors. All runs of one seed are made before
-    those of the next, so that a study cut short has something to compare. Failed runs are
-    recorded in study.json and stepped over, to be tried again next time. Raises UserError if
-    settings or data are bad, before anything runs, and if no run finished; Stopped by a signal.
+    A run's seed is the base's or one of its successors. Raises what `finish_runs` raises.
     """
-    if seeds < 1 or at_once < 1:
-        raise UserError(f"seeds {seeds} and jobs {at_once} must be at least 1")
-    base = settle(base, _recorded(folder / "study.json"), folder)
+    base = begin_study(base, folder, seeds)
     todo = variations(base, axes, one_at_a_time)
-    check_data(variation.config for variation in todo)
     numbers = [base.train.seed + index for index in range(seeds)]
-    jobs = [_job(variation, seed, folder) for variation in todo for seed in numbers]
-    study: dict[str, Any] = {
+    jobs = [job(variation, seed, folder) for variation in todo for seed in numbers]
+    study = describe_study(base, todo, numbers)
+    comparison = compare(finish_runs(folder, study, jobs, at_once))
+    write_json(folder / "comparison.json", to_json(comparison))
+    return comparison
+
+
+def begin_study(base: RunConfig, folder: Path, seeds: int) -> RunConfig:
+    """The settings that all runs of the study in `folder` start from, as `settle` makes them."""
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds} must be at least 1")
+    return settle(base, _recorded(folder / "study.json"), folder)
+
+
+def describe_study(base: RunConfig, todo: Sequence[Variation], seeds: list[int]) -> dict[str, Any]:
+    """What study.json holds before the first run."""
+    return {
         "base": to_dict(base),
         "variations": {
             variation.change.name: {
@@ -135,9 +144,22 @@ def ablate(
             }
             for variation in todo
         },
-        "seeds": numbers,
+        "seeds": seeds,
         "failures": {},
     }
+
+
+def finish_runs(folder: Path, study: dict[str, Any], jobs: Sequence[Job], at_once: int) -> list[RunRecord]:
+    """Make every run that is not finished yet; the records of those that now are.
+
+    All runs of one seed are made before those of the next, so that a study cut short has
+    something to compare. Failed runs are recorded in study.json and stepped over, to be tried
+    again next time. Raises UserError if settings or data are bad, before anything runs, and if
+    no run finished; Stopped by a signal.
+    """
+    if at_once < 1:
+        raise UserError(f"--jobs {at_once} must be at least 1")
+    check_data(job.config for job in jobs)
     with locked(folder) as lock:
         write_json(folder / "study.json", study)
         unfinished = [job for job in jobs if not job.finished]
@@ -150,18 +172,17 @@ def ablate(
                 write_json(folder / "study.json", study)
             result = outcome.error or f"val_bpb {read_record(outcome.job.folder).val_bpb:.4f}"
             say(f"{number}/{len(unfinished)} {name}: {result}")
-        finished = [read_record(job.folder) for job in jobs if job.finished]
-        if not finished:
-            first = next(iter(study["failures"].values()))
-            raise UserError(f"no run of {folder} finished; the first failed with: {first}")
-        comparison = compare(finished)
-        write_json(folder / "comparison.json", to_json(comparison))
     if study["failures"]:
         say(f"{len(study['failures'])} of {len(jobs)} runs failed; {folder}/study.json says why")
-    return comparison
+    finished = [read_record(job.folder) for job in jobs if job.finished]
+    if not finished:
+        first = next(iter(study["failures"].values()))
+        raise UserError(f"no run of {folder} finished; the first failed with: {first}")
+    return finished
 
 
-def _job(variation: Variation, seed: int, folder: Path) -> Job:
+def job(variation: Variation, seed: int, folder: Path) -> Job:
+    """The run of `variation` with this seed."""
     config = with_settings(variation.config, {"train.seed": seed})
     return Job(config, folder / f"{variation.change.name}-seed{seed}")
 

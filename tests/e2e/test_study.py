@@ -163,6 +163,34 @@ def test_a_sweep(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "sweep with another --search" in capsys.readouterr().err
 
 
+def test_a_screen(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = tmp_path / "study"
+    command = [
+        "ablate", "demo", "--runs", str(tmp_path), "--name", "study", "--eval.no-compressors", "--screen",
+        "--seeds", "2", "--jobs", "2", "--vary", "base,+xsa",
+        *dataset.options(train__iterations=3, train__checkpoint_every=0, eval__stride=64),
+    ]  # fmt: skip
+    assert dispatch(command) == 0
+    out = capsys.readouterr().out
+    assert "4 runs, 0 of them finished before" in out
+    scores = {
+        run: read_record(study / run).val_bpb
+        for run in json.loads((study / "study.json").read_text())["choices"]
+    }
+    assert set(scores) == {"base-seed1337", "+xsa-seed1337", "base-seed1338", "+xsa-seed1338"}
+    with_it, without = ([bpb for run, bpb in scores.items() if run.startswith(x)] for x in ("+xsa", "base"))
+    difference = (sum(with_it) - sum(without)) / 2
+    assert f"{difference:+.4f} ± " in out
+
+    assert dispatch(["compare", str(study), "--json", str(tmp_path / "effects.json")]) == 0
+    assert f"{difference:+.4f} ± " in capsys.readouterr().out
+    assert json.loads((tmp_path / "effects.json").read_text())["effects"][0]["bpb"] == pytest.approx(
+        difference
+    )
+    assert dispatch([*command, "--one-at-a-time"]) == 2
+    assert "choose one" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
