@@ -1,9 +1,9 @@
 """Presets, and the overlays that are laid over them: files that say what they change, and nothing else.
 
 A stack such as "demo+legendre-mix+./mine.toml" begins with a preset; the others are overlays, laid over it
-from left to right. A preset changes the defaults in `schema`, which are the published system
-(challenge pull request #215); an overlay changes whatever lies below it. Both are shipped with the
-package (`presets/` and `presets/overlays/`), or TOML files of one's own.
+from left to right, those that say `above = true` after all the others. A preset changes the defaults in
+`schema`, which are the published system (challenge pull request #215); an overlay changes whatever lies
+below it. Both are shipped with the package (`presets/` and `presets/overlays/`), or TOML files of one's own.
 """
 
 import dataclasses
@@ -34,6 +34,8 @@ class Layer:
     """What it changes."""
     about: str
     """What its first comment says, in one line; empty if it does not begin with one."""
+    above: bool = False
+    """Of an overlay: it is laid over all others, wherever the stack names it."""
 
 
 def preset_names() -> list[str]:
@@ -53,14 +55,21 @@ def known_names() -> str:
 
 def load_preset(stack: str) -> RunConfig:
     """The settings of a stack, not yet validated; UserError as `read_stack`."""
-    return _laid_over(RunConfig(preset=stack), read_stack(stack))
+    settings = {name: value for layer in read_stack(stack) for name, value in layer.settings.items()}
+    return with_settings(RunConfig(preset=stack), settings)
 
 
 def add_overlays(config: RunConfig, overlays: str) -> RunConfig:
     """`config` with more overlays ("+a+b") laid over it, not yet validated; UserError as `read_stack`."""
     stack = config.preset + overlays
-    layers = read_stack(stack)[len(read_stack(config.preset)) :]
-    return _laid_over(dataclasses.replace(config, preset=stack), layers)
+    kept = {name for layer in read_stack(stack) if layer.above for name in layer.settings}
+    added = {
+        name: value
+        for layer in read_overlays(overlays)
+        for name, value in layer.settings.items()
+        if layer.above or name not in kept
+    }
+    return with_settings(dataclasses.replace(config, preset=stack), added)
 
 
 def read_stack(stack: str) -> list[Layer]:
@@ -73,12 +82,13 @@ def read_stack(stack: str) -> list[Layer]:
 
 
 def read_overlays(names: str) -> list[Layer]:
-    """The files of overlays alone, "+a+b" or ""; UserError as `read_stack`."""
-    overlays = [_read_overlay(name) for name in names.split("+")[1:]]
-    setters: dict[str, Layer] = {}
+    """The files of overlays alone, "+a+b" or "", as they are laid; UserError as `read_stack`."""
+    named = [_read_overlay(name) for name in names.split("+")[1:]]
+    overlays = sorted(named, key=lambda layer: layer.above)
+    setters: dict[tuple[bool, str], Layer] = {}
     for overlay in overlays:
         for name, value in overlay.settings.items():
-            other = setters.setdefault(name, overlay)
+            other = setters.setdefault((overlay.above, name), overlay)
             require(
                 other.settings[name] == value,
                 f"overlays {other.name} and {overlay.name} set {name} to {other.settings[name]} and to"
@@ -115,10 +125,6 @@ def origins(config: RunConfig) -> dict[str, str]:
 def _names(folder: Traversable) -> list[str]:
     names = [entry.name for entry in folder.iterdir()]
     return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
-
-
-def _laid_over(config: RunConfig, layers: list[Layer]) -> RunConfig:
-    return with_settings(config, {k: v for layer in layers for k, v in layer.settings.items()})
 
 
 def _fault(stack: str) -> str:
@@ -161,7 +167,9 @@ def _read_overlay(name: str) -> Layer:
         raise UserError(f"no overlay '{name}'{near}{known}")
     values, about = _read_file(OVERLAYS, name)
     require("base" not in values, f"{name} names its base, so it is no overlay; begin the stack with it")
-    return _layer(name, values, about)
+    above = values.pop("above", False)
+    require(isinstance(above, bool), f"{name}: above must be true or false, is {above!r}")
+    return dataclasses.replace(_layer(name, values, about), above=above)
 
 
 def _read_file(folder: Traversable, name: str) -> tuple[dict[str, Any], str]:

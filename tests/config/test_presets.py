@@ -47,7 +47,9 @@ def test_a_preset_says_what_differs_from_what_it_builds_on_and_nothing_else(name
 
 @pytest.mark.parametrize("name", overlay_names())
 def test_an_overlay_changes_what_its_file_says_and_gives_a_model(name: str) -> None:
-    said = flatten(tomllib.loads((OVERLAYS / f"{name}.toml").read_text()))
+    said = tomllib.loads((OVERLAYS / f"{name}.toml").read_text())
+    said.pop("above", None)
+    said = flatten(said)
     base = "full-q" if name == "small" else "lowrank-q192"
     stack = validate(load_preset(f"{base}+{name}"))
     changed = changes(stack, load_preset(base))
@@ -57,12 +59,36 @@ def test_an_overlay_changes_what_its_file_says_and_gives_a_model(name: str) -> N
         GPT(stack.model)
 
 
-@pytest.mark.parametrize("preset", [name for name in preset_names() if name != "lowrank-q192"])
+@pytest.mark.parametrize("preset", [name for name in preset_names() if not load_preset(name).model.q_rank])
 def test_every_preset_of_full_queries_has_a_small_form(preset: str) -> None:
     c = validated(load_preset(f"{preset}+small")).model
     with torch.device("meta"):
         model = GPT(c)
     assert sum(p.numel() for p in model.parameters()) < 1_100_000
+
+
+def test_an_overlay_above_is_laid_over_all_others_wherever_it_is_named() -> None:
+    # Both name the loop's layers, and "small" moves them.
+    last, first = load_preset("full-q+loop+small"), load_preset("full-q+small+loop")
+    assert (last.model, last.train, last.optim) == (first.model, first.train, first.optim)
+    assert (last.model.loop_from, last.model.loop_to) == (2, 3)
+    assert last.model.loop_times == 2
+    assert add_overlays(load_preset("full-q+small"), "+loop") == first
+    assert add_overlays(load_preset("full-q+loop"), "+small") == last
+    changed = with_settings(load_preset("full-q+small"), {"model.loop_to": 4})  # by the user, above all
+    assert add_overlays(changed, "+loop").model.loop_to == 4
+
+
+def test_above_is_yes_or_no(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text("above = 1\n")
+    with pytest.raises(UserError, match="above must be true or false, is 1"):
+        load_preset(f"demo+{tmp_path}/own.toml")
+
+
+def test_two_overlays_above_must_agree(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text("above = true\n[model]\nn_layers = 3\n")
+    with pytest.raises(UserError, match=r"set model\.n_layers to 7 and to 3"):
+        load_preset(f"full-q+small+{tmp_path}/own.toml")
 
 
 def test_overlays_are_laid_over_any_preset_from_left_to_right(tmp_path: Path) -> None:
