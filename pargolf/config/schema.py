@@ -41,6 +41,8 @@ class ModelConfig:
     """MLP hidden width as a multiple of d_model."""
     relu_slope: Share = 0.0
     """Slope of the MLP's ReLU for negative values, before it is squared; 0 is the plain ReLU."""
+    inner_norm: bool = False
+    """Normalize what the last matrix of attention and of the MLP reads, as models of few bits want it."""
     rope_base: Positive = 10000.0
     """Base of the rotary position frequencies."""
     softcap: Positive = 30.0
@@ -268,9 +270,10 @@ TOP_LEVEL = {"zstd": 22, "zlib": 9, "brotli": 11, "lzma": 9}
 class ExportConfig:
     """How weights become bytes."""
 
-    attn_bits: Literal[4, 5, 6, 7, 8, 16, 32] = 6
-    """Bits a value of the attention matrices: 4-8 integers scaled per row, 16 or 32 floats."""
-    mlp_bits: Literal[4, 5, 6, 7, 8, 16, 32] = 6
+    attn_bits: Literal[1, 2, 4, 5, 6, 7, 8, 16, 32] = 6
+    """Bits a value of the attention matrices: 4-8 integers scaled per row, 16 or 32 floats. 2 are the ternary
+    values -1, 0 and 1 times the row's mean, 1 the signs alone; both want train.qat_share 1."""
+    mlp_bits: Literal[1, 2, 4, 5, 6, 7, 8, 16, 32] = 6
     """Bits a value of the MLP's matrices, likewise."""
     embed_bits: Literal[4, 5, 6, 7, 8, 16, 32] = 16
     """Bits a value of the embedding, likewise."""

@@ -12,7 +12,7 @@ from pargolf.system.errors import UserError
 
 TINIEST_SCALE = 2.0**-24  # smallest positive float16
 SMALL_MATRIX = 65_536  # values: of so many or fewer the challenge's baseline keeps floats
-QUANTIZED_BITS = range(2, 9)
+QUANTIZED_BITS = range(1, 9)
 FLOATS = {16: torch.float16, 32: torch.float32}
 
 
@@ -29,12 +29,15 @@ class Quantized:
 
 
 def top_value(bits: int) -> int:
-    """Largest quantized magnitude: 31 for 6 bits. The range is symmetric, so one code stays unused."""
-    return 2 ** (bits - 1) - 1
+    """Largest quantized magnitude: 31 for 6 bits. The range is symmetric, so one code stays unused.
+
+    1 for 2 bits, ternary, and for 1, whose values are -1 and 1.
+    """
+    return max(1, 2 ** (bits - 1) - 1)
 
 
 def plain_bits(kind: str, values: int, export: ExportConfig) -> int:
-    """Bits a value of a tensor of so many values, without a goal: 4-8 integers, 16 or 32 floats."""
+    """Bits a value of a tensor of so many values, without a goal: 1-8 integers, 16 or 32 floats."""
     bits: int = getattr(export, TENSOR_KINDS[kind].bits)
     if export.quantizer == "challenge" and values <= SMALL_MATRIX:
         return max(bits, 16)
@@ -49,10 +52,12 @@ def most_bits(kind: str, values: int, export: ExportConfig) -> int:
 
 
 def quantize_rows(weight: Tensor, bits: int, export: ExportConfig, name: str = "weight") -> Quantized:
-    """weight float32 (rows, cols) -> 2- to 8-bit integers with one scale a row.
+    """weight float32 (rows, cols) -> 1- to 8-bit integers with one scale a row.
 
     Each row is clipped at `export.clip_quantile` of its absolute values (interpolated linearly);
-    elements within the clip are at most scale / 2 off. Raises UserError, naming the tensor, on
+    elements within the clip are at most scale / 2 off. Of 2 bits the scale is the mean of the absolute
+    values and a value the nearest of -1, 0 and 1 (challenge record of March 24 2026, which has a scale for
+    every 128 values), of 1 bit its sign. Raises UserError, naming the tensor, on
     NaN, infinity or a row too large for a float16 scale; ValueError if it is no matrix.
     """
     if weight.ndim != 2 or weight.numel() == 0 or bits not in QUANTIZED_BITS:
@@ -70,6 +75,11 @@ def round_rows(weight: Tensor, bits: int, export: ExportConfig) -> Tensor:
 
 
 def _quantize(weight: Tensor, bits: int, export: ExportConfig) -> Quantized:
+    if bits <= 2:
+        scale = _float16(weight.abs().mean(dim=1))
+        nearest = (weight / scale.float()[:, None]).round().clamp(-1, 1)
+        signs = torch.where(weight < 0, -1, 1)
+        return Quantized((nearest if bits == 2 else signs).to(torch.int8), scale, bits)
     top = top_value(bits)
     clip = _row_quantile(weight.abs(), export.clip_quantile)
     if export.quantizer == "challenge":

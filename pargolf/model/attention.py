@@ -129,7 +129,8 @@ class Attention(nn.Module):
         y = y.transpose(1, 2)
         if self.gate is not None:
             y = self.gate(x[:, first:])[..., None] * y
-        return self.out(y.flatten(2))
+        y = y.flatten(2)
+        return self.out(norm(y) if self.c.inner_norm else y)
 
     def values(self, x: Tensor, embedded: Tensor | None) -> Tensor:
         """x (B, T, d_model) -> its values (B, T, d_kv), with the tokens' `embedded` where they belong in."""

@@ -4,13 +4,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pargolf.config.schema import ModelConfig
-from pargolf.model.layers import projection
+from pargolf.model.layers import norm, projection
 
 
 class MLP(nn.Module):
     """proj(relu(fc(x))^2), hidden width d_mlp (squared ReLU: arXiv 2109.08668).
 
-    With `relu_slope` the square of LeakyReLU: z^2 for z > 0, (slope z)^2 below (challenge records).
+    With `relu_slope` the square of LeakyReLU: z^2 for z > 0, (slope z)^2 below (challenge records). With
+    `inner_norm` proj reads the normalized hidden values (challenge's ternary record, March 24 2026).
     """
 
     def __init__(self, c: ModelConfig):
@@ -22,6 +23,6 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, d_model) -> the same shape."""
         hidden = self.fc(x)
-        if self.c.relu_slope:
-            return self.proj(F.leaky_relu(hidden, self.c.relu_slope).square())
-        return self.proj(F.relu(hidden).square())
+        hidden = F.leaky_relu(hidden, self.c.relu_slope) if self.c.relu_slope else F.relu(hidden)
+        hidden = hidden.square()
+        return self.proj(norm(hidden) if self.c.inner_norm else hidden)

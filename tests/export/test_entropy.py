@@ -7,11 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pargolf.config.schema import ExportConfig
 from pargolf.export.entropy import LEVELS, TAILS, ValueModel, decode_matrix, encode_matrix, frequencies
+from pargolf.export.quantize import quantize_rows
 from pargolf.system.errors import UserError
 
 
@@ -153,3 +156,12 @@ def test_decoding_allocates_by_the_size_of_the_matrix() -> None:
         assert tracemalloc.get_traced_memory()[1] < 16 * 200_000
     finally:
         tracemalloc.stop()
+
+
+def test_ternary_values_take_little_more_than_log2_of_3_bits() -> None:
+    q = quantize_rows(torch.randn(128, 256, generator=torch.Generator().manual_seed(1)), 2, ExportConfig())
+    code, model = encode_matrix(q.values.numpy(), 2)
+    shares = np.unique(q.values.numpy(), return_counts=True)[1] / q.values.numel()
+    entropy = -np.sum(shares * np.log2(shares))
+    assert 8 * len(code) / q.values.numel() < entropy + 0.02 < np.log2(3) + 0.02
+    assert np.array_equal(decode_matrix(code, model, 2), q.values.numpy())

@@ -29,7 +29,7 @@ def random_rows(seed: int, rows: int, cols: int, magnitude: float) -> Tensor:
     seed=st.integers(0, 10**6),
     rows=st.integers(1, 9),
     cols=st.integers(1, 40),
-    bits=st.integers(2, 8),
+    bits=st.integers(3, 8),
     quantile=st.sampled_from([0.5, 0.9, 0.9999984, 1.0]),
     magnitude=st.sampled_from([1e-9, 1e-5, 1e-3, 1.0, 100.0]),
 )
@@ -84,7 +84,27 @@ def test_only_matrices_are_quantized(shape: tuple[int, ...]) -> None:
         quantize_rows(torch.ones(shape), 6, ExportConfig())
 
 
-@pytest.mark.parametrize("bits", [1, 9])
+def test_two_bits_are_the_nearest_of_minus_mean_zero_and_mean() -> None:
+    w = random_rows(5, 40, 33, 1.0)
+    q = quantize_rows(w, 2, ExportConfig())
+    mean = w.abs().mean(dim=1, keepdim=True).half().float()
+    choices = torch.stack((-mean, torch.zeros_like(mean), mean)).expand(3, 40, 33)
+    nearest = (choices - w).abs().argmin(dim=0) - 1
+    assert torch.equal(q.values.long(), nearest)
+    assert torch.equal(q.scale.float(), mean[:, 0])
+    assert set(q.values.unique().tolist()) == {-1, 0, 1}
+
+
+def test_one_bit_is_the_sign_and_zero_counts_as_positive() -> None:
+    w = random_rows(6, 40, 33, 1.0)
+    w[0] = 0
+    q = quantize_rows(w, 1, ExportConfig())
+    assert torch.equal(q.values.float(), torch.where(w < 0, -1.0, 1.0))
+    torch.testing.assert_close(dequantize(q)[1:].abs().mean(1), w.abs().mean(1)[1:], rtol=1e-3, atol=0)
+    assert (dequantize(q)[0] < 1e-7).all()
+
+
+@pytest.mark.parametrize("bits", [0, 9])
 def test_other_bits_are_refused(bits: int) -> None:
     with pytest.raises(ValueError, match="cannot quantize"):
         quantize_rows(torch.ones(2, 2), bits, ExportConfig())

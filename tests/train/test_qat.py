@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from pargolf.config.schema import ExportConfig, ModelConfig, OptimConfig
+from pargolf.export.artifact import read_artifact
 from pargolf.export.quantize import dequantize_state, quantize_state
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.optim.groups import Optimizers
+from pargolf.run.folder import open_run
+from pargolf.train.checkpoint import load_weights
 from pargolf.train.qat import quantized
 from support import Dataset, pargolf, shaken, training_of
 
@@ -82,3 +85,24 @@ def test_compiled_layers_see_the_rounded_weights_too() -> None:
     model.compile_regions()
     assert eager[0] != pytest.approx(eager[1], rel=1e-5)
     assert losses() == pytest.approx(eager, rel=1e-5)
+
+
+@pytest.mark.parametrize(("overlay", "values"), [("ternary", {-1, 0, 1}), ("binary", {-1, 1})])
+def test_a_model_of_few_bits_is_scored_as_it_was_trained(
+    overlay: str, values: set[int], dataset: Dataset, tmp_path: Path
+) -> None:
+    """Its matrices are so few values in the file, and the file's score is that of the rounded weights."""
+    options = dataset.options(train__iterations=20, eval__stride=64, train__dtype="float32")
+    done = pargolf("run", f"demo+{overlay}", "--name", "few", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run, config = open_run(tmp_path / "runs" / "few")
+    model = GPT(config.model)
+    load_weights(run.checkpoint, model)
+    with quantized(model, config.export):
+        expected = {name: p.detach().clone() for name, p in model.named_parameters()}
+    stored = read_artifact(run.artifact).state
+    for name, slot in tensor_kinds(model).items():
+        if slot.kind in ("attn", "mlp"):
+            assert torch.equal(stored[name], expected[name]), name
+            signs = stored[name].sign().unique().tolist()
+            assert set(signs) <= values and len(signs) == len(values), name
