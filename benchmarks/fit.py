@@ -1,29 +1,33 @@
 """What rounding costs: plain rows, second-order rounding, and a filled budget, on one trained run.
 
     python benchmarks/fit.py runs/demo
+    python benchmarks/fit.py runs/demo --records
 
 For each setting of plain bits: its file and score; the same steps, rounded to second order; priced
 steps, rounded to the nearest, in no more bytes; both, which is what `pargolf pack --fit` does; and
-the smallest such file with a score no worse, if there is one. Gap: val_bpb above the unquantized
-checkpoint's; closed: 1 - gap / plain gap.
+the smallest such file with a score no worse, if there is one. With --records the same beside the
+way of the challenge's last record, with and without its corrections of low rank, and ours at its bytes.
+Gap: val_bpb above the unquantized checkpoint's; closed: 1 - gap / the gap of the first row.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
 from rich.table import Table
 from torch import Tensor
 
+from pargolf.config.schema import ExportConfig
 from pargolf.config.settings import with_settings
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.export import artifact
-from pargolf.export.quantize import Quantized, dequantize_state, quantize_state, top_value
-from pargolf.fit.calibrate import calibrate, spread_rows
-from pargolf.fit.gptq import PreparedMatrix, round_second_order
+from pargolf.export.quantize import dequantize_state
+from pargolf.fit.gptq import PreparedMatrix
+from pargolf.fit.pack import calibrated, rounded, with_corrections
 from pargolf.fit.price import Prepared, Stored, fit_bytes, fit_loss, prepare_state, state_at
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.run.target import find_target
@@ -32,20 +36,16 @@ from pargolf.system.console import console
 from pargolf.train.checkpoint import load_weights
 
 PLAIN = ((6, 16), (6, 6), (5, 16), (5, 5), (4, 16), (4, 4))  # bits of matrices, of the embedding
+# The challenge's last record: steps by deviations, second order, three corrections of rank 4 (thread 1855).
+RECORDS = {
+    "export.attn_bits": 6, "export.mlp_bits": 6, "export.embed_bits": 7, "export.rounding": "gptq",
+    "export.attn_sigmas": 13.0, "export.mlp_sigmas": 11.5, "export.embed_sigmas": 14.0,
+}  # fmt: skip
+LQER = {"export.lqer_rank": 4, "export.lqer_matrices": 3}
+WEIGHTED = LQER | {"export.lqer_weighted": True}
 
 
-def second_order(plain: Stored, prepared: Prepared) -> Stored:
-    """The plain state's matrices with their scales and bits, rounded to second order."""
-    state = dict(plain)
-    for name, q in plain.items():
-        ready = prepared[name]
-        if isinstance(q, Quantized) and isinstance(ready, PreparedMatrix):
-            values = round_second_order(ready.weight, q.scale.float(), ready.factor, top_value(q.bits))
-            state[name] = dataclasses.replace(q, values=values[:, ready.order.argsort()])
-    return state
-
-
-def main(run: tyro.conf.Positional[Path], stride: int = 0) -> None:
+def main(run: tyro.conf.Positional[Path], stride: int = 0, records: bool = False) -> None:
     """Print the table for a run's checkpoint, scored by plain rows, or windows every `stride`."""
     target = find_target(run)
     assert target.config is not None and target.run is not None
@@ -54,52 +54,80 @@ def main(run: tyro.conf.Positional[Path], stride: int = 0) -> None:
     model, scored = GPT(config.model), GPT(config.model, target.dtype)
     load_weights(target.run.checkpoint, model)
     state, slots = dict(model.state_dict()), tensor_kinds(model)
-    rows, _ = spread_rows(target.training(), config.model.seq_len, config.export.calibration_tokens)
-    prepared = prepare_state(state, slots, calibrate(model, rows))
+    calibration = calibrated(with_settings(config, RECORDS), model, target.training)
+    assert calibration is not None
+    prepared = prepare_state(state, slots, calibration.moments)
     nearest = {
         # With inputs that are independent there is nothing to make good later.
         name: dataclasses.replace(x, factor=torch.eye(len(x.order))) if isinstance(x, PreparedMatrix) else x
         for name, x in prepared.items()
     }
 
+    def with_(settings: Mapping[str, Any]) -> ExportConfig:
+        return with_settings(config, settings).export
+
     def val_bpb(weights: Mapping[str, Tensor]) -> float:
         scored.load_state_dict(weights)
         every = stride or config.model.seq_len
         return score(scored, text, every, config.eval.batch_rows).val_bpb
 
+    def pack(stored: Stored) -> bytes:
+        return artifact.pack_stored(stored, slots, config.model, config.export, tokenizer.sha256)
+
+    def plain(settings: Mapping[str, Any]) -> bytes:
+        return pack(rounded(state, slots, with_(settings), calibration))
+
+    def filled(ready: Prepared, limit: int, settings: Mapping[str, Any] = {}) -> bytes:
+        def at(price: float) -> bytes:
+            return pack(with_corrections(state_at(ready, price), state, with_(settings), calibration))
+
+        return at(fit_bytes(lambda price: len(at(price)), limit))
+
     before = val_bpb(state)
+
+    def as_good(gap: float) -> dict[str, bytes]:
+        price = fit_loss(lambda x: val_bpb(dequantize_state(state_at(prepared, x))) - before, gap)
+        found = state_at(prepared, price)
+        # Else the finest steps lose more.
+        return {"fitted, as good": pack(found)} if val_bpb(dequantize_state(found)) - before <= gap else {}
+
+    def of_bits(bits: int, embed_bits: int) -> dict[str, bytes]:
+        settings = {"export.attn_bits": bits, "export.mlp_bits": bits, "export.embed_bits": embed_bits}
+        files = {
+            f"plain, {bits} and {embed_bits} bits": plain(settings),
+            "second order": plain(settings | {"export.rounding": "gptq"}),
+        }
+        limit = len(next(iter(files.values())))
+        return files | {"priced steps": filled(nearest, limit), "both: fitted": filled(prepared, limit)}
+
+    def of_records() -> dict[str, bytes]:
+        files = {
+            "records": plain(RECORDS),
+            "records, corrected": plain(RECORDS | LQER),
+            "records, corrected by output": plain(RECORDS | WEIGHTED),
+        }
+        limit = len(files["records"])
+        return files | {
+            "fitted": filled(prepared, limit),
+            "fitted, corrected by output": filled(prepared, limit, WEIGHTED),
+        }
+
     lines = Table(title=f"{run}: val_bpb before quantization {before:.4f}")
-    for column in ("bits, of the embedding", "rounding", "bytes", "val_bpb", "gap", "closed"):
+    for column in ("rounding", "bytes", "val_bpb", "gap", "closed"):
         lines.add_column(column, justify="left" if column == "rounding" else "right")
-    for bits, embed_bits in PLAIN:
-        plainly = {"export.attn_bits": bits, "export.mlp_bits": bits, "export.embed_bits": embed_bits}
-        export = with_settings(config, plainly).export
-
-        def pack(stored: Stored) -> bytes:
-            return artifact.pack_stored(stored, slots, config.model, config.export, tokenizer.sha256)
-
-        def filled(ready: Prepared, limit: int) -> bytes:
-            price = fit_bytes(lambda price: len(pack(state_at(ready, price))), limit)
-            return pack(state_at(ready, price))
-
-        plain = quantize_state(state, slots, export)
-        files = {"plain": pack(plain), "second order": pack(second_order(plain, prepared))}
-        limit = len(files["plain"])
-        files["priced steps"] = filled(nearest, limit)
-        files["both: fitted"] = filled(prepared, limit)
-        gap = val_bpb(artifact.unpack(files["plain"]).state) - before
+    for files in [of_records()] if records else [of_bits(*bits) for bits in PLAIN]:
+        scores = {name: val_bpb(artifact.unpack(data).state) for name, data in files.items()}
+        gap = next(iter(scores.values())) - before
         if gap > 0:
-            price = fit_loss(lambda x: val_bpb(dequantize_state(state_at(prepared, x))) - before, gap)
-            as_good = state_at(prepared, price)
-            if val_bpb(dequantize_state(as_good)) - before <= gap:  # else the finest steps lose more
-                files["fitted, as good"] = pack(as_good)
-        for name, data in files.items():
-            bpb = val_bpb(artifact.unpack(data).state)
-            closed = 1 - (bpb - before) / gap if gap > 0 and name != "fitted, as good" else math.nan
+            for name, data in as_good(gap).items():
+                files[name], scores[name] = data, val_bpb(artifact.unpack(data).state)
+        for number, (name, data) in enumerate(files.items()):
+            closed = 1 - (scores[name] - before) / gap if gap > 0 and number else math.nan
             lines.add_row(
-                f"{bits}, {embed_bits}" if name == "plain" else "", name, f"{len(data):,}", f"{bpb:.4f}",
-                f"{bpb - before:+.4f}", "" if name == "plain" or math.isnan(closed) else f"{closed:.0%}",
+                name, f"{len(data):,}", f"{scores[name]:.4f}", f"{scores[name] - before:+.4f}",
+                "" if math.isnan(closed) else f"{closed:.0%}",
             )  # fmt: skip
+        lines.add_section()
     console.print(lines)
 
 

@@ -10,11 +10,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class TensorKind:
-    """One row of the table; `lr`, `decay` and `bits` name settings of OptimConfig and ExportConfig."""
+    """One row of the table; all but role and optimizer name settings of OptimConfig and ExportConfig."""
 
     role: Literal["product", "table", "lookup", "vector"]
     """product: y = W x; table: a row a token, both looked up and multiplied; lookup: a row an index, looked
-    up alone; vector: all else, never rounded to integers, whatever its shape."""
+    up alone; vector: all else, which no goal of an export rounds, whatever its shape."""
     optimizer: Literal["muon", "adam"]
     lr: str
     """Field of OptimConfig with its learning rate."""
@@ -22,19 +22,23 @@ class TensorKind:
     """Field of OptimConfig with its weight decay."""
     bits: str
     """Field of ExportConfig with its bits a value."""
+    sigmas: str | None
+    """Field of ExportConfig with the standard deviations that the largest integer stands for, if any."""
 
 
 TENSOR_KINDS = {
     # tied token embedding
-    "embed": TensorKind("table", "adam", "embed_lr", "embed_weight_decay", "embed_bits"),
+    "embed": TensorKind("table", "adam", "embed_lr", "embed_weight_decay", "embed_bits", "embed_sigmas"),
     # matrices of attention
-    "attn": TensorKind("product", "muon", "muon_lr", "muon_weight_decay", "attn_bits"),
+    "attn": TensorKind("product", "muon", "muon_lr", "muon_weight_decay", "attn_bits", "attn_sigmas"),
     # matrices of the MLP
-    "mlp": TensorKind("product", "muon", "muon_lr", "muon_weight_decay", "mlp_bits"),
+    "mlp": TensorKind("product", "muon", "muon_lr", "muon_weight_decay", "mlp_bits", "mlp_sigmas"),
     # gains, scales, mixes, skip weights
-    "vector": TensorKind("vector", "adam", "vector_lr", "vector_weight_decay", "vector_bits"),
+    "vector": TensorKind("vector", "adam", "vector_lr", "vector_weight_decay", "vector_bits", None),
+    # matrices that gate heads
+    "gate": TensorKind("vector", "adam", "vector_lr", "vector_weight_decay", "gate_bits", None),
     # tables of pairs of tokens, and for values
-    "lookup": TensorKind("lookup", "adam", "embed_lr", "embed_weight_decay", "embed_bits"),
+    "lookup": TensorKind("lookup", "adam", "embed_lr", "embed_weight_decay", "embed_bits", "embed_sigmas"),
 }
 
 

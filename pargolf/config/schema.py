@@ -279,8 +279,26 @@ class ExportConfig:
     """Bits a value of the embedding, likewise."""
     vector_bits: Literal[16, 32] = 32
     """Bits a value of gains, scales, mixes and skip weights, which stay floats."""
+    gate_bits: Literal[8, 16, 32] = 32
+    """Bits a value of the gates of heads, likewise."""
     clip_quantile: Annotated[float, Bounds(0.5, 1)] = 0.9999984
     """Each row is clipped at this quantile of its absolute values before it is quantized."""
+    attn_sigmas: NotNegative = 0.0
+    """Above 0, the largest integer of a row of attention's matrices stands for so many standard deviations of
+    the row (SDClip), and not for its clip: more make a coarser, smaller file."""
+    mlp_sigmas: NotNegative = 0.0
+    """The same of the MLP's matrices."""
+    embed_sigmas: NotNegative = 0.0
+    """The same of the embedding."""
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    """gptq: each error is made good in the columns still to come, as training text shows what they are
+    multiplied with."""
+    lqer_rank: Natural = 0
+    """Rank of a correction of the rounding error, stored beside the matrices that need it most; 0: none."""
+    lqer_matrices: Count = 3
+    """Matrices that are corrected so."""
+    lqer_weighted: bool = False
+    """Correct what the error does to a matrix's output on training text, and not the error itself."""
     quantizer: Literal["pargolf", "challenge"] = "pargolf"
     """How weights are rounded. challenge: as the challenge's baseline, where a row's clip is at least 1, its
     integers come from its scale before float16 rounds the scale, and a matrix of 65,536 values or fewer
@@ -415,6 +433,11 @@ def validate(c: RunConfig) -> RunConfig:
     require(
         not (x.model_bytes and x.max_loss),
         "export.model_bytes and export.max_loss both say how fine to round; set one",
+    )
+    require(
+        x.quantizer != "challenge"
+        or (x.rounding == "nearest" and not x.attn_sigmas and not x.mlp_sigmas and not x.embed_sigmas),
+        'export.quantizer "challenge" rounds as the baseline does; leave export.rounding and the sigmas out',
     )
     top = TOP_LEVEL[x.codec] if x.codec != "auto" else max(TOP_LEVEL.values())
     require(1 <= x.level <= top, f"export.level of {x.codec} must be in 1..{top}, is {x.level}")

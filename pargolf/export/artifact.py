@@ -135,7 +135,7 @@ def lay_out(
     # All vectors share a section: there are many, they are tiny, and each section costs bytes.
     groups: dict[tuple[int, int], list[str]] = {}
     for name, slot in sorted(slots.items()):
-        layer = -1 if slot.layer is None or slot.kind == "vector" else slot.layer
+        layer = -1 if slot.layer is None or TENSOR_KINDS[slot.kind].role == "vector" else slot.layer
         groups.setdefault((order.index(slot.kind), layer), []).append(name)
     blobs = []
     for (kind, layer), names in sorted(groups.items()):

@@ -13,6 +13,7 @@ from pargolf.system.errors import UserError
 TINIEST_SCALE = 2.0**-24  # smallest positive float16
 SMALL_MATRIX = 65_536  # values: of so many or fewer the challenge's baseline keeps floats
 QUANTIZED_BITS = range(1, 9)
+RIGHT_GROUP = 64
 FLOATS = {16: torch.float16, 32: torch.float32}
 
 
@@ -20,12 +21,37 @@ FLOATS = {16: torch.float16, 32: torch.float32}
 class Quantized:
     """A matrix as `values` int8 (rows, cols), each in -top..top, times `scale` float16 (rows,).
 
-    `bits`, one of QUANTIZED_BITS, gives top (see `top_value`).
+    `bits`, one of QUANTIZED_BITS, gives top (see `top_value`). With a correction, that is added.
     """
 
     values: Tensor
     scale: Tensor
     bits: int
+    correction: "Correction | None" = None
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A low-rank matrix left @ right, of few bits, that makes good part of a rounding error (LQER).
+
+    Source: arXiv 2402.02446; these grids are those of the challenge's thread 1797.
+    """
+
+    left: Tensor
+    """(rows, rank) int8 in -2..1."""
+    left_scale: Tensor
+    """(1,) float16."""
+    right: Tensor
+    """(rank, cols) int8 in -8..7."""
+    right_scale: Tensor
+    """float16, one for every RIGHT_GROUP values of `right` in their order."""
+
+    def matrix(self) -> Tensor:
+        """The float32 (rows, cols) that it stands for."""
+        of_values = self.right_scale.float().repeat_interleave(RIGHT_GROUP)[: self.right.numel()]
+        return (self.left.float() * self.left_scale.float()) @ (
+            self.right.float() * of_values.view_as(self.right)
+        )
 
 
 def top_value(bits: int) -> int:
@@ -51,11 +77,20 @@ def most_bits(kind: str, values: int, export: ExportConfig) -> int:
     return plain_bits(kind, values, export)
 
 
-def quantize_rows(weight: Tensor, bits: int, export: ExportConfig, name: str = "weight") -> Quantized:
+def sigmas_of(kind: str, export: ExportConfig) -> float:
+    """Standard deviations of a row that its largest integer stands for; 0 where its clip decides."""
+    field = TENSOR_KINDS[kind].sigmas
+    return getattr(export, field) if field else 0.0
+
+
+def quantize_rows(
+    weight: Tensor, bits: int, export: ExportConfig, name: str = "weight", sigmas: float = 0.0
+) -> Quantized:
     """weight float32 (rows, cols) -> 1- to 8-bit integers with one scale a row.
 
-    Each row is clipped at `export.clip_quantile` of its absolute values (interpolated linearly);
-    elements within the clip are at most scale / 2 off. Of 2 bits the scale is the mean of the absolute
+    Each row is clipped at `export.clip_quantile` of its absolute values (interpolated linearly), or with
+    `sigmas` at so many of its standard deviations (SDClip, challenge thread 1394); elements within the clip
+    are at most scale / 2 off. Of 2 bits the scale is the mean of the absolute
     values and a value the nearest of -1, 0 and 1 (challenge record of March 24 2026, which has a scale for
     every 128 values), of 1 bit its sign. Raises UserError, naming the tensor, on
     NaN, infinity or a row too large for a float16 scale; ValueError if it is no matrix.
@@ -64,24 +99,30 @@ def quantize_rows(weight: Tensor, bits: int, export: ExportConfig, name: str = "
         raise ValueError(f"cannot quantize {name} of shape {tuple(weight.shape)} to {bits} bits a value")
     weight = weight.detach().float()
     _require_finite(weight, name)
-    q = _quantize(weight, bits, export)
+    q = _quantize(weight, bits, export, sigmas)
     _require_scales(q.scale, name)
     return q
 
 
-def round_rows(weight: Tensor, bits: int, export: ExportConfig) -> Tensor:
+def round_rows(weight: Tensor, bits: int, export: ExportConfig, sigmas: float = 0.0) -> Tensor:
     """The float32 matrix that `quantize_rows`'s integers mean, unchecked: a check makes a GPU's host wait."""
-    return dequantize(_quantize(weight.detach(), bits, export))
+    return dequantize(_quantize(weight.detach(), bits, export, sigmas))
 
 
-def _quantize(weight: Tensor, bits: int, export: ExportConfig) -> Quantized:
+def _quantize(weight: Tensor, bits: int, export: ExportConfig, sigmas: float) -> Quantized:
     if bits <= 2:
         scale = _float16(weight.abs().mean(dim=1))
         nearest = (weight / scale.float()[:, None]).round().clamp(-1, 1)
         signs = torch.where(weight < 0, -1, 1)
         return Quantized((nearest if bits == 2 else signs).to(torch.int8), scale, bits)
     top = top_value(bits)
-    clip = _row_quantile(weight.abs(), export.clip_quantile)
+    if sigmas:
+        # Not torch.std: of a row of one value it is NaN.
+        clip = (
+            sigmas * (weight.var(dim=1, correction=0) * (weight.size(1) / max(1, weight.size(1) - 1))).sqrt()
+        )
+    else:
+        clip = _row_quantile(weight.abs(), export.clip_quantile)
     if export.quantizer == "challenge":
         wanted = clip.clamp_min(1) / top
         clipped = weight.clamp(-clip[:, None], clip[:, None])
@@ -102,8 +143,9 @@ def stored_scale(scale: Tensor, name: str) -> Tensor:
 
 
 def dequantize(q: Quantized) -> Tensor:
-    """The float32 (rows, cols) matrix that the integers and scales stand for."""
-    return q.values.float() * q.scale.float()[:, None]
+    """The float32 (rows, cols) matrix that integers, scales and correction stand for."""
+    rounded = q.values.float() * q.scale.float()[:, None]
+    return rounded if q.correction is None else rounded + q.correction.matrix()
 
 
 def quantize_state(
@@ -122,7 +164,7 @@ def quantize_state(
         if bits in FLOATS:
             stored[name] = to_floats(tensor, bits, name)
         else:
-            stored[name] = quantize_rows(tensor, bits, export, name)
+            stored[name] = quantize_rows(tensor, bits, export, name, sigmas_of(slots[name].kind, export))
     return stored
 
 

@@ -1,11 +1,13 @@
 """One section of an artifact: tensors to a safetensors blob that compresses well, and back.
 
 For each tensor NAME a blob holds "float/NAME", or "intB/NAME", whose values have B bits each, and
-"scale/NAME". How they look depends on the layout; docs/formats.md has the table.
+"scale/NAME"; a matrix with a correction also the CORRECTION parts. How they look depends on the layout;
+docs/formats.md has the table.
 """
 
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import safetensors.torch
@@ -14,11 +16,20 @@ from torch import Tensor
 
 from pargolf.config.schema import ExportConfig
 from pargolf.export.entropy import ValueModel, decode_matrix, encode_matrix
-from pargolf.export.quantize import FLOATS, QUANTIZED_BITS, Quantized, dequantize, top_value
+from pargolf.export.quantize import (
+    FLOATS,
+    QUANTIZED_BITS,
+    RIGHT_GROUP,
+    Correction,
+    Quantized,
+    dequantize,
+    top_value,
+)
 from pargolf.system.errors import UserError, require
 
 # Layout -> what a matrix has beside its values and scales.
 LAYOUTS = {"bytes": (), "planes": (), "range": ("levels",)}
+CORRECTION = ("lqer_left", "lqer_left_scale", "lqer_right", "lqer_right_scale")
 FLOAT_OF_SIZE = {dtype.itemsize: dtype for dtype in FLOATS.values()}
 
 
@@ -38,6 +49,11 @@ def encode_section(stored: Mapping[str, Quantized | Tensor], export: ExportConfi
             tensors[f"levels/{name}"] = torch.from_numpy(np.concatenate((model.rows, model.cols)))
             values = torch.tensor([model.tail, model.ends, len(code)], dtype=torch.int32)
         tensors[f"int{x.bits}/{name}"] = values
+        if x.correction is not None:
+            c = x.correction
+            for part, of in zip(CORRECTION, (c.left, c.left_scale, c.right, c.right_scale), strict=True):
+                of = of.cpu().contiguous()
+                tensors[f"{part}/{name}"] = of if of.dtype == torch.int8 else _write_floats(of, export)
     # safetensors has an order of its own: by dtype, then name.
     return safetensors.torch.save(tensors), b"".join(codes)
 
@@ -73,9 +89,13 @@ def _decode_tensor(
         floats = _read_floats(parts["float"], export)
         require(floats.numel() <= most, "more values than the section has")
         return floats.float()
+    corrections = [parts.pop(part) for part in CORRECTION if part in parts]
     for bits in QUANTIZED_BITS:
         if parts.keys() == {f"int{bits}", "scale", *LAYOUTS[export.layout]}:
-            return dequantize(_decode_matrix(parts, bits, source, export, most))
+            matrix = _decode_matrix(parts, bits, source, export, most)
+            if corrections:
+                matrix = replace(matrix, correction=_read_correction(corrections, matrix, export))
+            return dequantize(matrix)
     raise UserError(f"tensor {name[:80]!r} has the parts {', '.join(sorted(parts))[:80]!r}")
 
 
@@ -98,8 +118,26 @@ def _decode_matrix(
     require(0 < values.numel() <= most, "a matrix of wrong size")
     require(values.size(0) == scale.numel(), "there must be one scale a row")
     top = top_value(bits)
+    require(bits > 1 or bool(values.ne(0).all()), "values of one bit are -1 and 1")
     require(-top <= int(values.min()) and int(values.max()) <= top, f"a value lies outside -{top}..{top}")
     return Quantized(values, scale, bits)
+
+
+def _read_correction(parts: list[Tensor], of: Quantized, export: ExportConfig) -> Correction:
+    require(len(parts) == len(CORRECTION), "a correction with parts missing")
+    left, right = parts[0], parts[2]
+    left_scale, right_scale = _read_floats(parts[1], export), _read_floats(parts[3], export)
+    rows, cols = of.values.shape
+    require(left.dtype == right.dtype == torch.int8, "a correction must be int8 matrices")
+    require(left.ndim == right.ndim == 2 and left.size(1) == right.size(0) > 0, "a correction of no rank")
+    require(left.size(0) == rows and right.size(1) == cols, "a correction of another shape than its matrix")
+    require(left.size(1) <= min(rows, cols), "a correction of more than its matrix's rank")
+    require(left_scale.shape == (1,), "a correction's left matrix must have one scale")
+    require(
+        right_scale.shape == (-(-right.numel() // RIGHT_GROUP),),
+        f"a correction's right matrix must have a scale for every {RIGHT_GROUP} values",
+    )
+    return Correction(left, left_scale, right, right_scale)
 
 
 def _write_floats(x: Tensor, export: ExportConfig) -> Tensor:
@@ -113,7 +151,9 @@ def _read_floats(x: Tensor, export: ExportConfig) -> Tensor:
     if export.layout in ("planes", "range"):
         require(x.dtype == torch.uint8 and x.ndim > 0, "planes of floats must be uint8 bytes")
         require(x.size(0) in FLOAT_OF_SIZE, f"floats of {x.size(0)} bytes")
-        x = x.movedim(0, -1).contiguous().view(FLOAT_OF_SIZE[x.size(0)]).squeeze(-1)
+        # Not contiguous(), which leaves a single value's planes as they are, apart.
+        x = x.movedim(0, -1).clone(memory_format=torch.contiguous_format)
+        x = x.view(FLOAT_OF_SIZE[x.size(-1)]).squeeze(-1)
     require(x.dtype in FLOATS.values(), f"floats stored as {x.dtype}")
     require(bool(x.isfinite().all()), "NaN or infinite values")
     return x.clone()  # the loaded tensor may share the read-only bytes

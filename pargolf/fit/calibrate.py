@@ -18,6 +18,7 @@ from pargolf.fit.gptq import Moments
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.model.layers import norm
 from pargolf.score.windows import batch_losses, one_window_a_row, over_windows, require_number
+from pargolf.system import distributed
 from pargolf.system.errors import require
 from pargolf.system.progress import OnProgress, unseen
 
@@ -41,7 +42,8 @@ def calibrate(model: GPT, rows: np.ndarray, progress: OnProgress = unseen) -> di
     """Moments, on the CPU, of what a float32 model multiplies by, on `rows` (n, T + 1) int64.
 
     These are its parameters of the roles "product" and "lookup", each in a module of its own that multiplies
-    by it or looks it up, and the embedding.
+    by it or looks it up, and the embedding. Every rank calls this with rows of its own; the moments are
+    those of all rows.
 
     The embedding is two matrices in one: the head's, and the table of inputs, where an error in
     row v costs wherever token v is read. Its moments are those of the sum of both costs, with the
@@ -103,8 +105,8 @@ def calibrate(model: GPT, rows: np.ndarray, progress: OnProgress = unseen) -> di
     for hook in hooks:
         hook.remove()
     for sums in (*inputs.values(), *outputs.values()):
-        require_number(float(sums.sum()))
-    count = rows[:, 1:].size
+        require_number(float(distributed.total(sums).sum()))
+    count = int(distributed.total(torch.tensor([rows[:, 1:].size], device=model.embed.weight.device)))
     moments = {name: Moments(inputs[name].cpu() / count, outputs[name].cpu() / count) for name in inputs}
     head, table = moments.pop("head"), moments.pop("table")
     shape = head.outputs.mean() * head.inputs + table.inputs / model.config.vocab_size

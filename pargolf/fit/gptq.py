@@ -11,7 +11,7 @@ decides how finely to round each row.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -82,10 +82,26 @@ def quantize_at(prepared: PreparedMatrix, price: float, name: str = "weight") ->
     finest = weight.abs().amax(dim=1) / top_value(8)
     step = (math.sqrt(price) * prepared.unit_step).clamp(finest, ALL_ZERO * finest)
     scale = stored_scale(step, name)
-    values = round_second_order(weight, scale.float(), prepared.factor, top_value(8))
-    values = values[:, prepared.order.argsort()]
+    values = round_at(prepared, scale, top_value(8))
     bits = max(2, int(values.abs().max()).bit_length() + 1)
     return Quantized(values, scale, bits)
+
+
+def with_second_order(plain: Quantized, weight: Tensor, moments: Moments) -> Quantized:
+    """`weight` at the bits and scales of its plain rounding, errors made good in the columns to come.
+
+    Signs alone, of 1 bit, stay as they are.
+    """
+    if plain.bits == 1:
+        return plain
+    prepared = prepare(weight, moments)
+    return replace(plain, values=round_at(prepared, plain.scale, top_value(plain.bits)))
+
+
+def round_at(prepared: PreparedMatrix, scale: Tensor, top: int) -> Tensor:
+    """Integers (rows, cols) int8 in -top..top, the columns as they were, at stored scales (rows,)."""
+    values = round_second_order(prepared.weight, scale.float(), prepared.factor, top)
+    return values[:, prepared.order.argsort()]
 
 
 def round_second_order(weight: Tensor, scale: Tensor, factor: Tensor, top: int) -> Tensor:

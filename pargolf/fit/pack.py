@@ -4,22 +4,27 @@ Plainly, each matrix row by row in the bits of its kind; or with the rounding an
 training text shows to be best (`calibrate`, `gptq`, `price`).
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
+import numpy as np
 from torch import Tensor
 
-from pargolf.config.schema import RunConfig, validate
+from pargolf.config.kinds import Slot
+from pargolf.config.schema import ExportConfig, RunConfig, validate
 from pargolf.config.settings import settled
 from pargolf.data.shards import TokenStream
 from pargolf.data.tokenizer import Tokenizer
-from pargolf.export.artifact import pack, pack_stored
-from pargolf.export.quantize import dequantize_state, quantize_state
+from pargolf.export.artifact import pack_stored
+from pargolf.export.quantize import Quantized, dequantize_state, quantize_state
 from pargolf.fit.calibrate import bits_per_byte, calibrate, spread_rows
 from pargolf.fit.choose import Choice, as_floats, choose
+from pargolf.fit.gptq import Moments, with_second_order
+from pargolf.fit.lqer import corrected
 from pargolf.fit.price import Prepared, Stored, fit_bytes, fit_loss, prepare_state, state_at
 from pargolf.fit.smallest import pack_smallest
 from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.system import launch
 from pargolf.system.errors import require
 from pargolf.system.progress import Bars, no_bar
 
@@ -28,37 +33,99 @@ LONGEST = 2**32  # in digits, of the settings that differ between runs to one go
 OTHER_DIGITS = 128
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What training text tells of a trained model."""
+
+    moments: dict[str, Moments]
+    held_back: np.ndarray
+    """(n, seq_len + 1) int64: training text that the moments have not seen."""
+
+
+def reads_training_text(x: ExportConfig) -> bool:
+    """Whether packing with these settings needs a calibration."""
+    return bool(x.model_bytes or x.max_loss or x.rounding == "gptq" or (x.lqer_rank and x.lqer_weighted))
+
+
+def calibrated(
+    config: RunConfig, model: GPT, training: Callable[[], TokenStream], bars: Bars = no_bar
+) -> Calibration | None:
+    """The calibration that packing `model` needs, None where it needs none; every rank calls this.
+
+    Each rank reads its share of the `training` tokens, which are opened only then.
+    """
+    x = config.export
+    if not reads_training_text(x):
+        return None
+    rows, held_back = spread_rows(training(), config.model.seq_len, x.calibration_tokens)
+    ranks = launch.world_size()
+    mine = rows[launch.rank() :: ranks] if len(rows) >= ranks else rows
+    measured = _in_float32(config, model)
+    with bars("calibrating") as bar:
+        return Calibration(calibrate(measured, mine, bar), held_back)
+
+
 def pack_model(
     config: RunConfig,
     model: GPT,
     tokenizer: Tokenizer,
     code_bytes: Callable[[RunConfig], int],
-    training: Callable[[], TokenStream],
+    calibration: Calibration | None,
     say: Callable[[str], None],
     bars: Bars = no_bar,
 ) -> bytes:
     """The artifact of a trained model; the same weights and settings give the same bytes.
 
-    `code_bytes` says how long the code of a configuration is, for codec or layout "auto". The
-    `training` tokens are opened if `export.model_bytes` or `export.max_loss` is set, no others ever;
-    `say` is then told in a line where fitting gave nothing better than plain rounding.
+    `code_bytes` says how long the code of a configuration is, for codec or layout "auto"; `calibration` is
+    that of `calibrated`. `say` is told in a line where fitting gave nothing better than plain rounding.
     Raises UserError where the settings cannot be met.
     """
     x = config.export
     state = {name: value.cpu() for name, value in model.state_dict().items()}
     slots = tensor_kinds(model)
-    if x.codec == "auto" or x.layout == "auto":
-        if not x.model_bytes and not x.max_loss:
-            stored = quantize_state(state, slots, x)
-            with bars("packing in every codec and layout"):
-                return pack_smallest(stored, slots, config, tokenizer.sha256, code_bytes)
+    if x.model_bytes or x.max_loss:
+        assert calibration is not None
         # What is smallest for trained weights: range coding takes what bits a row has, however few.
         usual = replace(config, export=settled(x))
-        return pack_model(usual, model, tokenizer, code_bytes, training, say, bars)
-    if x.model_bytes or x.max_loss:
-        return _fitted(config, model, state, tokenizer, training(), say, bars)
+        return _fitted(usual, model, state, tokenizer, calibration, say, bars)
     with bars("packing"):
-        return pack(state, slots, config.model, x, tokenizer.sha256)
+        stored = rounded(state, slots, x, calibration)
+        if x.codec == "auto" or x.layout == "auto":
+            return pack_smallest(stored, slots, config, tokenizer.sha256, code_bytes)
+        return pack_stored(stored, slots, config.model, x, tokenizer.sha256)
+
+
+def rounded(
+    state: Mapping[str, Tensor], slots: Mapping[str, Slot], x: ExportConfig, calibration: Calibration | None
+) -> Stored:
+    """Every tensor as it is stored without a goal: by its bits, `export.rounding` and corrections."""
+    stored: Stored = quantize_state(state, slots, x)
+    if x.rounding == "gptq":
+        assert calibration is not None
+        stored = {
+            name: with_second_order(form, state[name], calibration.moments[name])
+            if isinstance(form, Quantized) and name in calibration.moments
+            else form
+            for name, form in stored.items()
+        }
+    return with_corrections(stored, state, x, calibration)
+
+
+def with_corrections(
+    stored: Stored, state: Mapping[str, Tensor], x: ExportConfig, calibration: Calibration | None
+) -> Stored:
+    """`stored` with the corrections of low rank that the settings ask for."""
+    if not x.lqer_rank:
+        return stored
+    moments = calibration.moments if x.lqer_weighted and calibration is not None else None
+    return corrected(stored, state, moments, x)
+
+
+def _in_float32(config: RunConfig, model: GPT) -> GPT:
+    """A copy of `model` that computes in float32, whatever it computes in itself."""
+    copy = GPT(config.model).to(model.embed.weight.device)
+    copy.load_state_dict(model.state_dict())
+    return copy
 
 
 def _fitted(
@@ -66,21 +133,17 @@ def _fitted(
     model: GPT,
     state: dict[str, Tensor],
     tokenizer: Tokenizer,
-    stream: TokenStream,
+    calibration: Calibration,
     say: Callable[[str], None],
     bars: Bars,
 ) -> bytes:
     """The best file of `state` within `export.model_bytes`, or the smallest within `export.max_loss`.
 
-    The forms are the priced rounding, the same with the embedding in float16, and the plain rounding.
+    The forms are the priced rounding, the same with the embedding in float16, and `rounded`, without a goal.
     """
     x = config.export
     slots = tensor_kinds(model)
-    rows, held_back = spread_rows(stream, config.model.seq_len, x.calibration_tokens)
-    measured = GPT(config.model).to(model.embed.weight.device)  # in float32, whatever `model` computes in
-    measured.load_state_dict(state)
-    with bars("calibrating") as bar:
-        moments = calibrate(measured, rows, bar)
+    measured, held_back = _in_float32(config, model), calibration.held_back
     table = tokenizer.byte_table()
     before = bits_per_byte(measured, held_back, table)
 
@@ -94,19 +157,20 @@ def _fitted(
     goal = f"{x.model_bytes:,} bytes" if x.model_bytes else f"a loss of {x.max_loss:g} bits per byte"
 
     def fit(prepared: Prepared) -> Stored:
+        def at(price: float) -> Stored:
+            return with_corrections(state_at(prepared, price), state, x, calibration)
+
         with bars(f"searching the steps for {goal}") as bar:
             if x.model_bytes:
-                price = fit_bytes(lambda price: len(file_of(state_at(prepared, price))), x.model_bytes, bar)
-            else:
-                price = fit_loss(lambda price: loss_of(state_at(prepared, price)), x.max_loss, bar)
-        return state_at(prepared, price)
+                return at(fit_bytes(lambda price: len(file_of(at(price))), x.model_bytes, bar))
+            return at(fit_loss(lambda price: loss_of(at(price)), x.max_loss, bar))
 
-    prepared = prepare_state(state, slots, moments)
+    prepared = prepare_state(state, slots, calibration.moments)
     forms = {"fitted": fit(prepared)}
     floats = as_floats(state, slots, forms["fitted"])
     if floats:
         forms["fitted, float16 embedding"] = fit({**prepared, **floats})
-    forms["plain"] = quantize_state(state, slots, x)
+    forms["plain"] = rounded(state, slots, x, calibration)
     choices = [Choice(form, file_of(stored), loss_of(stored)) for form, stored in forms.items()]
     best = choose(choices, x)
     if best.form == "plain":

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from pargolf.config.schema import ModelConfig
-from pargolf.model.init import matrix, normal, vector
+from pargolf.model.init import matrix, normal, vector, zero
 from pargolf.model.inputs import GATE_CHANNELS
 from pargolf.model.layers import norm, projection, rotate
 
@@ -226,9 +226,9 @@ class HeadGate(nn.Module):
         super().__init__()
         self.c = c
         if c.head_gate == "dense":
-            self.weight = matrix(c.n_heads, c.d_model, "vector", normal(0.005))
+            self.weight = matrix(c.n_heads, c.d_model, "gate", normal(0.005))
         else:
-            self.weight = vector((c.n_heads, min(GATE_CHANNELS, c.d_model)), 0.0)
+            self.weight = matrix(c.n_heads, min(GATE_CHANNELS, c.d_model), "gate", zero)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, d_model) -> (B, T, n_heads)."""

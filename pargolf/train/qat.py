@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from pargolf.config.schema import ExportConfig
-from pargolf.export.quantize import FLOATS, most_bits, round_rows
+from pargolf.export.quantize import FLOATS, most_bits, round_rows, sigmas_of
 from pargolf.model.gpt import GPT, tensor_kinds
 
 
@@ -21,10 +21,11 @@ def quantized(model: GPT, export: ExportConfig) -> Iterator[None]:
     parameters = dict(model.named_parameters())
     slots = tensor_kinds(model)
     bits = {name: most_bits(slots[name].kind, p.numel(), export) for name, p in parameters.items()}
+    sigmas = {name: sigmas_of(slots[name].kind, export) for name in parameters}
     masters = {name: parameters[name].detach().clone() for name, n in bits.items() if n not in FLOATS}
     with torch.no_grad():
         for name, master in masters.items():
-            parameters[name].copy_(round_rows(master, bits[name], export))
+            parameters[name].copy_(round_rows(master, bits[name], export, sigmas[name]))
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from pargolf.data.text import Text, decoded
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import Artifact, read_header
 from pargolf.fit.budget import Ledger, ledger
-from pargolf.fit.pack import pack_model, with_goal
+from pargolf.fit.pack import calibrated, pack_model, with_goal
 from pargolf.kernels import native
 from pargolf.model.gpt import GPT
 from pargolf.run.folder import Log, Run, open_run, start_run
@@ -208,7 +208,8 @@ def _pack(
         config = with_goal(config, fit, max_loss, code_bytes)
     tokenizer = Tokenizer(run.tokenizer)
     training = partial(open_training, dataset or Path(config.data.dataset), tokenizer)
-    data = pack_model(config, model, tokenizer, code_bytes, training, say, Bar)
+    calibration = calibrated(config, model, training, Bar)
+    data = pack_model(config, model, tokenizer, code_bytes, calibration, say, Bar)
     write_atomic(run.artifact, data)
     made = read_header(data).export
     if "auto" in (config.export.codec, config.export.layout):

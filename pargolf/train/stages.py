@@ -15,7 +15,7 @@ from pargolf.config.schema import EvalConfig, RunConfig
 from pargolf.data.dataset import Data
 from pargolf.data.text import Text
 from pargolf.export.artifact import Artifact
-from pargolf.fit.pack import pack_model
+from pargolf.fit.pack import calibrated, pack_model
 from pargolf.model.gpt import GPT
 from pargolf.run.log_lines import Scored, closing_lines
 from pargolf.run.target import load_model, open_artifact
@@ -59,8 +59,9 @@ def run(
     marks = [time.perf_counter()]
     training.run(data, recorder, log, compile_cache)
     marks.append(time.perf_counter())
+    calibration = calibrated(config, training.model, lambda: data.train, bars)
     if launch.is_main():
-        packed = pack_model(config, training.model, data.tokenizer, code_bytes, lambda: data.train, log, bars)
+        packed = pack_model(config, training.model, data.tokenizer, code_bytes, calibration, log, bars)
         write_atomic(path, packed)
         log(f"artifact in {path}")
     distributed.barrier()

@@ -219,7 +219,15 @@ def test_bombs_are_refused(codec: str) -> None:
 
 ints = torch.ones(4, 3, dtype=torch.int8)
 scale = torch.ones(4, dtype=torch.float16)
-HOSTILE_SECTIONS: dict[str, dict[str, Tensor]] = {
+corrected = {
+    "int6/a": ints,
+    "scale/a": scale,
+    "lqer_left/a": torch.ones(4, 2, dtype=torch.int8),
+    "lqer_left_scale/a": torch.ones(1).half(),
+    "lqer_right/a": torch.ones(2, 3, dtype=torch.int8),
+    "lqer_right_scale/a": torch.ones(1).half(),
+}
+HOSTILE_SECTIONS: dict[str, dict[str, Tensor | None]] = {
     "no scale": {"int6/a": ints},
     "no values": {"scale/a": scale},
     "no part": {"a": ints, "scale/a": scale},
@@ -242,19 +250,42 @@ HOSTILE_SECTIONS: dict[str, dict[str, Tensor]] = {
     "float64": {"float/a": ints.double()},
     "values -128": {"int6/a": ints * -128, "scale/a": scale},
     "empty": {"int6/a": ints[:0], "scale/a": scale[:0]},
+    "a correction without scales": {**corrected, "lqer_left_scale/a": None},
+    "a correction of one matrix": {**corrected, "lqer_right/a": None},
+    "a correction of floats": {**corrected, "lqer_left/a": torch.ones(4, 2)},
+    "a correction of other rows": {**corrected, "lqer_left/a": torch.ones(5, 2, dtype=torch.int8)},
+    "a correction of other columns": {**corrected, "lqer_right/a": torch.ones(2, 4, dtype=torch.int8)},
+    "a correction of two ranks": {**corrected, "lqer_right/a": torch.ones(1, 3, dtype=torch.int8)},
+    "a correction of no rank": {
+        **corrected,
+        "lqer_left/a": torch.ones(4, 0, dtype=torch.int8),
+        "lqer_right/a": torch.ones(0, 3, dtype=torch.int8),
+    },
+    "a correction above full rank": {
+        **corrected,
+        "lqer_left/a": torch.ones(4, 4, dtype=torch.int8),
+        "lqer_right/a": torch.ones(4, 3, dtype=torch.int8),
+    },
+    "a correction of two left scales": {**corrected, "lqer_left_scale/a": torch.ones(2).half()},
+    "a correction of two right scales": {**corrected, "lqer_right_scale/a": torch.ones(2).half()},
+    "a correction by NaN": {**corrected, "lqer_left_scale/a": torch.full((1,), float("nan")).half()},
+    "a correction of floats alone": {
+        **{name: x for name, x in corrected.items() if name.startswith("lqer")},
+        "float/a": torch.ones(4, 3),
+    },
     "tensor of another section": {"int6/blocks.0.fc": ints, "scale/blocks.0.fc": scale},
 }
 
 
 @pytest.mark.parametrize("tensors", HOSTILE_SECTIONS.values(), ids=HOSTILE_SECTIONS.keys())
-def test_hostile_sections_are_refused(tensors: dict[str, Tensor]) -> None:
+def test_hostile_sections_are_refused(tensors: dict[str, Tensor | None]) -> None:
     header, payloads = parts(small_artifact())
-    changed, payloads = with_section(header, payloads, 1, safetensors.torch.save(tensors))
+    there = {name: x for name, x in tensors.items() if x is not None}
+    changed, payloads = with_section(header, payloads, 1, safetensors.torch.save(there))
     assert refuses(changed, payloads)
-    good, payloads = with_section(
-        header, payloads, 1, safetensors.torch.save({"int6/a": ints, "scale/a": scale})
-    )
-    assert not refuses(good, payloads)
+    for good in ({"int6/a": ints, "scale/a": scale}, corrected):
+        whole, payloads = with_section(header, payloads, 1, safetensors.torch.save(good))
+        assert not refuses(whole, payloads)
 
 
 def forged(layout: Any, tensors: dict[str, Tensor]) -> Any:

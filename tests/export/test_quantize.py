@@ -104,6 +104,27 @@ def test_one_bit_is_the_sign_and_zero_counts_as_positive() -> None:
     assert (dequantize(q)[0] < 1e-7).all()
 
 
+@pytest.mark.parametrize("sigmas", [2.5, 12.85])
+def test_sigmas_set_the_step_by_the_deviation_of_the_row(sigmas: float) -> None:
+    w = random_rows(7, 40, 33, 1.0)
+    q = quantize_rows(w, 6, ExportConfig(), sigmas=sigmas)
+    torch.testing.assert_close(q.scale.float(), sigmas * w.std(dim=1) / 31, rtol=1e-3, atol=0)
+    assert torch.equal(q.values.float(), (w / q.scale.float()[:, None]).round().clamp(-31, 31))
+    assert dequantize(quantize_rows(w[:, :1], 6, ExportConfig(), sigmas=sigmas)).abs().max() < 1e-5
+
+
+def test_sigmas_are_those_of_the_kind() -> None:
+    state = {name: torch.randn(4, 8) for name in ("e", "a", "m", "g")}
+    slots = {"e": Slot("embed", None), "a": Slot("attn", 0), "m": Slot("mlp", 0), "g": Slot("gate", 0)}
+    export = ExportConfig(embed_bits=7, embed_sigmas=14.0, attn_sigmas=13.0, mlp_sigmas=11.5, gate_bits=8)
+    stored = quantize_state(state, slots, export)
+    for name, bits, sigmas in (("e", 7, 14.0), ("a", 6, 13.0), ("m", 6, 11.5), ("g", 8, 0.0)):
+        expected = quantize_rows(state[name], bits, export, sigmas=sigmas)
+        form = stored[name]
+        assert isinstance(form, Quantized)
+        assert torch.equal(form.scale, expected.scale) and torch.equal(form.values, expected.values)
+
+
 @pytest.mark.parametrize("bits", [0, 9])
 def test_other_bits_are_refused(bits: int) -> None:
     with pytest.raises(ValueError, match="cannot quantize"):

@@ -135,8 +135,8 @@ def test_every_tensor_has_one_kind_and_every_kind_is_used() -> None:
     model = GPT(TINY)
     slots = tensor_kinds(model)
     assert set(slots) == {name for name, _ in model.named_parameters()}
-    tables = tensor_kinds(GPT(dataclasses.replace(TINY, bigram_rows=9)))
-    assert {slot.kind for slot in (slots | tables).values()} == set(TENSOR_KINDS)
+    others = tensor_kinds(GPT(dataclasses.replace(TINY, bigram_rows=9, head_gate="sparse")))
+    assert {slot.kind for slot in (slots | others).values()} == set(TENSOR_KINDS)
     assert slots["blocks.3.attn.q.down.weight"].kind == "attn"
     assert slots["blocks.3.attn.q.down.weight"].layer == 3
     assert slots["blocks.4.resid_mix"].kind == "vector"
