@@ -8,6 +8,7 @@ ENVIRONMENT = {
     "SEED": "train.seed",
     "ITERATIONS": "train.iterations",
     "MAX_WALLCLOCK_SECONDS": "train.max_seconds",
+    "GPTQ_RESERVE_SECONDS": "train.reserve_seconds",
     "TRAIN_BATCH_TOKENS": "train.batch_tokens",
     "TRAIN_SEQ_LEN": "model.seq_len",
     "TRAIN_LOG_EVERY": "train.log_every",

@@ -177,6 +177,8 @@ class TrainConfig:
     """Steps to train, unless max_seconds ends it first."""
     max_seconds: NotNegative = float(TIME_LIMIT)
     """Time limit of the training in seconds, compile warm-up not counted; 0 means none."""
+    reserve_seconds: NotNegative = 0.0
+    """Of max_seconds, what is kept for the reading of training text after the last step, to calibrate on."""
     compile_warmup_steps: Natural = 20
     """Steps run before the clock starts, to compile; weights and optimizer are restored after."""
     warmdown_steps: Natural = 3000
@@ -217,6 +219,11 @@ class TrainConfig:
     off with mps."""
     compile_cache: Literal["clean", "shared"] = "clean"
     """clean: a fresh compile cache inside the run folder; shared: PyTorch's usual one, faster to start."""
+
+    @property
+    def time_limit(self) -> float:
+        """Time limit of the steps: max_seconds without its reserve; 0 means none."""
+        return self.max_seconds - self.reserve_seconds if self.max_seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -421,6 +428,10 @@ def validate(c: RunConfig) -> RunConfig:
         t.batch_tokens % (t.micro_batches * c.model.seq_len) == 0,
         f"train.batch_tokens {t.batch_tokens} is not a multiple of train.micro_batches"
         f" {t.micro_batches} x model.seq_len {c.model.seq_len}",
+    )
+    require(
+        not t.max_seconds or t.reserve_seconds < t.max_seconds,
+        f"train.reserve_seconds {t.reserve_seconds:g} leaves nothing of train.max_seconds {t.max_seconds:g}",
     )
     require(
         not (t.ema_decay and t.swa_every),

@@ -7,7 +7,7 @@ def lr_scale(step: int, elapsed: float, t: TrainConfig) -> float:
     """Factor on every learning rate for the step numbered `step` (from 0) at `elapsed` seconds.
 
     1, then linear to 0 over the warm-down, but never below `min_lr`, at whichever end comes first: the
-    last of `iterations`, or `max_seconds`. By the clock the warm-down starts when the time left equals
+    last of `iterations`, or `time_limit`. By the clock the warm-down starts when the time left equals
     warmdown_steps times the mean step time so far, so that it takes about as many steps on any
     machine; with `warmdown_fraction` it is that share of the whole run instead.
     """
@@ -20,15 +20,15 @@ def lr_scale(step: int, elapsed: float, t: TrainConfig) -> float:
 
 def progress(step: int, elapsed: float, t: TrainConfig) -> float:
     """Share of the run that is done at `elapsed` seconds, before the step numbered `step`."""
-    return max(step / t.iterations, elapsed / t.max_seconds if t.max_seconds else 0.0)
+    return max(step / t.iterations, elapsed / t.time_limit if t.time_limit else 0.0)
 
 
 def _by_clock(step: int, elapsed: float, t: TrainConfig) -> float:
-    if not t.max_seconds:
+    if not t.time_limit:
         return 1.0
     mean_step = elapsed / step if step else 0.0
-    warmdown = t.warmdown_fraction * t.max_seconds or t.warmdown_steps * mean_step
-    return (t.max_seconds - elapsed) / warmdown if warmdown else 1.0
+    warmdown = t.warmdown_fraction * t.time_limit or t.warmdown_steps * mean_step
+    return (t.time_limit - elapsed) / warmdown if warmdown else 1.0
 
 
 def decay_scale(share: float, o: OptimConfig) -> float:

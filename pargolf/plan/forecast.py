@@ -121,6 +121,6 @@ def cpu_step_seconds(config: RunConfig, dtype: str) -> float:
 def _whole_run(config: RunConfig, name: str, gpus: int, step_seconds: float) -> Forecast:
     t = config.train
     steps = t.iterations
-    if t.max_seconds:
-        steps = min(steps, math.ceil(t.max_seconds / step_seconds))  # the step that reaches it is ended
+    if t.time_limit:
+        steps = min(steps, math.ceil(t.time_limit / step_seconds))  # the step that reaches it is ended
     return Forecast(name, gpus, step_seconds, steps, steps * t.batch_tokens)

@@ -60,21 +60,21 @@ class Training:
         batches = Batches(stream, config)
         return cls(config, device, model, model, optimizers, batches)
 
-    def run(self, data: Data, recorder: Recorder, log: Log, compile_cache: Path) -> None:
+    def run(self, data: Data, recorder: Recorder, log: Log, compile_cache: Path) -> float:
         """Train to the end, from where `recorder` was left, scoring `data.val` now and then.
 
-        Every rank calls this. Raises UserError if the loss is no longer a number, Stopped if a signal
-        ends the run early.
+        Returns the seconds of all steps. Every rank calls this. Raises UserError if the loss is no longer
+        a number, Stopped if a signal ends the run early.
         """
         with recorder:
-            self._run(data, recorder, log, compile_cache)
+            return self._run(data, recorder, log, compile_cache)
 
-    def _run(self, data: Data, recorder: Recorder, log: Log, compile_cache: Path) -> None:
+    def _run(self, data: Data, recorder: Recorder, log: Log, compile_cache: Path) -> float:
         t = self.config.train
         step, seconds = recorder.resume(self.model, self.optimizers)
         if recorder.progress.finished:
             log(f"training is already finished, at step {step}")
-            return
+            return seconds
         average = self.optimizers.average
         if average is not None and not step:
             average.begin()
@@ -97,7 +97,7 @@ class Training:
             (elapsed,) = distributed.agree(clock.seconds)
             scale, share = lr_scale(step, elapsed, t), progress(step, elapsed, t)
             self.model.looped = share >= t.loop_share
-            last = step >= t.iterations or bool(t.max_seconds and elapsed >= t.max_seconds)
+            last = step >= t.iterations or bool(t.time_limit and elapsed >= t.time_limit)
 
             if last and average is not None:
                 average.swap()  # the run ends with it; the checkpoint keeps the weights beside it
@@ -120,7 +120,7 @@ class Training:
                 recorder.show_stage("training")
             if last:
                 log(f"trained {step} steps in {elapsed:.1f} s")
-                return
+                return elapsed
 
             clock.resume()
             momentum = muon_momentum(step, self.config.optim)

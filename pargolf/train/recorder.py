@@ -163,7 +163,7 @@ class FolderRecorder(Recorder):
         """
         p = self.progress
         folder, longer = self.run.folder, p.step < self.t.iterations
-        longer &= not self.t.max_seconds or p.seconds < self.t.max_seconds
+        longer &= not self.t.time_limit or p.seconds < self.t.time_limit
         require(p.finished, f"{folder} is not finished: `pargolf train` without --extend goes on with it")
         require(
             longer,

@@ -33,6 +33,14 @@ def test_fraction_replaces_the_number_of_steps() -> None:
     assert lr_scale(10, 75.0, clocked) == pytest.approx(0.5)
 
 
+def test_the_reserve_is_taken_from_the_steps() -> None:
+    t = TrainConfig(iterations=10**6, warmdown_fraction=0.5, max_seconds=110.0, reserve_seconds=10.0)
+    assert t.time_limit == 100.0
+    assert lr_scale(10, 75.0, t) == pytest.approx(0.5)
+    assert lr_scale(10, 100.0, t) == 0.0
+    assert TrainConfig(max_seconds=0.0, reserve_seconds=10.0).time_limit == 0.0
+
+
 def test_no_warmdown_and_no_momentum_warmup() -> None:
     t = TrainConfig(iterations=10, warmdown_steps=0, max_seconds=0)
     assert lr_scale(9, 0.0, t) == 1.0
