@@ -4,10 +4,14 @@ import pytest
 import torch
 
 from pargolf.config.kinds import Slot
+from pargolf.config.presets import load_preset
 from pargolf.config.schema import ExportConfig, ModelConfig
 from pargolf.config.settings import with_codec
-from pargolf.export.artifact import pack, read_header
+from pargolf.export.artifact import lay_out, pack, read_header
+from pargolf.export.codec import compress
+from pargolf.export.quantize import quantize_state
 from pargolf.fit.budget import Ledger, LedgerRow, check_budget, ledger, predict_bytes
+from pargolf.plan.cost import plan
 from pargolf.system.errors import UserError
 
 # Of rank 1, since the tensors below have one attention matrix a layer: a config may claim no more.
@@ -118,6 +122,26 @@ def test_published_sizes_are_predicted() -> None:
     slots = {"embed": Slot("embed", None), "vectors": Slot("vector", None), "rest": Slot("mlp", 0)}
     export = ExportConfig(8, 8, 8, codec="zlib", level=9)
     assert predict_bytes(baseline, slots, export).expected == pytest.approx(15_860_000 - 48_000, rel=0.005)
+
+
+@pytest.mark.parametrize(("record", "model_bytes"), [("0405", 15_972_031), ("0427", 15_865_260)])
+def test_published_sizes_of_steps_by_deviations_are_predicted(record: str, model_bytes: int) -> None:
+    """Threads 1394 (seed 1) and 1855 (seed 42), by their logs, code excluded."""
+    predicted = plan(load_preset(f"record-{record}"), code_bytes=0).model_bytes
+    assert predicted.expected == pytest.approx(model_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize(("bits", "most"), [(1, 1.1), (2, 1.65)])
+def test_few_bits_are_predicted_to_the_percent(bits: Any, most: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    export = ExportConfig(mlp_bits=bits, layout="range" if bits == 2 else "bytes")
+    state = {"w": torch.randn(512, 1536, generator=g)}
+    slots = {"w": Slot("mlp", 0)}
+    predicted = predict_bytes({"w": (512, 1536)}, slots, export)
+    (blob,) = lay_out(quantize_state(state, slots, export), slots, export)
+    data = compress(blob.raw, export.codec, export.level) + blob.code
+    assert len(data) == pytest.approx(predicted.expected, rel=0.03)
+    assert len(data) < 512 * 1536 * most / 8 and len(data) <= predicted.at_most
 
 
 def test_the_order_of_layouts_and_codecs_is_predicted() -> None:
