@@ -43,7 +43,10 @@ def encode_section(stored: Mapping[str, Quantized | Tensor], export: ExportConfi
             continue
         values = x.values.cpu().contiguous()
         tensors[f"scale/{name}"] = _write_floats(x.scale.cpu(), export)
-        if export.layout == "range":
+        if x.bits == 1:
+            tensors[f"cols/{name}"] = torch.tensor([values.size(1)], dtype=torch.int32)
+            values = torch.from_numpy(np.packbits(values.numpy() > 0, axis=1))
+        elif export.layout == "range":
             code, model = encode_matrix(values.numpy(), x.bits)
             codes.append(code)
             tensors[f"levels/{name}"] = torch.from_numpy(np.concatenate((model.rows, model.cols)))
@@ -91,7 +94,8 @@ def _decode_tensor(
         return floats.float()
     corrections = [parts.pop(part) for part in CORRECTION if part in parts]
     for bits in QUANTIZED_BITS:
-        if parts.keys() == {f"int{bits}", "scale", *LAYOUTS[export.layout]}:
+        beside = ("cols",) if bits == 1 else LAYOUTS[export.layout]
+        if parts.keys() == {f"int{bits}", "scale", *beside}:
             matrix = _decode_matrix(parts, bits, source, export, most)
             if corrections:
                 matrix = replace(matrix, correction=_read_correction(corrections, matrix, export))
@@ -105,7 +109,9 @@ def _decode_matrix(
     values, scale = parts[f"int{bits}"], _read_floats(parts["scale"], export)
     require(scale.dtype == torch.float16 and scale.ndim == 1, "scales must be a float16 vector")
     require(bool((scale > 0).all()), "scales must be positive")
-    if export.layout == "range":
+    if bits == 1:
+        values = _read_signs(values, parts["cols"])
+    elif export.layout == "range":
         levels = parts["levels"]
         require(levels.dtype == torch.uint8 and levels.ndim == 1, "levels must be uint8 bytes")
         require(values.dtype == torch.int32 and values.shape == (3,), "shape and length must be three int32")
@@ -118,9 +124,19 @@ def _decode_matrix(
     require(0 < values.numel() <= most, "a matrix of wrong size")
     require(values.size(0) == scale.numel(), "there must be one scale a row")
     top = top_value(bits)
-    require(bits > 1 or bool(values.ne(0).all()), "values of one bit are -1 and 1")
     require(-top <= int(values.min()) and int(values.max()) <= top, f"a value lies outside -{top}..{top}")
     return Quantized(values, scale, bits)
+
+
+def _read_signs(packed: Tensor, cols: Tensor) -> Tensor:
+    """Eight signs a byte, the first the highest bit, each row from a byte of its own: 1 is +1, 0 is -1."""
+    require(packed.dtype == torch.uint8 and packed.ndim == 2, "signs must be rows of uint8 bytes")
+    require(cols.dtype == torch.int32 and cols.shape == (1,), "signs must say their columns as one int32")
+    width = int(cols)
+    require(width > 0 and -(-width // 8) == packed.size(1), "signs of another width than they say")
+    bits = np.unpackbits(packed.numpy(), axis=1)
+    require(not bits[:, width:].any(), "signs beyond the last column")
+    return torch.from_numpy(bits[:, :width].astype(np.int8) * 2 - 1)
 
 
 def _read_correction(parts: list[Tensor], of: Quantized, export: ExportConfig) -> Correction:

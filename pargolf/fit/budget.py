@@ -38,8 +38,8 @@ LOST_BITS = {
 # Bits of a Gaussian value of deviation 1 rounded to a step of 1: log2(sqrt(2 pi e)). Trained rows take a
 # little less and codecs a little more: published files of threads 1394 and 1855 are within 1 %.
 GAUSSIAN_BITS = 2.047
-# Of the values of 1 and 2 bits, which have no larger ones to save on: signs by zstd, three values by range.
-FEW_BITS = {1: 1.17, 2: 1.6}
+# Of the values of 1 and 2 bits, which have no larger ones to save on.
+FEW_BITS = {1: 1.0, 2: 1.6}
 
 CONTAINER_BYTES = 1024  # prefix, header and checksum
 TENSOR_BYTES = 200  # names and shapes in the safetensors header, uncompressed

@@ -219,6 +219,7 @@ def test_bombs_are_refused(codec: str) -> None:
 
 ints = torch.ones(4, 3, dtype=torch.int8)
 scale = torch.ones(4, dtype=torch.float16)
+signs = torch.full((4, 1), 0b10100000, dtype=torch.uint8)  # + - +, and five bits of nothing
 corrected = {
     "int6/a": ints,
     "scale/a": scale,
@@ -244,7 +245,23 @@ HOSTILE_SECTIONS: dict[str, dict[str, Tensor | None]] = {
     "values beyond 6 bits": {"int6/a": ints * 32, "scale/a": scale},
     "values beyond their bits": {"int2/a": ints * 2, "scale/a": scale},
     "bits 9": {"int9/a": ints, "scale/a": scale},
-    "bits 1": {"int1/a": ints * 0, "scale/a": scale},
+    "signs unpacked": {"int1/a": ints, "scale/a": scale, "cols/a": torch.tensor([3], dtype=torch.int32)},
+    "signs of no columns": {
+        "int1/a": signs,
+        "scale/a": scale,
+        "cols/a": torch.tensor([0], dtype=torch.int32),
+    },
+    "signs of more columns": {
+        "int1/a": signs,
+        "scale/a": scale,
+        "cols/a": torch.tensor([9], dtype=torch.int32),
+    },
+    "signs of fewer columns": {
+        "int1/a": signs,
+        "scale/a": scale,
+        "cols/a": torch.tensor([2], dtype=torch.int32),
+    },
+    "signs that say nothing": {"int1/a": signs, "scale/a": scale},
     "bits two ways": {"int6/a": ints, "int5/a": ints.clone(), "scale/a": scale},
     "floats and values": {"int6/a": ints, "scale/a": scale, "float/a": ints.half()},
     "float64": {"float/a": ints.double()},
@@ -283,7 +300,12 @@ def test_hostile_sections_are_refused(tensors: dict[str, Tensor | None]) -> None
     there = {name: x for name, x in tensors.items() if x is not None}
     changed, payloads = with_section(header, payloads, 1, safetensors.torch.save(there))
     assert refuses(changed, payloads)
-    for good in ({"int6/a": ints, "scale/a": scale}, corrected):
+    three = torch.tensor([3], dtype=torch.int32)
+    for good in (
+        {"int6/a": ints, "scale/a": scale},
+        corrected,
+        {"int1/a": signs, "scale/a": scale, "cols/a": three},
+    ):
         whole, payloads = with_section(header, payloads, 1, safetensors.torch.save(good))
         assert not refuses(whole, payloads)
 
