@@ -6,7 +6,7 @@
 For each setting of plain bits: its file and score; the same steps, rounded to second order; priced
 steps, rounded to the nearest, in no more bytes; both, which is what `pargolf pack --fit` does; and
 the smallest such file with a score no worse, if there is one. With --records the same beside the
-way of the challenge's last record, with and without its corrections of low rank, and ours at its bytes.
+rounding of two of the challenge's records, with and without corrections of low rank, and ours at their bytes.
 Gap: val_bpb above the unquantized checkpoint's; closed: 1 - gap / the gap of the first row.
 """
 
@@ -21,8 +21,9 @@ import tyro
 from rich.table import Table
 from torch import Tensor
 
+from pargolf.config.presets import load_preset
 from pargolf.config.schema import ExportConfig
-from pargolf.config.settings import with_settings
+from pargolf.config.settings import flatten, to_dict, with_settings
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.export import artifact
 from pargolf.export.quantize import dequantize_state
@@ -36,11 +37,9 @@ from pargolf.system.console import console
 from pargolf.train.checkpoint import load_weights
 
 PLAIN = ((6, 16), (6, 6), (5, 16), (5, 5), (4, 16), (4, 4))  # bits of matrices, of the embedding
-# The challenge's last record: steps by deviations, second order, three corrections of rank 4 (thread 1855).
-RECORDS = {
-    "export.attn_bits": 6, "export.mlp_bits": 6, "export.embed_bits": 7, "export.rounding": "gptq",
-    "export.attn_sigmas": 13.0, "export.mlp_sigmas": 11.5, "export.embed_sigmas": 14.0,
-}  # fmt: skip
+# Those whose way of rounding is compared: the first of steps by deviations, and the last.
+RECORDS = ("record-0405", "record-0427")
+WAYS = ("export.attn_", "export.mlp_", "export.embed_", "export.rounding")
 LQER = {"export.lqer_rank": 4, "export.lqer_matrices": 3}
 WEIGHTED = LQER | {"export.lqer_weighted": True}
 
@@ -54,7 +53,7 @@ def main(run: tyro.conf.Positional[Path], stride: int = 0, records: bool = False
     model, scored = GPT(config.model), GPT(config.model, target.dtype)
     load_weights(target.run.checkpoint, model)
     state, slots = dict(model.state_dict()), tensor_kinds(model)
-    calibration = calibrated(with_settings(config, RECORDS), model, target.training)
+    calibration = calibrated(with_settings(config, {"export.rounding": "gptq"}), model, target.training)
     assert calibration is not None
     prepared = prepare_state(state, slots, calibration.moments)
     nearest = {
@@ -100,22 +99,23 @@ def main(run: tyro.conf.Positional[Path], stride: int = 0, records: bool = False
         limit = len(next(iter(files.values())))
         return files | {"priced steps": filled(nearest, limit), "both: fitted": filled(prepared, limit)}
 
-    def of_records() -> dict[str, bytes]:
+    def of_record(record: str) -> dict[str, bytes]:
+        there = flatten(to_dict(load_preset(record)))
+        way = {name: there[name] for name in there if name.startswith(WAYS)} | {"export.lqer_rank": 0}
         files = {
-            "records": plain(RECORDS),
-            "records, corrected": plain(RECORDS | LQER),
-            "records, corrected by output": plain(RECORDS | WEIGHTED),
+            record: plain(way),
+            "corrected": plain(way | LQER),
+            "corrected by output": plain(way | WEIGHTED),
         }
-        limit = len(files["records"])
-        return files | {
-            "fitted": filled(prepared, limit),
-            "fitted, corrected by output": filled(prepared, limit, WEIGHTED),
-        }
+        limit = len(files[record])
+        files["fitted"] = filled(prepared, limit)
+        files["fitted, corrected by output"] = filled(prepared, limit, WEIGHTED)
+        return files
 
     lines = Table(title=f"{run}: val_bpb before quantization {before:.4f}")
     for column in ("rounding", "bytes", "val_bpb", "gap", "closed"):
         lines.add_column(column, justify="left" if column == "rounding" else "right")
-    for files in [of_records()] if records else [of_bits(*bits) for bits in PLAIN]:
+    for files in map(of_record, RECORDS) if records else (of_bits(*bits) for bits in PLAIN):
         scores = {name: val_bpb(artifact.unpack(data).state) for name, data in files.items()}
         gap = next(iter(scores.values())) - before
         if gap > 0:
