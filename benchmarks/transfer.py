@@ -68,9 +68,8 @@ def main(screens: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     redrawn = [correlation(published, rng.normal(here, half / 2)) for _ in range(DRAWS)]
     low, high = np.quantile(redrawn, [0.025, 0.975])
     same = int(np.sum(np.sign(published) == np.sign(here)))
-    print(
-        f"{same} of {len(names)} have the same sign; rank correlation {rho:+.2f}, {low:+.2f} to {high:+.2f} by noise"
-    )
+    print(f"{same} of {len(names)} have the same sign")
+    print(f"rank correlation {rho:+.2f}, {low:+.2f} to {high:+.2f} by the effects' own noise")
     print(f"p, one-sided: {np.mean(np.array(shuffled) >= rho):.3f}")
 
 
