@@ -53,6 +53,9 @@ class DataArgs:
     """Pieces of the tokenizer, trained on the training documents alone."""
     tokenizer: OptionalPath = None
     """SentencePiece model to use instead of training one."""
+    transform: Literal["none", "caseops", "caseops-fused"] = "none"
+    """What the text goes through before the tokenizer: CaseOps writes capitals as operators before lower-case
+    words; fused, a space and the operator after it are one piece. Scores are of the original text."""
     val: Paths = ()
     """Files and folders of validation text; default: a share of the documents is held out."""
     val_fraction: float = 0.1
@@ -181,17 +184,17 @@ def data(argv: list[str]) -> None:
         done = prepare_files(
             text_files(args.text, args.separator), args.name, args.vocab_size, args.val_fraction,
             args.val_bytes, text_files(args.val, args.separator) if args.val else None, args.tokenizer,
-            args.root, args.overwrite, partial(Bar, in_bytes=True),
+            args.root, args.overwrite, partial(Bar, in_bytes=True), args.transform,
         )  # fmt: skip
     else:
-        done = prepare_embedded(args.vocab_size, args.val_fraction, args.root, args.overwrite)
+        done = prepare_embedded(args.vocab_size, args.val_fraction, args.root, args.overwrite, args.transform)
     print(done.summary())
     print(f"next: pargolf run demo{_data_option(done.dataset, args)}")
 
 
 def _data_option(dataset: Path, args: DataArgs) -> str:
     """How a training names the dataset just made."""
-    if (args.text, args.vocab_size, args.root) == ((), 1024, Path("data")):
+    if (args.text, args.vocab_size, args.transform, args.root) == ((), 1024, "none", Path("data")):
         return ""  # what the demo takes
     return f" --data {dataset.name if args.root == Path('data') else dataset}"
 
