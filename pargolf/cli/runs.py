@@ -73,11 +73,12 @@ class FinewebArgs:
     """Download the challenge's published shards and tokenizer; continues where it was interrupted."""
 
     variant: str = "sp1024"
-    """Tokenizer of the shards: the part of their folder's name after fineweb10B_."""
+    """Tokenizer of the shards: sp1024, sp4096, sp8192, or caseops, of 8192 pieces and text whose capitals are
+    operators."""
     train_shards: int = 1
     """How many training shards of 100,000,000 tokens."""
     repo: OptionalText = ""
-    """Repository at Hugging Face; default: the challenge's, or one that has sp4096 and sp8192."""
+    """Repository at Hugging Face; default: the challenge's, or the one that has the variant."""
     root: Path = Path("data")
     """Folder for tokenizers/ and datasets/."""
 
@@ -169,10 +170,10 @@ def data(argv: list[str]) -> None:
     """Make or download tokens: embedded articles, your own text, or FineWeb."""
     if argv[:1] == ["fineweb"]:
         fineweb = parse(FinewebArgs, argv[1:], "pargolf data fineweb")
-        from pargolf.data.fineweb import PREFIX, download
+        from pargolf.data.fineweb import download
 
-        download(fineweb.variant, fineweb.train_shards, fineweb.root, fineweb.repo)
-        print(f"{fineweb.root}/datasets/{PREFIX}{fineweb.variant}: {fineweb.train_shards} training shards")
+        dataset = download(fineweb.variant, fineweb.train_shards, fineweb.root, fineweb.repo)
+        print(f"{dataset}: {fineweb.train_shards} training shards")
         return
     require(argv[:1] != ["tokenize"], "there is no `tokenize`: write `pargolf data`")
     args = parse(DataArgs, argv, "pargolf data [fineweb]")

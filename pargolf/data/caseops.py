@@ -3,13 +3,13 @@
 It is the challenge's transform `lossless_caps_caseops_v1` (thread 1729). A word is a maximal run of ASCII
 letters; all else stays as it is.
 
-| word                    | written                           |
-|-------------------------|-----------------------------------|
-| the                     | the                               |
-| The, I                  | TITLE the, TITLE i                |
-| NASA                    | ALLCAPS nasa                      |
+| word                    | written                                  |
+|-------------------------|------------------------------------------|
+| the                     | the                                      |
+| The, I                  | TITLE the, TITLE i                       |
+| NASA                    | ALLCAPS nasa                             |
 | iPhone, McDonald        | i CAPNEXT phone, TITLE mc CAPNEXT donald |
-| an operator in the text | ESC operator                      |
+| an operator in the text | ESC operator                             |
 """
 
 import re
@@ -22,6 +22,7 @@ CAPNEXT = "\ue003"
 ESC = "\ue004"
 OPERATORS = (TITLE, ALLCAPS, CAPNEXT, ESC)
 OPERATOR_BYTES = 3  # of one that stands in the text itself, in UTF-8
+NAMES = {ord(TITLE): "<TITLE>", ord(ALLCAPS): "<ALLCAPS>", ord(CAPNEXT): "<CAPNEXT>", ord(ESC): "<ESC>"}
 
 # Words with a capital, each from its first letter on, and operators.
 _TO_WRITE = re.compile(f"(?<![A-Za-z])[a-z]*+[A-Z][A-Za-z]*|[{''.join(OPERATORS)}]")

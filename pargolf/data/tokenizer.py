@@ -160,7 +160,7 @@ class Tokenizer:
 
     def _has_piece(self, piece: str) -> bool:
         token = self._processor.piece_to_id(piece)
-        return not self._is_boundary(token) and self.piece_of(token) == piece
+        return not self._is_boundary(token) and self._processor.id_to_piece(token) == piece
 
     def _strips(self) -> bool:
         for token in range(self.vocab_size):
@@ -217,8 +217,10 @@ class Tokenizer:
         return self.decode_all([tokens])[0]
 
     def piece_of(self, token: int) -> str:
-        """How the vocabulary writes a token: "▁city" with its space, "<0xC3>" for a byte."""
-        return str(self._processor.id_to_piece(token))
+        """How the vocabulary writes a token: "▁city" with its space, "<0xC3>" for a byte, "<TITLE>" for an
+        operator."""
+        piece = str(self._processor.id_to_piece(token))
+        return piece if self.transform == "none" else piece.translate(caseops.NAMES)
 
     def is_fallback(self, token: int) -> bool:
         """Whether the token is one byte of a character that has no piece of its own."""
@@ -228,10 +230,10 @@ class Tokenizer:
         """What a token writes, its leading space included; nothing for control, unknown and unused tokens."""
         if self._is_boundary(token):
             return b""
-        piece = self.piece_of(token)
+        piece = self._processor.id_to_piece(token)
         if self.is_fallback(token):
             return bytes([int(piece[3:5], 16)])
-        return piece.replace(SPACE, " ").encode()
+        return str(piece).replace(SPACE, " ").encode()
 
     def texts_of(self, tokens: Iterable[int]) -> list[bytes]:
         """The text of each of `tokens`, of which the first begins a text: what `bytes_of` gives, without a
