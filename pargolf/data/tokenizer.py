@@ -205,7 +205,7 @@ class Tokenizer:
     def decode_all(self, ids: list[list[int]], threads: int = 1) -> list[str]:
         """`decode` of each text, on several threads; ids must lie in the vocabulary."""
         texts = list(self._processor.decode(ids, num_threads=threads)) if ids else []
-        return texts if self.transform == "none" else ["".join(caseops.restore(text)) for text in texts]
+        return [self._original(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; control tokens give none. Raises UserError on an id outside the vocabulary."""
@@ -239,20 +239,22 @@ class Tokenizer:
         """The text of each of `tokens`, of which the first begins a text: what `bytes_of` gives, without a
         leading space where that vanishes, and with capitals in the place of their operators."""
         boundary = self.boundaries()
-        texts, begins = [], self._strips_first_space
+        parts, begins = [], self._strips_first_space
         for token in tokens:
-            texts.append(self.pieces[token].removeprefix(b" ") if begins else self.pieces[token])
+            parts.append(self._written[token].removeprefix(" ") if begins else self._written[token])
             begins = self._strips_first_space and bool(boundary[token])
-        return self._original(texts)
+        written = "".join(parts)
+        original = iter(written if self.transform == "none" else caseops.restore(written))
+        return ["".join(islice(original, len(part))).encode(errors="surrogateescape") for part in parts]
 
-    def _original(self, texts: list[bytes]) -> list[bytes]:
-        """What is written by tokens that follow each other, each as it was before the transform."""
-        if self.transform == "none":
-            return texts
-        # Each on its own, so that bytes of a character that is cut, or spelled, stay what they are.
-        written = [text.decode(errors="surrogateescape") for text in texts]
-        original = iter(caseops.restore("".join(written)))
-        return ["".join(islice(original, len(text))).encode(errors="surrogateescape") for text in written]
+    def _original(self, written: str) -> str:
+        """A text as it was before the transform."""
+        return written if self.transform == "none" else "".join(caseops.restore(written))
+
+    @cached_property
+    def _written(self) -> list[str]:
+        """`pieces` as text, in which a byte beyond ASCII that is a token of its own is a lone surrogate."""
+        return [piece.decode(errors="surrogateescape") for piece in self.pieces]
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Token ids whose `decode_bytes` is exactly `data`, whatever bytes they are and whichever tokenizer.
@@ -294,7 +296,8 @@ class Tokenizer:
 
         Unlike `decode`, no space is stripped and bytes that are no UTF-8 are kept.
         """
-        return b"".join(self._original([self.pieces[token] for token in ids]))
+        written = "".join([self._written[token] for token in ids])
+        return self._original(written).encode(errors="surrogateescape")
 
     @cached_property
     def pieces(self) -> list[bytes]:
