@@ -55,7 +55,8 @@ class DataArgs:
     """SentencePiece model to use instead of training one."""
     transform: Literal["none", "caseops", "caseops-fused"] = "none"
     """What the text goes through before the tokenizer: CaseOps writes capitals as operators before lower-case
-    words; fused, a space and the operator after it are one piece. Scores are of the original text."""
+    words; fused, a space and the operator after it are one piece. Scores are of the original text. With
+    --tokenizer: the one that its pieces show."""
     val: Paths = ()
     """Files and folders of validation text; default: a share of the documents is held out."""
     val_fraction: float = 0.1

@@ -19,11 +19,12 @@ from pargolf.data.dataset import open_validation
 from pargolf.data.files import text_files
 from pargolf.data.prepare import PreparedData, prepare_files
 from pargolf.data.record import read_record
-from pargolf.data.shards import open_sidecar, open_split
+from pargolf.data.shards import open_sidecar, open_split, write_shard
 from pargolf.data.text import decoded, measured
-from pargolf.data.tokenizer import SPACE, Tokenizer, Transform, train_tokenizer
+from pargolf.data.tokenizer import FUSED, SPACE, Tokenizer, Transform, train_tokenizer
 from pargolf.score.passages import passages, spans
 from pargolf.system.errors import UserError
+from tokenizer_support import train_model
 
 TRANSFORMS: tuple[Transform, ...] = ("caseops", "caseops-fused")
 SENTENCE = "The Old city of NASA and McDonald; I saw \ue001 an Émigré \ue004\ue004. THE END, 漢 ok."
@@ -121,6 +122,27 @@ def test_a_dataset_has_its_sidecar_and_says_its_transform(
     assert sum(document in original.decode() for document in DOCUMENTS) == 2
 
 
+@pytest.mark.parametrize("symbols", [OPERATORS, OPERATORS + FUSED], ids=TRANSFORMS)
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_tokenizer_that_normalizes_is_measured_by_the_text_that_it_writes(
+    symbols: tuple[str, ...], prefix: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As the published one, of NFKC."""
+    path = tmp_path_factory.mktemp("nfkc") / "t.model"
+    own = train_model(path, 380, user_defined_symbols=list(symbols), add_dummy_prefix=prefix)
+
+    @given(st.lists(texts.map(lambda text: text.replace(SPACE, "™Ａe\u0301")), min_size=1, max_size=3))
+    def hold(documents: list[str]) -> None:
+        ids = [own.encode(document) for document in documents]
+        stream = np.array([token for part in ids for token in (own.bos_id, *part)])
+        text = "".join(own.decode(part) for part in ids).encode()
+        assert decoded(stream, own) == text == b"".join(b"".join(own.texts_of(part)) for part in ids)
+        if text:
+            assert measured(stream, own).bytes == len(text)
+
+    hold()
+
+
 def test_fused_takes_fewer_tokens(tmp_path: Path) -> None:
     apart, fused = (make(tmp_path, transform).record.splits["val"].tokens for transform in TRANSFORMS)
     assert fused < apart
@@ -138,7 +160,14 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds text of the transform caseops-fused, by its dataset\.json"):
         open_validation(done.dataset, tokenizer)
     path.write_text(json.dumps(record))
-    (done.dataset / "fineweb_val_bytes_000000.bin").unlink()
+    sidecar = done.dataset / "fineweb_val_bytes_000000.bin"
+    stream = open_sidecar(done.dataset)
+    assert stream is not None
+    sizes = stream.read(0, len(stream))
+    write_shard(sidecar, np.where(np.arange(len(sizes)) == sizes.argmax(), 0, sizes))
+    with pytest.raises(UserError, match=r"val bytes, but its dataset\.json says"):
+        open_validation(done.dataset, tokenizer)
+    sidecar.unlink()
     with pytest.raises(UserError, match=r"has no fineweb_val_bytes_\*\.bin"):
         open_validation(done.dataset, tokenizer)
 
