@@ -7,6 +7,11 @@ BUDGET = 16_000_000  # bytes of code + compressed model, decimal
 TIME_LIMIT = 600  # seconds, of training and again of evaluation
 GPUS = 8  # H100s that it trains and evaluates on
 
+VAL_DOCUMENTS = 50_000  # the first of all documents; the rest is training text
+# So many training shards are what the script that prepares CaseOps writes by default: it holds out the first
+# 10,000 documents alone, and the rest of the validation text is trained on (thread 2127).
+LEAKING_SHARDS = 1499
+
 RECORD_NATS = 0.005  # a token: by so much a record is better than the last one,
 RECORD_LEVEL = 0.01  # at this level of significance
 

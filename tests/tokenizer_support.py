@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from pargolf.data.tokenizer import OPERATORS, Tokenizer
+from pargolf.data.caseops import ESC, OPERATORS
+from pargolf.data.tokenizer import Tokenizer
 
 SENTENCES = [
     "The city was old and the river ran by it.",
@@ -35,13 +36,12 @@ def make_case_ops(folder: Path) -> CaseOps:
         folder / "ops.model", 380, user_defined_symbols=list(OPERATORS), add_dummy_prefix=False,
         normalization_rule_name="identity", remove_extra_whitespaces=False,
     )  # fmt: skip
-    title, _, _, escape = OPERATORS
-    ids = np.array([tokenizer.bos_id, *tokenizer.encode(f"{title}the {title}n{escape}{title} 漢")])
+    ids = np.array([tokenizer.bos_id, *tokenizer.encode("The N\ue001 漢")])
     sizes, escaped, spelled = [], False, 0
     for token in ids.tolist():
         raw = tokenizer.bytes_of(token)
         operator = raw.decode(errors="ignore") in OPERATORS and not escaped
-        escaped = operator and raw.decode() == escape
+        escaped = operator and raw.decode() == ESC
         spelled = spelled + 1 if tokenizer.is_fallback(token) else 0
         # Of a character that is spelled in bytes, the last one carries them all.
         sizes.append(0 if operator else (3 if spelled == 3 else 0) if spelled else len(raw))

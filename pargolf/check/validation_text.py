@@ -10,20 +10,18 @@ import math
 from collections.abc import Iterator
 from decimal import Decimal
 
+from pargolf.challenge import LEAKING_SHARDS, VAL_DOCUMENTS
 from pargolf.check.evidence import Evidence, Finding, RunLog, judge
 from pargolf.check.sources import Source, calls, strings
 from pargolf.run.logs import TrainLog
 
 # The challenge's validation text, without the tail that fills no row.
-DOCUMENTS = 50_000
 BYTES = 151_080_000
 # Its tokens as published logs state them: SentencePiece of 1,024 and 8,192 pieces, CaseOps of 8,192.
 FULL_TOKENS = (62_021_632, 40_540_160, 47_851_520)
 TOKENS_NEAR = 2e-4  # the tail that is left out depends on the length of rows
 BYTES_NEAR = 0.005
 RATIO_SURE, RATIO_NEAR = 0.005, 0.0005  # accepted logs move by 0.00013 at most
-# The dataset that the default of a CaseOps script builds holds 40,000 of the validation documents.
-LEAKY_SHARDS = 1499
 
 
 def validation_text(evidence: Evidence) -> Finding:
@@ -83,13 +81,13 @@ def _rounding(value: Decimal) -> float:
 def _judge_extent(run: RunLog, unlimited: bool, faults: list[str], doubts: list[str]) -> None:
     """All documents and tokens are scored, once, and none of them was trained on."""
     log = run.log
-    if log.documents is not None and log.documents != DOCUMENTS:
-        text = f"{run.name} scores {log.documents:,} of {DOCUMENTS:,} documents"
+    if log.documents is not None and log.documents != VAL_DOCUMENTS:
+        text = f"{run.name} scores {log.documents:,} of {VAL_DOCUMENTS:,} documents"
         (doubts if unlimited else faults).append(text)
-    if log.train_shards == LEAKY_SHARDS:
+    if log.train_shards == LEAKING_SHARDS:
         doubts.append(
-            f"{run.name}: {LEAKY_SHARDS:,} training shards are those of a locally built CaseOps dataset that"
-            " holds validation documents (the challenge's issue 2127)"
+            f"{run.name}: {LEAKING_SHARDS:,} training shards are those of a locally built CaseOps dataset"
+            " that holds validation documents (the challenge's issue 2127)"
         )
     scored = log.final.tokens if log.final else None
     if scored and log.val_tokens and scored > log.val_tokens:

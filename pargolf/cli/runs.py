@@ -53,6 +53,10 @@ class DataArgs:
     """Pieces of the tokenizer, trained on the training documents alone."""
     tokenizer: OptionalPath = None
     """SentencePiece model to use instead of training one."""
+    transform: Literal["none", "caseops", "caseops-fused"] = "none"
+    """What the text goes through before the tokenizer: CaseOps writes capitals as operators before lower-case
+    words; fused, a space and the operator after it are one piece. Scores are of the original text. With
+    --tokenizer: the one that its pieces show."""
     val: Paths = ()
     """Files and folders of validation text; default: a share of the documents is held out."""
     val_fraction: float = 0.1
@@ -70,11 +74,12 @@ class FinewebArgs:
     """Download the challenge's published shards and tokenizer; continues where it was interrupted."""
 
     variant: str = "sp1024"
-    """Tokenizer of the shards: the part of their folder's name after fineweb10B_."""
+    """Tokenizer of the shards: sp1024, sp4096, sp8192, or caseops, of 8192 pieces and text whose capitals are
+    operators."""
     train_shards: int = 1
     """How many training shards of 100,000,000 tokens."""
     repo: OptionalText = ""
-    """Repository at Hugging Face; default: the challenge's, or one that has sp4096 and sp8192."""
+    """Repository at Hugging Face; default: the challenge's, or the one that has the variant."""
     root: Path = Path("data")
     """Folder for tokenizers/ and datasets/."""
 
@@ -166,10 +171,10 @@ def data(argv: list[str]) -> None:
     """Make or download tokens: embedded articles, your own text, or FineWeb."""
     if argv[:1] == ["fineweb"]:
         fineweb = parse(FinewebArgs, argv[1:], "pargolf data fineweb")
-        from pargolf.data.fineweb import PREFIX, download
+        from pargolf.data.fineweb import download
 
-        download(fineweb.variant, fineweb.train_shards, fineweb.root, fineweb.repo)
-        print(f"{fineweb.root}/datasets/{PREFIX}{fineweb.variant}: {fineweb.train_shards} training shards")
+        dataset = download(fineweb.variant, fineweb.train_shards, fineweb.root, fineweb.repo)
+        print(f"{dataset}: {fineweb.train_shards} training shards")
         return
     require(argv[:1] != ["tokenize"], "there is no `tokenize`: write `pargolf data`")
     args = parse(DataArgs, argv, "pargolf data [fineweb]")
@@ -181,17 +186,17 @@ def data(argv: list[str]) -> None:
         done = prepare_files(
             text_files(args.text, args.separator), args.name, args.vocab_size, args.val_fraction,
             args.val_bytes, text_files(args.val, args.separator) if args.val else None, args.tokenizer,
-            args.root, args.overwrite, partial(Bar, in_bytes=True),
+            args.root, args.overwrite, partial(Bar, in_bytes=True), args.transform,
         )  # fmt: skip
     else:
-        done = prepare_embedded(args.vocab_size, args.val_fraction, args.root, args.overwrite)
+        done = prepare_embedded(args.vocab_size, args.val_fraction, args.root, args.overwrite, args.transform)
     print(done.summary())
     print(f"next: pargolf run demo{_data_option(done.dataset, args)}")
 
 
 def _data_option(dataset: Path, args: DataArgs) -> str:
     """How a training names the dataset just made."""
-    if (args.text, args.vocab_size, args.root) == ((), 1024, Path("data")):
+    if (args.text, args.vocab_size, args.transform, args.root) == ((), 1024, "none", Path("data")):
         return ""  # what the demo takes
     return f" --data {dataset.name if args.root == Path('data') else dataset}"
 

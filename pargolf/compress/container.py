@@ -44,7 +44,8 @@ class FileHeader:
         """UserError unless every figure is one that can be."""
         for digest in (self.model, self.sha256):
             require(bool(re.fullmatch("[0-9a-f]{64}", digest)), "a hash is not 64 lower-case hex digits")
-        require(0 <= self.tokens <= self.bytes, "more tokens than bytes")
+        # Two where each byte is a capital, which some tokenizers write as an operator and a letter.
+        require(0 <= self.tokens <= 2 * self.bytes, "more than two tokens a byte")
         require(1 <= self.streams <= MAX_STREAMS, f"streams must lie in 1..{MAX_STREAMS}")
         require(1 <= self.threads <= MAX_THREADS, f"threads must lie in 1..{MAX_THREADS}")
         require(self.dtype in ("float32", "bfloat16"), "dtype must be float32 or bfloat16")

@@ -62,13 +62,17 @@ def open_validation(dataset: Path, tokenizer: Tokenizer) -> Text:
     """
     stream, sidecar = _open(dataset, "val", tokenizer), open_sidecar(dataset)
     require(len(stream) > 1, f"{dataset} has one validation token, which leaves none to score")
+    require(
+        sidecar is not None or tokenizer.transform == "none",
+        f"tokenizer {tokenizer.path} writes capitals with operators (CaseOps), but {dataset} has no"
+        " fineweb_val_bytes_*.bin that says how many bytes its tokens stand for; get both again",
+    )
     tokens = stream.read(0, len(stream))
     text = measured(tokens, tokenizer, sidecar.read(0, len(sidecar)) if sidecar else None)
     record = read_record(dataset)
     if record is None:
         return replace(text, doubt=UNRECORDED)
-    if not sidecar:
-        record.check_size(dataset, "val", "bytes", text.bytes)
+    record.check_size(dataset, "val", "bytes", text.bytes)
     return text
 
 

@@ -18,10 +18,10 @@ import numpy as np
 from pargolf.data.corpus import EMBEDDED_CLEANING, EMBEDDED_SHA256, embedded_documents
 from pargolf.data.files import TextFiles, stem
 from pargolf.data.record import Record, Split, is_whole, read_record, write_record
-from pargolf.data.shards import ShardWriter
+from pargolf.data.shards import SIDECAR, ShardWriter
 from pargolf.data.split import Survey, choose_validation, joined, sample, survey
 from pargolf.data.text import measured
-from pargolf.data.tokenizer import Tokenizer, train_tokenizer
+from pargolf.data.tokenizer import Tokenizer, Transform, train_tokenizer
 from pargolf.system.errors import UserError, require
 from pargolf.system.files import replaced_folder, sha256_file, write_atomic
 from pargolf.system.progress import Bars, OnProgress, no_bar
@@ -50,7 +50,22 @@ class Recipe:
     @property
     def dataset(self) -> str:
         """Name of its folder."""
-        return f"{self.name}_sp{self.vocab_size}"
+        return f"{self.name}_sp{self.vocab_size}{self._ending}"
+
+    @property
+    def tokenizer(self) -> str:
+        """Name of its tokenizer's file."""
+        return f"{self.name}_{self.vocab_size}_bpe{self._ending}.model"
+
+    @property
+    def transform(self) -> Transform:
+        """What the text goes through before the tokenizer."""
+        transform: Transform = self.source.get("transform", "none")
+        return transform
+
+    @property
+    def _ending(self) -> str:
+        return "" if self.transform == "none" else f"_{self.transform}"
 
 
 @dataclass(frozen=True)
@@ -77,12 +92,16 @@ class PreparedData:
 
 
 def prepare_embedded(
-    vocab_size: int = 1024, val_fraction: float = 0.1, root: Path = DATA_ROOT, overwrite: bool = False
+    vocab_size: int = 1024,
+    val_fraction: float = 0.1,
+    root: Path = DATA_ROOT,
+    overwrite: bool = False,
+    transform: Transform = "none",
 ) -> PreparedData:
     """The embedded articles as the dataset `demo_sp{vocab_size}`; UserError as `embedded_documents`, and if
     another dataset of that name is there and may not be overwritten."""
     # The known hash of the source stands for the documents, so that a second call parses nothing.
-    source = {"embedded_sha256": EMBEDDED_SHA256, "cleaning": EMBEDDED_CLEANING}
+    source = {"embedded_sha256": EMBEDDED_SHA256, "cleaning": EMBEDDED_CLEANING} | _stated(transform)
     recipe = Recipe("demo", vocab_size, val_fraction, source)
 
     def make(folder: Path, model: Path) -> Record:
@@ -105,13 +124,14 @@ def prepare_files(
     root: Path = DATA_ROOT,
     overwrite: bool = False,
     bars: Bars = no_bar,
+    transform: Transform = "none",
 ) -> PreparedData:
     """The user's own text as the dataset `{name}_sp{vocab_size}`, by default named after the first file.
 
     Held out is the text of `val`, or a share of the documents of up to `val_bytes` (0: no limit). The
-    tokenizer is trained on training documents, or read from the file `tokenizer`. Raises UserError as
-    `TextFiles.documents`, `choose_validation` and `train_tokenizer`, and if another dataset of that name
-    is there and may not be overwritten.
+    tokenizer is trained on training documents, or read from the file `tokenizer`, which has its own
+    `transform`. Raises UserError as `TextFiles.documents`, `choose_validation` and `train_tokenizer`, and if
+    another dataset of that name is there and may not be overwritten.
     """
     name = name or re.sub(r"[^A-Za-z0-9_.-]+", "_", stem(text.paths[0])).lstrip("_.-") or "text"
 
@@ -128,7 +148,13 @@ def prepare_files(
             given.vocab_size <= 65_536,
             f"{tokenizer} has {given.vocab_size:,} pieces, but shards hold 16-bit ids: 65,536 at most",
         )
+        require(
+            transform in ("none", given.transform),
+            f"the pieces of {tokenizer} are of the transform {given.transform}, not of {transform}",
+        )
+        transform = given.transform
         source["tokenizer_sha256"] = given.sha256
+    source |= _stated(transform)
     if val:
         held_out = survey(val.documents())
         require(len(held_out) > 0, f"no text in {', '.join(map(str, val.paths))}")
@@ -156,6 +182,11 @@ def prepare_files(
         note = f"{tokenizer} changes {changed:,} documents; bits per byte are of the text that it writes"
         done = replace(done, notes=(*done.notes, note))
     return done
+
+
+def _stated(transform: Transform) -> dict[str, str]:
+    """What the recipe of transformed text says of it, and that of any other does not."""
+    return {} if transform == "none" else {"transform": transform}
 
 
 def _fixed(found: Survey, held_out: Survey) -> np.ndarray:
@@ -194,7 +225,7 @@ def _prepared(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", recipe.name):
         raise UserError(f"dataset name {recipe.name!r}: use letters, digits, '_', '-' and '.' only")
     dataset = root / "datasets" / recipe.dataset
-    model = root / "tokenizers" / f"{recipe.name}_{recipe.vocab_size}_bpe.model"
+    model = root / "tokenizers" / recipe.tokenizer
     if dataset.exists() and any(dataset.iterdir()) and not overwrite:
         record = _record_of(dataset, recipe)
         if model.exists() and sha256_file(model) == record.tokenizer_sha256 and is_whole(record, dataset):
@@ -233,13 +264,13 @@ def _make(
         learned = sample(found, sides == TRAIN, TOKENIZER_BYTES)
         with bars("training the tokenizer") as bar:
             texts = [text for text, learn in zip(documents(bar), learned, strict=True) if learn]
-            train_tokenizer(texts, recipe.vocab_size, model)
+            train_tokenizer(texts, recipe.vocab_size, model, recipe.transform)
     tokenizer = Tokenizer(model)
     with bars("tokenizing") as bar:
         splits, changed = _write(folder, tokenizer, zip(documents(bar), sides, strict=True))
     if changed and "tokenizer_sha256" not in recipe.source:
         raise UserError(f"the tokenizer does not reproduce {changed:,} documents; report this")
-    record = Record(asdict(recipe), model.name, tokenizer.sha256, splits, found.equal)
+    record = Record(asdict(recipe), model.name, tokenizer.sha256, splits, found.equal, recipe.transform)
     write_record(folder, record)
     return record, changed
 
@@ -247,8 +278,12 @@ def _make(
 def _write(
     folder: Path, tokenizer: Tokenizer, documents: Iterable[tuple[str, int]]
 ) -> tuple[dict[str, Split], int]:
-    """Write the shards of documents, each with where it goes, and count those that come back changed."""
+    """Write the shards of documents, each with where it goes, and count those that come back changed.
+
+    Of transformed text the sidecar of the validation tokens is among its shards.
+    """
     writers = {side: ShardWriter(folder, split) for side, split in SPLITS.items()}
+    sidecar = None if tokenizer.transform == "none" else ShardWriter(folder, SIDECAR)
     counts, sizes, changed = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0), 0
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for batch in _batches(documents):
@@ -261,9 +296,15 @@ def _write(
             tokens = np.concatenate([np.array([tokenizer.bos_id, *part], np.uint16) for part in ids])
             writer.write(tokens)
             counts[side] += len(texts)
-            sizes[side] += measured(tokens, tokenizer).bytes
+            text = measured(tokens, tokenizer)
+            sizes[side] += text.bytes
+            if sidecar and side == VAL:
+                sidecar.write(text.sizes)
     for writer in writers.values():
         writer.close()
+    if sidecar:
+        sidecar.close()
+        writers[VAL].files |= sidecar.files
     splits = {
         split: Split(writers[side].tokens, writers[side].files, sizes[side], counts[side])
         for side, split in SPLITS.items()

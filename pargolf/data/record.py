@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pargolf.data.tokenizer import Tokenizer
+from pargolf.data.tokenizer import Tokenizer, Transform
 from pargolf.system.errors import Mismatch, UserError, did_you_mean
 from pargolf.system.files import write_json
 
@@ -35,6 +35,8 @@ class Record:
     splits: dict[str, Split]
     equal_documents: int = 0
     """Documents whose text another one has, too; equal documents lie in one split."""
+    transform: Transform = "none"
+    """What the text went through before the tokenizer."""
 
     def check(self, dataset: Path, tokenizer: Tokenizer) -> None:
         """Mismatch unless the shards of the folder `dataset` are this tokenizer's."""
@@ -42,6 +44,11 @@ class Record:
             raise Mismatch(
                 f"{dataset} was made with another tokenizer than {tokenizer.path}: with {self.tokenizer},"
                 f" SHA-256 {self.tokenizer_sha256[:12]} and not {tokenizer.sha256[:12]}; name that one"
+            )
+        if tokenizer.transform != self.transform:
+            raise Mismatch(
+                f"{dataset} holds text of the transform {self.transform}, by its {RECORD}, but the pieces of"
+                f" {tokenizer.path} are of {tokenizer.transform}; make it again with `pargolf data`"
             )
 
     def check_size(
@@ -66,6 +73,8 @@ def write_record(dataset: Path, record: Record) -> None:
     }
     if record.equal_documents:
         content["equal_documents"] = record.equal_documents
+    if record.transform != "none":
+        content["transform"] = record.transform
     write_json(dataset / RECORD, content)
 
 
@@ -87,7 +96,7 @@ def read_record(dataset: Path) -> Record | None:
                 raise ValueError("a size is no whole number")
         return Record(
             dict(content["recipe"]), str(content["tokenizer"]), str(content["tokenizer_sha256"]), splits,
-            int(content.get("equal_documents", 0)),
+            int(content.get("equal_documents", 0)), content.get("transform", "none"),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(

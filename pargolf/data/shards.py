@@ -14,6 +14,7 @@ MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 1024  # 256 little-endian int32: magic, version, number of tokens, zeros
 SHARD_TOKENS = 100_000_000  # most tokens a shard, as published
+SIDECAR = "val_bytes"  # in its files' names, where those of tokens have their split
 PART = 16_000_000  # tokens looked at in one go
 _REMAKE = "download or make it again with `pargolf data`"
 
@@ -174,8 +175,7 @@ def open_split(dataset: Path, split: Literal["train", "val"]) -> TokenStream:
 def open_sidecar(dataset: Path) -> TokenStream | None:
     """The bytes that each validation token stands for, in shards of their own beside the tokens'.
 
-    Published data whose text was transformed before tokenizing (CaseOps) has them; None where there is
-    none.
+    Data whose text was transformed before tokenizing (CaseOps) has them; None where there is none.
     """
-    paths = list(Path(dataset).glob("fineweb_val_bytes_[0-9]*.bin"))
+    paths = list(Path(dataset).glob(f"fineweb_{SIDECAR}_[0-9]*.bin"))
     return TokenStream(paths) if paths else None

@@ -19,8 +19,6 @@ class Text:
     sizes: np.ndarray
     """(N,) integers: UTF-8 bytes that each token stands for; 0 for the first."""
     tokenizer: Tokenizer
-    sidecar: bool = False
-    """`sizes` were read from a file beside the shards: the tokens are of a text that was transformed."""
     doubt: str = ""
     """What could not be known about tokens and bytes, in words; "" where everything is known."""
 
@@ -61,7 +59,7 @@ def measured(tokens: np.ndarray, tokenizer: Tokenizer, sidecar: np.ndarray | Non
     else:
         _check_sidecar(tokens, tokenizer, sidecar)
         sizes[1:] = sidecar[1:]
-    text = Text(tokens, sizes, tokenizer, sidecar is not None)
+    text = Text(tokens, sizes, tokenizer)
     require(text.bytes > 0, f"there is no byte to score in {len(tokens):,} tokens: they hold no text")
     return text
 
@@ -73,7 +71,7 @@ def _check_sidecar(tokens: np.ndarray, tokenizer: Tokenizer, sidecar: np.ndarray
             f"fineweb_val_bytes_*.bin is of {len(sidecar):,} tokens, but the shards hold {len(tokens):,}"
         )
     # The last byte of a character that is spelled in bytes carries all of them.
-    most = [4 if tokenizer.is_fallback(t) else len(piece) for t, piece in enumerate(tokenizer.pieces())]
+    most = [4 if tokenizer.is_fallback(t) else len(piece) for t, piece in enumerate(tokenizer.pieces)]
     over = np.flatnonzero(sidecar > np.array(most)[tokens])
     if len(over):
         at = int(over[0])
@@ -84,21 +82,22 @@ def _check_sidecar(tokens: np.ndarray, tokenizer: Tokenizer, sidecar: np.ndarray
 
 
 def decoded(tokens: np.ndarray, tokenizer: Tokenizer) -> bytes:
-    """The text of `tokens` (N,) as SentencePiece decodes it, byte for byte, documents one after the other.
+    """The original text of `tokens` (N,), byte for byte, documents one after the other, as SentencePiece
+    decodes it.
 
     Unlike SentencePiece it keeps the bytes of a character that is cut, as at the end of a stream, and the
     space that begins a stream inside a document.
     """
-    pieces, boundary = tokenizer.pieces(), tokenizer.boundaries()
+    boundary = tokenizer.boundaries()
     # Part by part: some tokenizers drop a space at the start of each.
     starts = np.flatnonzero(boundary[tokens])
-    return b"".join(_decoded_part(part, tokenizer, pieces, boundary) for part in np.split(tokens, starts))
+    return b"".join(_decoded_part(part, tokenizer, boundary) for part in np.split(tokens, starts))
 
 
-def _decoded_part(part: np.ndarray, tokenizer: Tokenizer, pieces: list[bytes], boundary: np.ndarray) -> bytes:
+def _decoded_part(part: np.ndarray, tokenizer: Tokenizer, boundary: np.ndarray) -> bytes:
     ids: list[int] = part.tolist()
     theirs = tokenizer.decode(ids)
-    raw = b"".join(pieces[token] for token in ids)
+    raw = tokenizer.decode_bytes(ids)
     inside = bool(ids) and not boundary[ids[0]]
     if inside and raw[:1] == b" " and theirs[:1] != " ":
         theirs = " " + theirs

@@ -103,18 +103,23 @@ def passages(text: Text, bits: np.ndarray) -> list[Passage]:
 
 def spans(passage: Passage, text: Text, bits: np.ndarray) -> list[Span]:
     """The text of a passage, token by token; `text` and `bits` as in `passages`."""
-    tokens, sizes, tokenizer = text.tokens, text.sizes, text.tokenizer
-    raw = {
-        at: tokenizer.text_bytes(int(tokens[at]), int(sizes[at])) for at in range(passage.start, passage.stop)
-    }
-    # A token that begins within a character belongs to the span in which the character began.
-    starts = [at for at, part in raw.items() if not b"\x80" <= part[:1] < b"\xc0" or at == passage.start]
+    # What a token writes depends on the tokens before it.
+    begins = np.flatnonzero(text.tokens[: passage.start] == text.tokenizer.bos_id)
+    begin = int(begins[-1]) if len(begins) else 0
+    raw = text.tokenizer.texts_of(text.tokens[begin : passage.stop])[passage.start - begin :]
+    # A token that begins within a character belongs to the span in which the character began, and an
+    # operator, which writes nothing itself, to that of what it works on.
+    starts = [
+        passage.start + at
+        for at, part in enumerate(raw)
+        if at == 0 or (raw[at - 1] and not b"\x80" <= part[:1] < b"\xc0")
+    ]
     return [
         Span(
             start,
             stop,
-            b"".join(raw[at] for at in range(start, stop)).decode(errors="replace"),
-            int(sizes[start:stop].sum()),
+            b"".join(raw[start - passage.start : stop - passage.start]).decode(errors="replace"),
+            int(text.sizes[start:stop].sum()),
             float(bits[start:stop].sum()),
         )
         for start, stop in pairwise([*starts, passage.stop])

@@ -286,7 +286,7 @@ def _result(
     }
     if text.doubt:
         result["doubt"] = text.doubt
-    if settings.compressors and not text.sidecar:  # a transformed text is not what they would be given
+    if settings.compressors:
         train_tokens = target.training()
         val, train = (
             decoded(tokens, text.tokenizer)

@@ -5,7 +5,6 @@ what is tried for each, and what that cannot show.
 """
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from pargolf.data.text import Text, decoded
-from pargolf.data.tokenizer import OPERATORS
 from pargolf.run.target import Target
 from pargolf.score.windows import check_stride, windows
 from pargolf.system import distributed
@@ -254,14 +252,9 @@ def _counted(model: ModelUnderTest, text: Text, scored: slice) -> int:
 
 
 def _bytes_of_text(text: Text) -> int:
-    """UTF-8 bytes of the decoded text, without the first token's and without operators (CaseOps)."""
-    raw = decoded(text.tokens, text.tokenizer)[len(text.tokenizer.bytes_of(int(text.tokens[0]))) :]
-    if not text.tokenizer.has_operators:
-        return len(raw)
-    escape = OPERATORS[-1]  # the character after it is an operator's that was in the text itself
-    operator = re.compile(f"{escape}(.)|[{''.join(OPERATORS)}]", re.DOTALL)
-    original = operator.sub(lambda found: found[1] or "", raw.decode(errors="surrogateescape"))
-    return len(original.encode(errors="surrogateescape"))
+    """UTF-8 bytes of the original text, without the first token's."""
+    first = text.tokenizer.decode_bytes(text.tokens[:1])
+    return len(decoded(text.tokens, text.tokenizer)) - len(first)
 
 
 def _compared(condition: str, tried: int, what: str, deviation: float | None) -> Condition:

@@ -53,8 +53,8 @@ def test_every_flipped_byte_and_every_cut_is_noticed() -> None:
     [
         ({"model": "A" * 64}, "hex digits"),
         ({"sha256": "b" * 63}, "hex digits"),
-        ({"tokens": -1}, "more tokens than bytes"),
-        ({"tokens": 1001}, "more tokens than bytes"),
+        ({"tokens": -1}, "more than two tokens a byte"),
+        ({"tokens": 2001}, "more than two tokens a byte"),
         ({"tokens": 3.0}, "wrong type"),
         ({"tokens": True}, "wrong type"),
         ({"machine": None}, "wrong type"),

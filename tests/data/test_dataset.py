@@ -41,7 +41,7 @@ def other(dataset: Dataset, tmp_path: Path) -> Tokenizer:
 def test_what_belongs_together_is_opened_without_a_doubt(dataset: Dataset) -> None:
     tokenizer = Tokenizer(dataset.tokenizer)
     text = open_validation(dataset.folder, tokenizer)
-    assert text.doubt == "" and text.tokenizer is tokenizer and not text.sidecar
+    assert text.doubt == "" and text.tokenizer is tokenizer
     assert text.bytes == len(decoded(text.tokens, tokenizer))
     assert text.sizes[0] == 0 and len(text.sizes) == len(text)
 
@@ -160,7 +160,7 @@ def test_the_sidecar_counts_the_bytes_and_is_not_read_as_tokens(case_ops: CaseOp
     write_val(tmp_path, ids)
     write_shard(tmp_path / "fineweb_val_bytes_000000.bin", sizes)
     text = open_validation(tmp_path, tokenizer)
-    assert text.sidecar and text.tokens.tolist() == ids.tolist() and text.sizes.tolist() == sizes.tolist()
+    assert text.tokens.tolist() == ids.tolist() and text.sizes.tolist() == sizes.tolist()
     assert text.bytes == len("The N\ue001 漢".encode())
 
 

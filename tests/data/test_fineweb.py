@@ -1,18 +1,25 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
 import pytest
 
+from pargolf.challenge import VAL_DOCUMENTS
 from pargolf.data import fineweb
-from pargolf.data.fineweb import REPO, download, fetch
+from pargolf.data.dataset import open_validation
+from pargolf.data.fineweb import CASEOPS, REPO, download, fetch, variant_of
 from pargolf.data.record import is_whole, read_record
 from pargolf.data.shards import open_split, write_shard
 from pargolf.data.tokenizer import Tokenizer, train_tokenizer
 from pargolf.system.errors import UserError
 
+LOSSLESS = "lossless_caps_caseops_v1"
 SHARDS = "datasets/datasets/fineweb10B_sp1024"
+VAL = np.tile([1, 299], VAL_DOCUMENTS)
+TEXT = ["the quick brown fox jumps over the lazy dog " * 20]
 
 
 class Hub:
@@ -46,10 +53,10 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     folder = tmp_path / "hub"
-    for name in ("train_000000", "train_000001", "train_000002", "val_000000"):
+    for name in ("train_000000", "train_000001", "train_000002"):
         write_shard(folder / SHARDS / f"fineweb_{name}.bin", np.arange(500))
-    text = ["the quick brown fox jumps over the lazy dog " * 20]
-    train_tokenizer(text, 300, folder / "datasets/tokenizers/fineweb_1024_bpe.model")
+    write_shard(folder / SHARDS / "fineweb_val_000000.bin", VAL)
+    train_tokenizer(TEXT, 300, folder / "datasets/tokenizers/fineweb_1024_bpe.model")
     manifest = {
         "datasets": [
             {
@@ -70,7 +77,7 @@ def test_download_and_go_on(hub: Hub, tmp_path: Path) -> None:
     root = tmp_path / "data"
     download("sp1024", 2, root)
     dataset = root / "datasets" / "fineweb10B_sp1024"
-    assert len(open_split(dataset, "train")) == 1000 and len(open_split(dataset, "val")) == 500
+    assert len(open_split(dataset, "train")) == 1000 and len(open_split(dataset, "val")) == len(VAL)
     assert Tokenizer(root / "tokenizers" / "fineweb_1024_bpe.model").vocab_size == 300
     assert (root / "manifest.json").exists()
 
@@ -155,6 +162,99 @@ def test_larger_vocabularies_are_in_another_repository(
     assert hub.repos == {expected}
     record = json.loads((tmp_path / f"data/datasets/fineweb10B_{variant}/dataset.json").read_text())
     assert record["recipe"] == {"repository": expected, "dataset": f"fineweb10B_{variant}"}
+
+
+def edit_manifest(hub: Hub, change: Callable[[dict[str, Any]], object]) -> None:
+    path = hub.folder / "datasets/manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def caseops(hub: Hub) -> Hub:
+    """The hub with what the repository of CaseOps has."""
+    name = f"fineweb10B_{CASEOPS}"
+    path = hub.folder / "datasets/manifest.json"
+    path.write_text(path.read_text().replace("fineweb10B_sp1024", name))
+    edit_manifest(hub, lambda manifest: manifest["tokenizers"][0].update(text_transform=LOSSLESS))
+    folder = (hub.folder / SHARDS).rename(hub.folder / f"datasets/datasets/{name}")
+    train_tokenizer(TEXT, 300, hub.folder / "datasets/tokenizers/fineweb_1024_bpe.model", "caseops")
+    write_shard(folder / "fineweb_val_bytes_000000.bin", np.tile([0, 1], VAL_DOCUMENTS))
+    return hub
+
+
+def test_caseops_comes_with_its_sidecar_from_its_repository(caseops: Hub, tmp_path: Path) -> None:
+    dataset = download("caseops", 2, tmp_path / "data")
+    assert caseops.repos == {"romeerp/parameter-golf-caseops-v1"}
+    assert dataset.name == f"fineweb10B_{CASEOPS}" and variant_of(str(dataset)) == "caseops"
+    record = read_record(dataset)
+    assert record is not None and record.transform == "caseops" and is_whole(record, dataset)
+    assert record.splits["val"].documents == VAL_DOCUMENTS
+    model = tmp_path / "data/tokenizers/fineweb_1024_bpe.model"
+    assert open_validation(dataset, Tokenizer(model)).bytes == VAL_DOCUMENTS
+
+
+@pytest.mark.parametrize("variant", ["caseops", "sp1024"])
+def test_training_documents_that_are_validation_documents_are_refused(
+    variant: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    hub: Hub = request.getfixturevalue("caseops" if variant == "caseops" else "hub")
+    root = tmp_path / "data"
+
+    def refused() -> None:
+        with pytest.raises(UserError, match=r"10,000 validation documents and not 50,000.*trained on"):
+            download(variant, 1, root)
+        assert not [name for name in hub.names() if name.startswith("fineweb_train")]
+        (root / "manifest.json").unlink()
+
+    def stats(manifest: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = manifest["datasets"][0]["stats"]
+        return found
+
+    edit_manifest(hub, lambda manifest: stats(manifest).update(docs_val=10_000))
+    refused()
+    edit_manifest(
+        hub, lambda manifest: (stats(manifest).pop("docs_val"), manifest.update(num_val_docs=10_000))
+    )
+    refused()
+    edit_manifest(
+        hub, lambda manifest: (manifest.pop("num_val_docs"), stats(manifest).update(files_train=1499))
+    )
+    refused()
+    # A manifest that says nothing, or the wrong thing: the documents are counted.
+    edit_manifest(hub, lambda manifest: stats(manifest).update(files_train=80, docs_val=50_000))
+    (val,) = hub.folder.rglob("fineweb_val_0*.bin")
+    write_shard(val, VAL[:20_000])
+    refused()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"docs_val": 50_001},
+            r"have \(50000, 100000\) documents and tokens, but the manifest says \(50001, None\)",
+        ),
+        ({"tokens_val": 7}, r"but the manifest says \(None, 7\)"),
+    ],
+)
+def test_shards_of_another_manifest_are_refused(
+    hub: Hub, change: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    edit_manifest(hub, lambda manifest: manifest["datasets"][0]["stats"].update(change))
+    with pytest.raises(UserError, match=message):
+        download("sp1024", 1, tmp_path / "data")
+
+
+@pytest.mark.parametrize("fault", ["name", "vocabulary"])
+def test_another_transform_than_the_variant_s_is_refused(caseops: Hub, fault: str, tmp_path: Path) -> None:
+    if fault == "name":
+        edit_manifest(caseops, lambda manifest: manifest["tokenizers"][0].update(text_transform="v1"))
+    else:
+        train_tokenizer(TEXT, 300, caseops.folder / "datasets/tokenizers/fineweb_1024_bpe.model")
+    with pytest.raises(UserError, match="the transform of caseops is caseops, but the manifest says"):
+        download("caseops", 1, tmp_path / "data")
 
 
 def test_hub_errors_become_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -227,9 +227,9 @@ def test_the_tokenizer_learns_from_a_sample_of_the_training_text(
     seen: list[str] = []
     train = prepare.train_tokenizer
 
-    def watched(texts: list[str], vocab_size: int, path: Path) -> None:
+    def watched(texts: list[str], *settings: Any) -> None:
         seen.extend(texts)
-        train(texts, vocab_size, path)
+        train(texts, *settings)
 
     monkeypatch.setattr(prepare, "train_tokenizer", watched)
     done = make(files, tmp_path)

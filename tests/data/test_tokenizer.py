@@ -77,7 +77,7 @@ def test_any_bytes_come_back_from_any_tokenizer(own: Tokenizer, prefixed: Tokeni
 def test_text_as_bytes_has_the_tokens_of_text(own: Tokenizer, text: str) -> None:
     ids = own.encode_bytes(text.encode())
     assert ids == own.encode(text)
-    pieces = own.pieces()
+    pieces = own.pieces
     assert [len(pieces[token]) for token in ids] == own.byte_table().count(
         np.full(len(ids), own.bos_id), np.array(ids, np.int64)
     ).tolist()
