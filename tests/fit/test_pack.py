@@ -73,4 +73,4 @@ def test_training_text_is_opened_only_where_it_is_needed(export: ExportConfig, m
     assert calibrated(RunConfig(SMALL, export=export), model, refuse) is None
     for reading in ({"rounding": "gptq"}, {"lqer_rank": 2, "lqer_weighted": True}, {"model_bytes": 9}):
         with pytest.raises(AssertionError, match="was opened"):
-            calibrated(RunConfig(SMALL, export=replace(export, **reading)), model, refuse)  # type: ignore[arg-type]
+            calibrated(RunConfig(SMALL, export=replace(export, **reading)), model, refuse)
