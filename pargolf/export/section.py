@@ -174,13 +174,7 @@ def _read_floats(x: Tensor, export: ExportConfig) -> Tensor:
     if export.layout in ("planes", "range"):
         require(x.dtype == torch.uint8 and x.ndim > 0, "planes of floats must be uint8 bytes")
         require(x.size(0) in FLOAT_OF_SIZE, f"floats of {x.size(0)} bytes")
-<<<<<<< HEAD
-        # Not contiguous(), which leaves a single value's planes as they are, apart.
-        x = x.movedim(0, -1).clone(memory_format=torch.contiguous_format)
-        x = x.view(FLOAT_OF_SIZE[x.size(-1)]).squeeze(-1)
-=======
         x = _from_planes(x, FLOAT_OF_SIZE[x.size(0)])
->>>>>>> dd7b9ff (Range coder: rows that are nearly a fraction of an earlier row are coded less it; places are sorted by level once)
     require(x.dtype in FLOATS.values(), f"floats stored as {x.dtype}")
     require(bool(x.isfinite().all()), "NaN or infinite values")
     return x.clone()  # the loaded tensor may share the read-only bytes
@@ -196,4 +190,5 @@ def _planes(x: Tensor) -> Tensor:
 
 
 def _from_planes(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.movedim(0, -1).contiguous().view(dtype).squeeze(-1)
+    # Not contiguous(), which leaves a single value's planes as they are, apart.
+    return x.movedim(0, -1).clone(memory_format=torch.contiguous_format).view(dtype).squeeze(-1)
