@@ -17,8 +17,8 @@ BLOCK = 512  # rows compared at a time
 EXACT = 2**24  # below it float32 sums integers without an error, in any order
 FARTHEST = 2**15  # a row's number is an int16 in the file
 
+# (2, rows): an earlier row for each row, and eighths of it; 0 eighths for a row of its own.
 Alike = NDArray[np.int16]
-"""(2, rows): an earlier row for each row, and eighths of it in -128..127; 0 eighths for a row of its own."""
 
 
 def find_alike(values: NDArray[np.int8]) -> Alike | None:
