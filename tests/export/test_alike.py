@@ -1,4 +1,4 @@
-"""Rows coded less a fraction of an earlier row: exact, found where they save, refused where they cannot be."""
+"""Rows coded less a fraction of an earlier row: exact, found where they save, else refused."""
 
 import numpy as np
 import pytest
