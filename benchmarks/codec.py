@@ -15,12 +15,13 @@ lrzip -T: the same without lrzip's own test, which stores what LZO does not shri
 brotli: the same buckets by brotli, rows as they are
 range: the sections of our file, layout "range" and codec "brotli", whole
 
+Seconds are of the clock and, in brackets, of processors, which other work on the machine slows less.
 lrzip is a program of its own and no part of pargolf: apt-get install lrzip.
 """
 
+import os
 import re
 import shutil
-import statistics
 import subprocess
 import tempfile
 import time
@@ -141,40 +142,48 @@ def random_record() -> tuple[dict[str, Tensor], dict[str, Slot]]:
     return state, slots
 
 
-def compare(title: str, stored: Stored, slots: Mapping[str, Slot], repeats: int) -> None:
+def seconds() -> NDArray[np.float64]:
+    """Of the clock and of processors, those of finished children among them."""
+    return np.array([time.perf_counter(), sum(os.times()[:4])])
+
+
+def compare(
+    title: str, stored: Stored, slots: Mapping[str, Slot], names: tuple[str, ...], repeats: int
+) -> None:
     ways = {
         "lrzip": lambda: in_buckets(stored, True, lrzip("-z", "-L", "9"), lrzip("-d")),
         "lrzip -T": lambda: in_buckets(stored, True, lrzip("-z", "-L", "9", "-T"), lrzip("-d")),
         "brotli": lambda: in_buckets(stored, False, brotli_best, brotli.decompress),
         "range": lambda: in_our_file(stored, slots),
     }
-    if shutil.which("lrzip") is None:
-        console.print("lrzip is not installed (apt-get install lrzip): its rows are left out")
-        ways = {name: way for name, way in ways.items() if "lrzip" not in name}
     count = sum(x.values.numel() for x in stored.values())
     table = Table("way", "bytes", "bits a value", "write s", "read s")
     wanted = dequantize_state(stored)
-    for name, way in ways.items():
-        writing, reading = [], []
+    for name in names:
+        spent = []
         for _ in range(repeats):
-            start = time.perf_counter()
-            size, read = way()
-            written = time.perf_counter()
+            start = seconds()
+            size, read = ways[name]()
+            written = seconds()
             state = read()
-            writing.append(written - start)
-            reading.append(time.perf_counter() - written)
+            spent.append((written - start, seconds() - written))
             if any(not torch.equal(state[x], wanted[x]) for x in wanted):
                 raise RuntimeError(f"{name} does not read what it wrote")
-        table.add_row(
-            name, f"{size:,}", f"{8 * size / count:.4f}",
-            f"{statistics.median(writing):.2f}", f"{statistics.median(reading):.2f}",
-        )  # fmt: skip
+        shown = [f"{clock:.2f} ({cpu:.2f})" for clock, cpu in np.median(spent, axis=0)]
+        table.add_row(name, f"{size:,}", f"{8 * size / count:.4f}", *shown)
     console.print(f"{title}: {len(stored)} matrices, {count:,} values", highlight=False)
     console.print(table)
 
 
-def main(run: tyro.conf.Positional[Path | None] = None, repeats: int = 1) -> None:
+def main(
+    run: tyro.conf.Positional[Path | None] = None,
+    ways: tuple[str, ...] = ("lrzip", "lrzip -T", "brotli", "range"),
+    repeats: int = 1,
+) -> None:
     """Print a table for each way to quantize, medians of so many repeats."""
+    if shutil.which("lrzip") is None:
+        console.print("lrzip is not installed (apt-get install lrzip): its rows are left out")
+        ways = tuple(name for name in ways if "lrzip" not in name)
     if run is None:
         state, slots = random_record()
         cases = {"normal random numbers at 12.85 standard deviations": SDCLIP}
@@ -188,7 +197,7 @@ def main(run: tyro.conf.Positional[Path | None] = None, repeats: int = 1) -> Non
     for title, export in cases.items():
         found = quantize_state(state, slots, export)
         stored = {name: x for name, x in sorted(found.items()) if isinstance(x, Quantized)}
-        compare(title, stored, {name: slots[name] for name in stored}, repeats)
+        compare(title, stored, {name: slots[name] for name in stored}, ways, repeats)
 
 
 if __name__ == "__main__":
