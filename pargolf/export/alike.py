@@ -12,7 +12,7 @@ from pargolf.system.errors import require
 EIGHTHS = 8  # finer fractions cost as much as they save
 NOTE_BITS = 16  # about what a row's two entries take
 LEAST_BITS = 1024  # less than that is not worth a part of the file
-UNIT = 16  # as large are the values of a column on average where rows are compared
+UNIT = 16  # root mean square of a column where rows are compared, so that no wide column decides
 BLOCK = 512  # rows compared at a time
 EXACT = 2**24  # below it float32 sums integers without an error, in any order
 FARTHEST = 2**15  # a row's number is an int16 in the file
