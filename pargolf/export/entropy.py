@@ -4,21 +4,22 @@ The model says how wide the values spread at each place of a matrix: by a level 
 level of its column, in quarter octaves. Around zero they follow Student's t at that spread,
 restricted to integers; how heavy its tails are is one number for the matrix, and one more says
 how often values reach the top, which a row does at least once, its scale being set by its largest
-value. Nothing is learned on the way, so all values of one level are coded at once.
+value. Nothing is learned on the way, so all values of one level are coded at once. Rows that are
+nearly a fraction of an earlier row are coded less that fraction (`alike`).
 
 A decoder elsewhere must see the very same model. So it is computed by operations that IEEE 754
 rounds exactly (+, *, /, sqrt, scaling by powers of two) and turned into integers before anything
 is summed up; constriction gets whole numbers, which float64 holds exactly.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import constriction
 import numpy as np
 from numpy.typing import NDArray
 
+from pargolf.export.alike import Alike, find_alike, with_alike, without_alike
 from pargolf.export.quantize import top_value
 from pargolf.system.errors import UserError, require
 
@@ -42,6 +43,8 @@ class ValueModel:
     """Student's t with 2**tail - 1 degrees of freedom: 1 is Cauchy, 7 is close to Gauss."""
     ends: int
     """About 2**-ends of the values reach the top, beside those that the t has there."""
+    alike: Alike | None = None
+    """Rows that are coded less a fraction of an earlier one, where that saves bits."""
 
 
 def frequencies(levels: NDArray[np.integer], tail: int, ends: int, top: int) -> NDArray[np.int64]:
@@ -63,8 +66,10 @@ def encode_matrix(values: NDArray[np.int8], bits: int) -> tuple[bytes, ValueMode
     The same values give the same code.
     """
     top = top_value(bits)
-    model = fit(np.abs(values).astype(np.uint8), top)
-    return _encode(values, model, top), model
+    alike = find_alike(values)
+    rest = values if alike is None else without_alike(values, alike, top)
+    model = fit(np.abs(rest).astype(np.uint8), top)
+    return _encode(rest, *_by_level(model, top), top), replace(model, alike=alike)
 
 
 def decode_matrix(code: bytes, model: ValueModel, bits: int) -> NDArray[np.int8]:
@@ -77,21 +82,27 @@ def decode_matrix(code: bytes, model: ValueModel, bits: int) -> NDArray[np.int8]
     require(int(model.rows.max()) + int(model.cols.max()) < LEVELS, f"a level is not below {LEVELS}")
     top = top_value(bits)
     values = np.empty((len(model.rows), len(model.cols)), np.int8)
+    places, distributions = _by_level(model, top)
     decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(code, "<u4").astype(np.uint32))
     try:
-        for where, distribution in _by_level(model, top):
-            values[where] = decoder.decode(distribution, int(where.sum())) - top
+        for where, distribution in zip(places, distributions, strict=True):
+            symbols = decoder.decode(distribution, len(where))
+            symbols -= top
+            values.reshape(-1)[where] = symbols
     except AssertionError:
         raise UserError("the range-coded values are corrupt") from None
     # Past its end a code reads as zeros; only encoding again, the quicker way, tells.
-    require(_encode(values, model, top) == code, "the range-coded values are cut off or too long")
-    return values
+    again = _encode(values, places, distributions, top)
+    require(again == code, "the range-coded values are cut off or too long")
+    return values if model.alike is None else with_alike(values, model.alike, top)
 
 
-def _encode(values: NDArray[np.int8], model: ValueModel, top: int) -> bytes:
+def _encode(
+    values: NDArray[np.int8], places: list[NDArray[np.int64]], distributions: list[Any], top: int
+) -> bytes:
     encoder = constriction.stream.queue.RangeEncoder()
-    for where, distribution in _by_level(model, top):
-        encoder.encode(values[where].astype(np.int32) + top, distribution)
+    for where, distribution in zip(places, distributions, strict=True):
+        encoder.encode(np.add(values.reshape(-1)[where], top, dtype=np.int32), distribution)
     code: bytes = encoder.get_compressed().astype("<u4").tobytes()
     return code
 
@@ -111,13 +122,14 @@ def fit(magnitudes: NDArray[np.uint8], top: int) -> ValueModel:
     return model
 
 
-def _by_level(model: ValueModel, top: int) -> Iterator[tuple[NDArray[np.bool_], Any]]:
-    """For each level in use: where in the matrix it is (rows, cols), and the distribution there."""
-    levels = model.rows[:, None] + model.cols
-    used = np.unique(levels)
+def _by_level(model: ValueModel, top: int) -> tuple[list[NDArray[np.int64]], list[Any]]:
+    """For each level in use: where it is in the matrix, flattened, and the distribution there."""
+    levels = (model.rows[:, None] + model.cols).reshape(-1)
+    counts = np.bincount(levels, minlength=LEVELS)
+    used = np.flatnonzero(counts)
+    places = np.split(np.argsort(levels, kind="stable"), counts[used].cumsum()[:-1])
     table = frequencies(used, model.tail, model.ends, top).astype(np.float64)
-    for level, weights in zip(used, table, strict=True):
-        yield levels == level, constriction.stream.model.Categorical(weights, perfect=False)
+    return places, [constriction.stream.model.Categorical(weights, perfect=False) for weights in table]
 
 
 def _costs(levels: NDArray[np.integer], tail: int, ends: int, top: int) -> NDArray[np.float64]:
@@ -148,8 +160,10 @@ def _best_levels(
 def _best_shape(
     magnitudes: NDArray[np.uint8], rows: NDArray[np.uint8], cols: NDArray[np.uint8], top: int
 ) -> ValueModel:
-    used, places = np.unique(rows[:, None] + cols, return_inverse=True)
-    cells = places.reshape(magnitudes.shape) * (top + 1) + magnitudes
-    counts = np.bincount(cells.ravel(), minlength=len(used) * (top + 1)).reshape(len(used), top + 1)
-    cost = {(tail, ends): (counts * _costs(used, tail, ends, top)).sum() for tail in TAILS for ends in ENDS}
+    cells = (rows[:, None] + cols).astype(np.int64) * (top + 1) + magnitudes
+    counts = np.bincount(cells.reshape(-1), minlength=LEVELS * (top + 1)).reshape(LEVELS, top + 1)
+    used = np.flatnonzero(counts.any(axis=1))
+    cost = {
+        (tail, ends): (counts[used] * _costs(used, tail, ends, top)).sum() for tail in TAILS for ends in ENDS
+    }
     return ValueModel(rows, cols, *min(cost, key=lambda shape: cost[shape]))

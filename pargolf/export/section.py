@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pargolf.config.schema import ExportConfig
+from pargolf.export.alike import Alike
 from pargolf.export.entropy import ValueModel, decode_matrix, encode_matrix
 from pargolf.export.quantize import (
     FLOATS,
@@ -27,8 +28,9 @@ from pargolf.export.quantize import (
 )
 from pargolf.system.errors import UserError, require
 
-# Layout -> what a matrix has beside its values and scales.
+# Layout -> what a matrix has beside its values and scales, and what it may have.
 LAYOUTS = {"bytes": (), "planes": (), "range": ("levels",)}
+OPTIONAL = {"bytes": (), "planes": (), "range": ("alike",)}
 CORRECTION = ("lqer_left", "lqer_left_scale", "lqer_right", "lqer_right_scale")
 FLOAT_OF_SIZE = {dtype.itemsize: dtype for dtype in FLOATS.values()}
 
@@ -50,6 +52,8 @@ def encode_section(stored: Mapping[str, Quantized | Tensor], export: ExportConfi
             code, model = encode_matrix(values.numpy(), x.bits)
             codes.append(code)
             tensors[f"levels/{name}"] = torch.from_numpy(np.concatenate((model.rows, model.cols)))
+            if model.alike is not None:
+                tensors[f"alike/{name}"] = _planes(torch.from_numpy(model.alike))
             values = torch.tensor([model.tail, model.ends, len(code)], dtype=torch.int32)
         tensors[f"int{x.bits}/{name}"] = values
         if x.correction is not None:
@@ -94,8 +98,9 @@ def _decode_tensor(
         return floats.float()
     corrections = [parts.pop(part) for part in CORRECTION if part in parts]
     for bits in QUANTIZED_BITS:
-        beside = ("cols",) if bits == 1 else LAYOUTS[export.layout]
-        if parts.keys() == {f"int{bits}", "scale", *beside}:
+        beside, perhaps = (("cols",), ()) if bits == 1 else (LAYOUTS[export.layout], OPTIONAL[export.layout])
+        needed = {f"int{bits}", "scale", *beside}
+        if needed <= parts.keys() <= needed.union(perhaps):
             matrix = _decode_matrix(parts, bits, source, export, most)
             if corrections:
                 matrix = replace(matrix, correction=_read_correction(corrections, matrix, export))
@@ -118,7 +123,9 @@ def _decode_matrix(
         tail, ends, length = values.tolist()
         of_rows, of_cols = levels.numpy()[: len(scale)], levels.numpy()[len(scale) :]
         require(0 < len(of_rows) * len(of_cols) <= most and length >= 0, "a matrix of wrong size")
-        matrix = decode_matrix(source.read(length), ValueModel(of_rows, of_cols, tail, ends), bits)
+        alike = _read_alike(parts["alike"], len(scale)) if "alike" in parts else None
+        model = ValueModel(of_rows, of_cols, tail, ends, alike)
+        matrix = decode_matrix(source.read(length), model, bits)
         values = torch.from_numpy(matrix)
     require(values.dtype == torch.int8 and values.ndim == 2, "quantized values must be an int8 matrix")
     require(0 < values.numel() <= most, "a matrix of wrong size")
@@ -159,7 +166,7 @@ def _read_correction(parts: list[Tensor], of: Quantized, export: ExportConfig) -
 def _write_floats(x: Tensor, export: ExportConfig) -> Tensor:
     x = x.contiguous()
     if export.layout in ("planes", "range"):
-        x = x[..., None].view(torch.uint8).movedim(-1, 0).contiguous()
+        x = _planes(x)
     return x
 
 
@@ -167,9 +174,21 @@ def _read_floats(x: Tensor, export: ExportConfig) -> Tensor:
     if export.layout in ("planes", "range"):
         require(x.dtype == torch.uint8 and x.ndim > 0, "planes of floats must be uint8 bytes")
         require(x.size(0) in FLOAT_OF_SIZE, f"floats of {x.size(0)} bytes")
-        # Not contiguous(), which leaves a single value's planes as they are, apart.
-        x = x.movedim(0, -1).clone(memory_format=torch.contiguous_format)
-        x = x.view(FLOAT_OF_SIZE[x.size(-1)]).squeeze(-1)
+        x = _from_planes(x, FLOAT_OF_SIZE[x.size(0)])
     require(x.dtype in FLOATS.values(), f"floats stored as {x.dtype}")
     require(bool(x.isfinite().all()), "NaN or infinite values")
     return x.clone()  # the loaded tensor may share the read-only bytes
+
+
+def _read_alike(x: Tensor, rows: int) -> Alike:
+    require(x.dtype == torch.uint8 and x.shape == (2, 2, rows), "rows like others must be planes of int16")
+    return _from_planes(x, torch.int16).numpy()
+
+
+def _planes(x: Tensor) -> Tensor:
+    return x[..., None].view(torch.uint8).movedim(-1, 0).contiguous()
+
+
+def _from_planes(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # Not contiguous(), which leaves a single value's planes as they are, apart.
+    return x.movedim(0, -1).clone(memory_format=torch.contiguous_format).view(dtype).squeeze(-1)
