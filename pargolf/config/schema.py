@@ -450,6 +450,10 @@ def validate(c: RunConfig) -> RunConfig:
         or (x.rounding == "nearest" and not x.attn_sigmas and not x.mlp_sigmas and not x.embed_sigmas),
         'export.quantizer "challenge" rounds as the baseline does; leave export.rounding and the sigmas out',
     )
+    require(
+        x.lqer_rank > 0 or not x.lqer_weighted,
+        "export.lqer_weighted weighs a correction of no rank; set export.lqer_rank, to 4 say",
+    )
     top = TOP_LEVEL[x.codec] if x.codec != "auto" else max(TOP_LEVEL.values())
     require(1 <= x.level <= top, f"export.level of {x.codec} must be in 1..{top}, is {x.level}")
     return c

@@ -45,7 +45,7 @@ def encode_section(stored: Mapping[str, Quantized | Tensor], export: ExportConfi
             continue
         values = x.values.cpu().contiguous()
         tensors[f"scale/{name}"] = _write_floats(x.scale.cpu(), export)
-        if x.bits == 1:
+        if (export.attn_bits == 1 or export.mlp_bits == 1) and x.bits == 1:
             tensors[f"cols/{name}"] = torch.tensor([values.size(1)], dtype=torch.int32)
             values = torch.from_numpy(np.packbits(values.numpy() > 0, axis=1))
         elif export.layout == "range":
@@ -56,7 +56,7 @@ def encode_section(stored: Mapping[str, Quantized | Tensor], export: ExportConfi
                 tensors[f"alike/{name}"] = _planes(torch.from_numpy(model.alike))
             values = torch.tensor([model.tail, model.ends, len(code)], dtype=torch.int32)
         tensors[f"int{x.bits}/{name}"] = values
-        if x.correction is not None:
+        if export.lqer_rank and x.correction is not None:
             c = x.correction
             for part, of in zip(CORRECTION, (c.left, c.left_scale, c.right, c.right_scale), strict=True):
                 of = of.cpu().contiguous()
@@ -96,13 +96,13 @@ def _decode_tensor(
         floats = _read_floats(parts["float"], export)
         require(floats.numel() <= most, "more values than the section has")
         return floats.float()
-    corrections = [parts.pop(part) for part in CORRECTION if part in parts]
+    corrections = [parts.pop(part) for part in CORRECTION if part in parts] if export.lqer_rank else []
     for bits in QUANTIZED_BITS:
         beside, perhaps = (("cols",), ()) if bits == 1 else (LAYOUTS[export.layout], OPTIONAL[export.layout])
         needed = {f"int{bits}", "scale", *beside}
         if needed <= parts.keys() <= needed.union(perhaps):
             matrix = _decode_matrix(parts, bits, source, export, most)
-            if corrections:
+            if export.lqer_rank and corrections:
                 matrix = replace(matrix, correction=_read_correction(corrections, matrix, export))
             return dequantize(matrix)
     raise UserError(f"tensor {name[:80]!r} has the parts {', '.join(sorted(parts))[:80]!r}")
@@ -114,7 +114,7 @@ def _decode_matrix(
     values, scale = parts[f"int{bits}"], _read_floats(parts["scale"], export)
     require(scale.dtype == torch.float16 and scale.ndim == 1, "scales must be a float16 vector")
     require(bool((scale > 0).all()), "scales must be positive")
-    if bits == 1:
+    if (export.attn_bits == 1 or export.mlp_bits == 1) and bits == 1:
         values = _read_signs(values, parts["cols"])
     elif export.layout == "range":
         levels = parts["levels"]

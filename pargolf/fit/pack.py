@@ -42,11 +42,6 @@ class Calibration:
     """(n, seq_len + 1) int64: training text that the moments have not seen."""
 
 
-def reads_training_text(x: ExportConfig) -> bool:
-    """Whether packing with these settings needs a calibration."""
-    return bool(x.model_bytes or x.max_loss or x.rounding == "gptq" or (x.lqer_rank and x.lqer_weighted))
-
-
 def calibrated(
     config: RunConfig, model: GPT, training: Callable[[], TokenStream], bars: Bars = no_bar
 ) -> Calibration | None:
@@ -55,7 +50,7 @@ def calibrated(
     Each rank reads its share of the `training` tokens, which are opened only then.
     """
     x = config.export
-    if not reads_training_text(x):
+    if not (x.model_bytes or x.max_loss or x.rounding == "gptq" or x.lqer_weighted):
         return None
     rows, held_back = spread_rows(training(), config.model.seq_len, x.calibration_tokens)
     ranks = launch.world_size()

@@ -62,7 +62,7 @@ def test_what_the_configuration_does_not_reach_is_left_out() -> None:
         "Muon",
         "Training",
         "Recorder",
-        "pack",
+        "pack_stored",
         "unpack",
         "score",
         "main",

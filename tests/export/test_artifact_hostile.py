@@ -297,6 +297,7 @@ HOSTILE_SECTIONS: dict[str, dict[str, Tensor | None]] = {
 @pytest.mark.parametrize("tensors", HOSTILE_SECTIONS.values(), ids=HOSTILE_SECTIONS.keys())
 def test_hostile_sections_are_refused(tensors: dict[str, Tensor | None]) -> None:
     header, payloads = parts(small_artifact())
+    header["export"] |= {"lqer_rank": 2, "attn_bits": 1}  # which have parts of their own
     there = {name: x for name, x in tensors.items() if x is not None}
     changed, payloads = with_section(header, payloads, 1, safetensors.torch.save(there))
     assert refuses(changed, payloads)

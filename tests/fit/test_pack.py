@@ -63,7 +63,6 @@ def test_signs_alone_are_left_as_they_are(model: GPT, calibration: Calibration) 
         ExportConfig(),
         ExportConfig(attn_sigmas=13.0, mlp_sigmas=11.5, embed_sigmas=14.0),
         ExportConfig(lqer_rank=2),
-        ExportConfig(lqer_weighted=True),
     ],
 )
 def test_training_text_is_opened_only_where_it_is_needed(export: ExportConfig, model: GPT) -> None:
