@@ -32,17 +32,21 @@ def corrected(
 ) -> dict[str, Quantized | Tensor]:
     """`stored`, the `export.lqer_matrices` of largest error with a correction each.
 
-    With `moments` of their inputs both the choice and the corrections are weighted by them.
+    With `moments` those are chosen whose error costs the loss most (see `gptq`), and corrected by what it
+    does to their outputs.
     """
-    errors: dict[str, Tensor] = {}
+    errors = {
+        name: state[name].float() - dequantize(form)
+        for name, form in stored.items()
+        if isinstance(form, Quantized) and min(form.values.shape) > export.lqer_rank
+    }
     roots: dict[str, Tensor] = {}
-    for name, form in stored.items():
-        if isinstance(form, Quantized) and min(form.values.shape) > export.lqer_rank:
-            errors[name] = state[name].float() - dequantize(form)
-            if moments is not None and name in moments:
-                roots[name] = _root(moments[name].inputs)
-    size = {name: float((e @ roots[name] if name in roots else e).norm()) for name, e in errors.items()}
-    chosen = sorted(errors, key=lambda name: (-size[name], name))[: export.lqer_matrices]
+    sizes = {name: float(error.norm()) for name, error in errors.items()}
+    if moments is not None:
+        roots = {name: _root(moments[name].inputs) for name in errors.keys() & moments.keys()}
+        for name, root in roots.items():  # what it costs the loss
+            sizes[name] = float((moments[name].outputs.sqrt()[:, None] * (errors[name] @ root)).norm())
+    chosen = sorted(errors, key=lambda name: (-sizes[name], name))[: export.lqer_matrices]
     found = dict(stored)
     for name in chosen:
         form = stored[name]
