@@ -35,10 +35,10 @@ TENSOR_KINDS = {
     "mlp": TensorKind("product", "muon", "muon_lr", "muon_weight_decay", "mlp_bits", "mlp_sigmas"),
     # gains, scales, mixes, skip weights
     "vector": TensorKind("vector", "adam", "vector_lr", "vector_weight_decay", "vector_bits", None),
-    # matrices that gate heads
-    "gate": TensorKind("vector", "adam", "vector_lr", "vector_weight_decay", "gate_bits", None),
     # tables of pairs of tokens, and for values
     "lookup": TensorKind("lookup", "adam", "embed_lr", "embed_weight_decay", "embed_bits", "embed_sigmas"),
+    # matrices that gate heads
+    "gate": TensorKind("vector", "adam", "vector_lr", "vector_weight_decay", "gate_bits", None),
 }
 
 

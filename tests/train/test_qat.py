@@ -1,19 +1,19 @@
 """Quantization-aware training: what is seen, what is updated, and from when on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from pargolf.config.schema import ExportConfig, ModelConfig, OptimConfig
-from pargolf.export.artifact import read_artifact
+from pargolf.export.artifact import pack, unpack
 from pargolf.export.quantize import dequantize_state, quantize_state
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.optim.groups import Optimizers
-from pargolf.run.folder import open_run
-from pargolf.train.checkpoint import load_weights
 from pargolf.train.qat import quantized
 from support import Dataset, pargolf, shaken, training_of
 
@@ -25,11 +25,22 @@ def weights(model: GPT) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def test_inside_are_the_matrices_of_the_artifact_and_after_it_those_from_before() -> None:
-    model = shaken(TINY)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attn_bits": 2, "mlp_bits": 2, "layout": "range"},
+        {"attn_bits": 1, "mlp_bits": 1},
+        {"attn_sigmas": 13.0, "mlp_sigmas": 11.5},
+    ],
+)
+def test_inside_are_the_matrices_of_the_artifact_and_after_it_those_from_before(
+    changes: dict[str, Any],
+) -> None:
+    model, export = shaken(TINY), replace(EXPORT, **changes)
     before = weights(model)
-    packed = dequantize_state(quantize_state(before, tensor_kinds(model), EXPORT))
-    with pytest.raises(RuntimeError, match="stop"), quantized(model, EXPORT):
+    packed = unpack(pack(before, tensor_kinds(model), TINY, export, "0" * 64)).state
+    with pytest.raises(RuntimeError, match="stop"), quantized(model, export):
         for name, p in model.named_parameters():
             kind = tensor_kinds(model)[name].kind
             assert torch.equal(p, packed[name] if kind in ("attn", "mlp") else before[name]), name
@@ -85,24 +96,3 @@ def test_compiled_layers_see_the_rounded_weights_too() -> None:
     model.compile_regions()
     assert eager[0] != pytest.approx(eager[1], rel=1e-5)
     assert losses() == pytest.approx(eager, rel=1e-5)
-
-
-@pytest.mark.parametrize(("overlay", "values"), [("ternary", {-1, 0, 1}), ("binary", {-1, 1})])
-def test_a_model_of_few_bits_is_scored_as_it_was_trained(
-    overlay: str, values: set[int], dataset: Dataset, tmp_path: Path
-) -> None:
-    """Its matrices are so few values in the file, and the file's score is that of the rounded weights."""
-    options = dataset.options(train__iterations=20, eval__stride=64, train__dtype="float32")
-    done = pargolf("run", f"demo+{overlay}", "--name", "few", *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    run, config = open_run(tmp_path / "runs" / "few")
-    model = GPT(config.model)
-    load_weights(run.checkpoint, model)
-    with quantized(model, config.export):
-        expected = {name: p.detach().clone() for name, p in model.named_parameters()}
-    stored = read_artifact(run.artifact).state
-    for name, slot in tensor_kinds(model).items():
-        if slot.kind in ("attn", "mlp"):
-            assert torch.equal(stored[name], expected[name]), name
-            signs = stored[name].sign().unique().tolist()
-            assert set(signs) <= values and len(signs) == len(values), name
