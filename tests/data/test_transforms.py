@@ -185,7 +185,7 @@ def test_passages_show_the_original_text(tokenizer: Tokenizer) -> None:
 TINY = (
     "--model.n-layers 2 --model.d-model 16 --model.n-heads 2 --model.kv-heads 1 --model.q-rank 4"
     " --model.seq-len 32 --train.batch-tokens 256 --train.micro-batches 1 --train.iterations 2"
-    " --train.compile off --train.dtype float32 --eval.stride 32"
+    " --train.compile off --train.dtype float32 --eval.stride 32 --export.code-form readable"
 )
 
 

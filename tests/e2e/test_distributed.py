@@ -30,6 +30,7 @@ def test_two_ranks_train_and_score_as_one(
                 export__attn_bits=4,
                 export__mlp_bits=4,
                 export__calibration_tokens=4096,
+                export__code_form="readable",
             ),
         ]
         done = pargolf(*run, ranks=ranks)

@@ -40,7 +40,9 @@ def test_an_ablation(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFix
     good, bad, other = (study / f"optim.embed_lr={rate}" for rate in (0.03, 1e30, 0.01))
 
     def ablate(seeds: int, rates: str) -> int:
-        options = dataset.options(train__iterations=60, train__checkpoint_every=0, eval__stride=64)
+        options = dataset.options(
+            export__code_form="readable", train__iterations=60, train__checkpoint_every=0, eval__stride=64
+        )
         return dispatch(
             ["ablate", "demo", "--runs", str(tmp_path), "--name", "study", "--eval.no-compressors",
              "--seeds", f"{seeds}", "--jobs", "2", "--vary", f"optim.embed_lr={rates}", *options]
@@ -90,7 +92,9 @@ def test_an_ablation(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFix
 def test_an_ablation_of_overlays(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = dataset.options(train__iterations=3, train__checkpoint_every=0, eval__stride=64)
+    options = dataset.options(
+        export__code_form="readable", train__iterations=3, train__checkpoint_every=0, eval__stride=64
+    )
     command = [
         "ablate", "demo", "--runs", str(tmp_path), "--name", "study", "--eval.no-compressors",
         "--seeds", "1", "--jobs", "2", "--vary", "base,+legendre-mix,+spectral-embed", *options,
@@ -117,7 +121,9 @@ def test_a_sweep(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture
     folder = tmp_path / "sweep"
 
     def sweep(trials: int, search: str = "model.q_rank=0,4,8,12,16,20,24,28,32") -> int:
-        options = dataset.options(train__iterations=60, train__val_every=10, eval__stride=64)
+        options = dataset.options(
+            export__code_form="readable", train__iterations=60, train__val_every=10, eval__stride=64
+        )
         return dispatch(
             ["sweep", "demo", "--runs", str(tmp_path), "--name", "sweep", "--trials", f"{trials}",
              "--search", search, "--eval.no-compressors", *options]
