@@ -40,7 +40,8 @@ from rich.table import Table
 from torch import Tensor
 
 from pargolf.config.kinds import Slot
-from pargolf.config.schema import TOP_LEVEL, ExportConfig
+from pargolf.config.schema import ExportConfig
+from pargolf.config.validation import TOP_LEVEL
 from pargolf.export.artifact import lay_out
 from pargolf.export.codec import compress, decompress
 from pargolf.export.quantize import Quantized, dequantize_state, quantize_state

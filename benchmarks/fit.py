@@ -70,15 +70,16 @@ def main(run: tyro.conf.Positional[Path], stride: int = 0, records: bool = False
         every = stride or config.model.seq_len
         return score(scored, text, every, config.eval.batch_rows).val_bpb
 
-    def pack(stored: Stored) -> bytes:
-        return artifact.pack_stored(stored, slots, config.model, config.export, tokenizer.sha256)
+    def pack(stored: Stored, export: ExportConfig = config.export) -> bytes:
+        return artifact.pack_stored(stored, slots, config.model, export, tokenizer.sha256)
 
     def plain(settings: Mapping[str, Any]) -> bytes:
-        return pack(rounded(state, slots, with_(settings), calibration))
+        return pack(rounded(state, slots, with_(settings), calibration), with_(settings))
 
     def filled(ready: Prepared, limit: int, settings: Mapping[str, Any] = {}) -> bytes:
         def at(price: float) -> bytes:
-            return pack(with_corrections(state_at(ready, price), state, with_(settings), calibration))
+            export = with_(settings)
+            return pack(with_corrections(state_at(ready, price), state, export, calibration), export)
 
         return at(fit_bytes(lambda price: len(at(price)), limit))
 

@@ -25,7 +25,8 @@ from scipy import stats
 from torch import Tensor
 
 from pargolf.config.kinds import Slot
-from pargolf.config.schema import TOP_LEVEL, ExportConfig
+from pargolf.config.schema import ExportConfig
+from pargolf.config.validation import TOP_LEVEL
 from pargolf.export.artifact import CHECKSUM_BYTES, Blob, lay_out, pack_stored, read_header
 from pargolf.export.codec import compress, decompress
 from pargolf.export.quantize import Quantized, quantize_rows, quantize_state

@@ -26,8 +26,8 @@ from pargolf.cli.parse import (
     run_args,
 )
 from pargolf.config.presets import origins
-from pargolf.config.schema import validate_world
 from pargolf.config.settings import to_toml
+from pargolf.config.validation import validate_world
 from pargolf.system.errors import require
 
 # Commands import what they need after their arguments are read, so that help and mistakes answer at once.

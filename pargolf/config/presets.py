@@ -15,8 +15,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from pargolf.config.schema import RunConfig, validate
+from pargolf.config.schema import RunConfig
 from pargolf.config.settings import Settings, flatten, from_dict, to_dict, with_settings
+from pargolf.config.validation import validate
 from pargolf.system.errors import UserError, did_you_mean, require
 
 PRESETS = resources.files("pargolf.config") / "presets"

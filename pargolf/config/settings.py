@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pargolf.config.bounds import require_plain
-from pargolf.config.schema import TOP_LEVEL, ExportConfig, ModelConfig, RunConfig, validate, validate_model
+from pargolf.config.schema import ExportConfig, ModelConfig, RunConfig
+from pargolf.config.validation import TOP_LEVEL, validate, validate_model
 from pargolf.system.errors import UserError, did_you_mean, require
 from pargolf.system.escape import visible
 

@@ -56,6 +56,8 @@ def encode_section(stored: Mapping[str, Quantized | Tensor], export: ExportConfi
                 tensors[f"alike/{name}"] = _planes(torch.from_numpy(model.alike))
             values = torch.tensor([model.tail, model.ends, len(code)], dtype=torch.int32)
         tensors[f"int{x.bits}/{name}"] = values
+        if not export.lqer_rank and x.correction is not None:
+            raise ValueError(f"{name} has a correction, but export.lqer_rank is 0")
         if export.lqer_rank and x.correction is not None:
             c = x.correction
             for part, of in zip(CORRECTION, (c.left, c.left_scale, c.right, c.right_scale), strict=True):

@@ -11,8 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from pargolf.config.kinds import Slot
-from pargolf.config.schema import ExportConfig, RunConfig, validate
+from pargolf.config.schema import ExportConfig, RunConfig
 from pargolf.config.settings import settled
+from pargolf.config.validation import validate
 from pargolf.data.shards import TokenStream
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import pack_stored

@@ -13,8 +13,9 @@ from itertools import product
 from torch import Tensor
 
 from pargolf.config.kinds import Slot
-from pargolf.config.schema import TOP_LEVEL, RunConfig
+from pargolf.config.schema import RunConfig
 from pargolf.config.settings import with_codec
+from pargolf.config.validation import TOP_LEVEL
 from pargolf.export.artifact import lay_out, seal
 from pargolf.export.quantize import Quantized
 from pargolf.export.section import LAYOUTS

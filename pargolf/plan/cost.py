@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from pargolf.config.kinds import TENSOR_KINDS
-from pargolf.config.schema import RunConfig, validate
+from pargolf.config.schema import RunConfig
+from pargolf.config.validation import validate
 from pargolf.fit.budget import Prediction, predict_bytes
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.plan.roofline import model_flops, times_passed

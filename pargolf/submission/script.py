@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from pargolf.config.environment import ENVIRONMENT
-from pargolf.config.schema import RunConfig, validate, validate_world
+from pargolf.config.schema import RunConfig
+from pargolf.config.validation import validate, validate_world
 from pargolf.data.dataset import load_data, open_validation
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import read_header

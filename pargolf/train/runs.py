@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from pargolf.config.schema import EvalConfig, RunConfig, shared_by, validate
+from pargolf.config.schema import EvalConfig, RunConfig
 from pargolf.config.settings import read_config, with_codec
+from pargolf.config.validation import shared_by, validate
 from pargolf.data.dataset import Data, load_data, open_training
 from pargolf.data.prepare import prepare_embedded
 from pargolf.data.text import Text, decoded

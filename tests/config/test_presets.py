@@ -20,8 +20,9 @@ from pargolf.config.presets import (
     preset_names,
     validated,
 )
-from pargolf.config.schema import RunConfig, validate
+from pargolf.config.schema import RunConfig
 from pargolf.config.settings import flatten, from_dict, to_dict, to_toml, with_settings
+from pargolf.config.validation import validate
 from pargolf.model.gpt import GPT
 from pargolf.system.errors import UserError
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from pargolf.config.presets import load_preset
-from pargolf.config.schema import RunConfig, validate, validate_world
+from pargolf.config.schema import RunConfig
 from pargolf.config.settings import from_dict, model_from_dict, read_config, to_dict
+from pargolf.config.validation import validate, validate_world
 from pargolf.system.errors import UserError
 
 

@@ -90,3 +90,5 @@ def test_the_file_holds_it_exactly(layout: str) -> None:
     form = found["w"]
     assert isinstance(form, Quantized) and form.correction is not None
     assert torch.equal(back["w"], dequantize(form))
+    with pytest.raises(ValueError, match="w has a correction"):  # and is never left out without a word
+        encode_section(found, ExportConfig(layout=layout))  # type: ignore[arg-type]

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from artifact_support import SHA, SLOTS, TINY
-from pargolf.config.schema import TOP_LEVEL, ExportConfig, RunConfig
+from pargolf.config.schema import ExportConfig, RunConfig
 from pargolf.config.settings import with_codec
+from pargolf.config.validation import TOP_LEVEL
 from pargolf.export.artifact import pack_stored, read_header
 from pargolf.export.codec import CODECS
 from pargolf.export.quantize import quantize_state

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pargolf.config.schema import ModelConfig, validate_model
+from pargolf.config.schema import ModelConfig
+from pargolf.config.validation import validate_model
 from pargolf.model.attention import KVCache
 from pargolf.model.explorations import ContentRotation, DepthAttention, legendre, mix_profile
 from pargolf.model.gpt import GPT, tensor_kinds

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pargolf.config.presets import load_preset, validated
-from pargolf.config.schema import ModelConfig, validate_model
+from pargolf.config.schema import ModelConfig
+from pargolf.config.validation import validate_model
 from pargolf.model.attention import exclude
 from pargolf.model.gpt import GPT
 from pargolf.model.layers import norm, rope_base

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pargolf.config.schema import ModelConfig, RunConfig, validate_model
+from pargolf.config.schema import ModelConfig, RunConfig
+from pargolf.config.validation import validate_model
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.model.mlp import MLP
 from pargolf.plan.roofline import model_flops

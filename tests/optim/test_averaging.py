@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from pargolf.cli import dispatch
-from pargolf.config.schema import ModelConfig, OptimConfig, RunConfig, TrainConfig, validate
+from pargolf.config.schema import ModelConfig, OptimConfig, RunConfig, TrainConfig
+from pargolf.config.validation import validate
 from pargolf.model.gpt import GPT
 from pargolf.optim.averaging import average_of
 from pargolf.optim.groups import Optimizers

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from pargolf.config.presets import load_preset
-from pargolf.config.schema import RunConfig, shared_by
+from pargolf.config.schema import RunConfig
+from pargolf.config.validation import shared_by
 from pargolf.plan import forecast
 from pargolf.system import machine
 from pargolf.system.errors import UserError
