@@ -132,14 +132,14 @@ def _predictions(
         logprobs = gpt.head(gpt.trunk(inputs[:, :-1], first=first)).log_softmax(-1)
         own = logprobs.gather(-1, inputs[:, first + 1 :, None])
         best = logprobs.topk(wide[1])
-        context = torch.arange(first + 1, batch[0].length + 1).expand(len(batch), -1)
+        context = torch.arange(first + 1, rows.shape[1]).expand(len(batch), -1)
         values = (
             own[..., 0].cpu().double() / -math.log(2), 1 + (logprobs > own).sum(-1), context, best.indices,
             best.values.exp(),
         )  # fmt: skip
         for into, value in zip(found, values, strict=True):
             for window, row in zip(batch, value.cpu().numpy(), strict=True):
-                into[window.start + first : window.start + window.length] = row
+                into[window.start + first : window.start + window.length] = row[: window.length - first]
     return found
 
 

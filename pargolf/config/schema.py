@@ -336,6 +336,50 @@ class EvalConfig:
     """Tokens each window after the first scores; seq_len means plain rows."""
     batch_rows: Count = 32
     """Windows scored at once on each rank."""
+    documents: Literal["joined", "apart"] = "joined"
+    """joined: windows go over the stream, across documents. apart: each document is scored on its own."""
+    adapt: Literal["off", "sgd", "lora"] = "off"
+    """Score once more while the model learns from what it has scored (see score.adapt). sgd: all its weights,
+    chunk by chunk of the stream. lora: small adapters, in each document anew."""
+    tilt: NotNegative = 0.0
+    """Most that a phrase which comes again adds to the logit of the token that followed it (see score.tilt).
+    0: nothing."""
+    sgd_chunk: Count = 32_768
+    """Tokens scored between two updates of all weights."""
+    sgd_lr: NotNegative = 0.005
+    """Learning rate of these updates at the start, from where it falls by a cosine."""
+    sgd_end: Share = 0.0
+    """Share of sgd_lr at which that fall ends."""
+    sgd_momentum: Decay = 0.9
+    """Momentum of these updates."""
+    sgd_epochs: Count = 3
+    """Updates from each chunk."""
+    sgd_clip: NotNegative = 1.0
+    """Longest gradient of such an update (L2). 0: any."""
+    lora_chunk: Count = 48
+    """Tokens of each document scored between two updates of its adapters."""
+    lora_documents: Count = 64
+    """Documents scored at once on each rank, with adapters of their own."""
+    lora_places: Literal["all", "q-v-head"] = "all"
+    """Where adapters are put: at q, k, v, past attention, past the MLP and at the head; or fewer."""
+    lora_rank: Count = 80
+    """Rank of each adapter."""
+    lora_alpha: NotNegative = 144.0
+    """What adapters add is scaled by lora_alpha / lora_rank."""
+    lora_lr: NotNegative = 1e-4
+    """Adam's learning rate for the adapters."""
+    lora_beta1: Decay = 0.0
+    """Decay of Adam's mean of their gradients."""
+    lora_beta2: Decay = 0.99
+    """Decay of Adam's mean of their squared gradients."""
+    lora_weight_decay: NotNegative = 0.5
+    """Decoupled weight decay of the adapters."""
+    lora_warm: bool = False
+    """The next documents take over the adapters' first matrices, which no score depends on alone."""
+    phases: Natural = 0
+    """With lora, pauses in which all weights learn from documents that are done, by the sgd settings."""
+    phase_documents: Count = 2500
+    """Documents that are done by the last of these pauses, which come at equal shares of them."""
     compressors: bool = False
     """Also measure xz and zstd on the validation text, to compare the score with."""
 

@@ -17,7 +17,7 @@ from pargolf.data.tokenizer import ByteTable
 from pargolf.fit.gptq import Moments
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.model.layers import norm
-from pargolf.score.windows import batch_losses, one_window_a_row, over_windows, require_number
+from pargolf.score.windows import one_window_a_row, over_windows, require_number, window_losses
 from pargolf.system import distributed
 from pargolf.system.errors import require
 from pargolf.system.progress import OnProgress, unseen
@@ -131,9 +131,9 @@ def _squared(x: Tensor) -> Tensor:
 
 def bits_per_byte(model: GPT, rows: np.ndarray, table: ByteTable) -> float:
     """Mean over `rows` (n, T + 1) int64, each scored alone; on this rank, whatever the others do."""
-    nats = 0.0
-    for _, _, losses in batch_losses(model, *one_window_a_row(rows), _batch_rows(rows)):
-        nats += float(losses.cpu().double().sum())
+    nats = sum(
+        float(losses.sum()) for _, losses in window_losses(model, *one_window_a_row(rows), _batch_rows(rows))
+    )
     return nats / math.log(2) / int(table.count(rows[:, :-1], rows[:, 1:]).sum())
 
 

@@ -256,9 +256,13 @@ class GPT(nn.Module):
 
     def head(self, states: Tensor) -> Tensor:
         """states (..., d_model) -> softly capped logits (..., vocab_size), float32."""
-        logits = F.linear(norm(states), self.embed.weight.to(states.dtype)).float()
+        logits = self.unembed(norm(states)).float()
         cap = self.cap(logits)
         return cap * torch.tanh(logits / cap)
+
+    def unembed(self, states: Tensor) -> Tensor:
+        """Normalized states (..., d_model) -> logits (..., vocab_size) before they are capped."""
+        return F.linear(states, self.embed.weight.to(states.dtype))
 
     def cap(self, logits: Tensor) -> Tensor | float:
         """What bounds the logits: learned for either side with `softcap_sides` (challenge thread 1923)."""

@@ -9,7 +9,7 @@ import numpy as np
 from pargolf.data.text import Text
 from pargolf.data.tokenizer import SPACE, Tokenizer
 from pargolf.model.gpt import GPT
-from pargolf.score.windows import batch_losses, require_number, windows
+from pargolf.score.windows import require_number, window_losses, windows
 from pargolf.system.progress import OnProgress, unseen
 
 PASSAGE_BYTES = 300  # a passage ends at the first end of a sentence or line after so many bytes
@@ -56,9 +56,8 @@ def token_bits(
     """
     plan = windows(len(tokens) - 1, model.config.seq_len, stride)
     bits = np.zeros(len(tokens))
-    for batch, _, losses in batch_losses(model, tokens, plan, batch_rows, progress):
-        for window, row in zip(batch, losses.cpu().double().numpy() / math.log(2), strict=True):
-            bits[window.targets] = row
+    for window, losses in window_losses(model, tokens, plan, batch_rows, progress):
+        bits[window.targets] = losses / math.log(2)
     require_number(float(bits.sum()))
     return bits
 

@@ -1,4 +1,4 @@
-"""Bits per byte on held-out tokens, by plain rows or by a sliding window.
+"""Bits per byte on held-out tokens, by plain rows or a sliding window, over the stream or in each document.
 
 The score is defined in the challenge's rules: val_bpb = total cross-entropy in bits of the
 tokens scored / UTF-8 bytes those tokens stand for.
@@ -6,7 +6,7 @@ tokens scored / UTF-8 bytes those tokens stand for.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +18,8 @@ from pargolf.model.gpt import GPT
 from pargolf.system import distributed, launch
 from pargolf.system.errors import require
 from pargolf.system.progress import OnProgress, unseen
+
+PARTS = 50  # of a stream, whose scores are told apart
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,33 @@ class Score:
     val_bpb: float
     tokens: int
     bytes: int
+    along: tuple[float, ...] = field(default=(), compare=False)
+    """Bits per byte of each of PARTS parts of the stream, in its order; nan where a part has no byte."""
+
+
+class Tally:
+    """Adds up, in float64, what windows of a text cost."""
+
+    def __init__(self, text: Text):
+        self.text = text
+        self.sums = np.zeros((PARTS, 3))  # nats, tokens, bytes
+
+    def add(self, window: Window, losses: np.ndarray) -> None:
+        """`losses` (length - first,) in nats are of the targets that the window scores."""
+        part = window.targets.start * PARTS // len(self.text)
+        size = self.text.sizes[window.targets].sum(dtype=np.int64)
+        self.sums[part] += losses.sum(), len(losses), size
+
+    def score(self) -> Score:
+        """Of what all ranks have added; UserError unless it is a number. Every rank calls this."""
+        sums = distributed.total(torch.from_numpy(self.sums)).numpy()
+        nats, count, size_bytes = sums.sum(0).tolist()
+        require_number(nats)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            along = sums[:, 0] / math.log(2) / sums[:, 2]
+        return Score(
+            nats / count, nats / math.log(2) / size_bytes, int(count), int(size_bytes), tuple(along.tolist())
+        )
 
 
 def check_stride(stride: int, seq_len: int) -> None:
@@ -49,39 +78,62 @@ def check_stride(stride: int, seq_len: int) -> None:
     require(1 <= stride <= seq_len, f"stride {stride} must lie in 1..{seq_len} (the window)")
 
 
-def windows(targets: int, seq_len: int, stride: int) -> list[Window]:
-    """Windows at 0, stride, 2 stride, ... over `targets` target tokens, each scored exactly once.
+def windows(targets: int, seq_len: int, stride: int, begin: int = 0) -> list[Window]:
+    """Windows at begin, begin + stride, ... over `targets` target tokens, each scored exactly once.
 
     The first window scores all its positions, each later one its last `stride`; the tail that
     fills no whole stride is scored by a last, shorter window. stride = seq_len gives plain rows.
     """
     plan = []
-    scored = start = 0
-    while scored < targets:
-        length = min(seq_len, targets - start)
+    scored, start, end = begin, begin, begin + targets
+    while scored < end:
+        length = min(seq_len, end - start)
         plan.append(Window(start, length, scored - start))
         scored = start + length
         start += stride
     return plan
 
 
+def documents(text: Text) -> list[slice]:
+    """Each document's tokens, and the BOS of the next one, which is its last target."""
+    starts = np.flatnonzero(text.tokens[1:-1] == text.tokenizer.bos_id) + 1
+    edges = [0, *starts.tolist(), len(text) - 1]
+    return [slice(start, stop + 1) for start, stop in pairwise(edges)]
+
+
+def plan_windows(text: Text, seq_len: int, stride: int, apart: bool = False) -> list[Window]:
+    """The windows that score a text; `apart`, in each document, so that no context crosses a BOS.
+
+    Those of documents are ordered for `over_windows`: whole ones before those that follow, longest first.
+    """
+    if not apart:
+        return windows(len(text) - 1, seq_len, stride)
+    plan = [
+        window for d in documents(text) for window in windows(d.stop - d.start - 1, seq_len, stride, d.start)
+    ]
+    return sorted(plan, key=lambda w: (w.first, -w.length))
+
+
 @torch.inference_mode()
-def score(model: GPT, text: Text, stride: int, batch_rows: int, progress: OnProgress = unseen) -> Score:
-    """Score a text: its tokens from the second on, each once.
+def score(
+    model: GPT,
+    text: Text,
+    stride: int,
+    batch_rows: int,
+    progress: OnProgress = unseen,
+    apart: bool = False,
+) -> Score:
+    """Score a text: its tokens from the second on, each once; `apart`, each document on its own.
 
     The windows are shared over the ranks and summed in float64, so that their number does not
     matter. `progress` is called with windows done and windows in all (of this rank).
     """
-    plan = windows(len(text) - 1, model.config.seq_len, stride)
+    plan = plan_windows(text, model.config.seq_len, stride, apart)
     mine = plan[launch.rank() :: launch.world_size()]
-    sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
-    for batch, _, losses in batch_losses(model, text.tokens, mine, batch_rows, progress):
-        sums[0] += losses.cpu().double().sum()  # on the CPU: Apple's GPUs have no float64
-        sums[1] += losses.numel()
-        sums[2] += sum(int(text.sizes[w.targets].sum(dtype=np.int64)) for w in batch)
-    nats, count, size_bytes = distributed.total(sums).tolist()
-    require_number(nats)
-    return Score(nats / count, nats / math.log(2) / size_bytes, int(count), int(size_bytes))
+    tally = Tally(text)
+    for window, losses in window_losses(model, text.tokens, mine, batch_rows, progress):
+        tally.add(window, losses)
+    return tally.score()
 
 
 def require_number(value: float) -> None:
@@ -93,14 +145,17 @@ def require_number(value: float) -> None:
 
 
 @torch.inference_mode()
-def batch_losses(
+def window_losses(
     model: GPT, tokens: np.ndarray, plan: list[Window], batch_rows: int, progress: OnProgress = unseen
-) -> Iterator[tuple[list[Window], np.ndarray, Tensor]]:
-    """For each batch of `over_windows`: its windows, their tokens, and the cross-entropies in nats
-    (B, length - first) of the targets they score, on the model's device."""
+) -> Iterator[tuple[Window, np.ndarray]]:
+    """Each window with the cross-entropies in nats (length - first,), float64, of the targets it scores."""
     device = model.embed.weight.device
     for batch, rows in over_windows(tokens, plan, batch_rows, progress):
-        yield batch, rows, token_losses(model, torch.from_numpy(rows).to(device), batch[0].first)
+        first = batch[0].first
+        losses = token_losses(model, torch.from_numpy(rows).to(device), first)
+        # To the CPU in one piece; Apple's GPUs have no float64.
+        for window, row in zip(batch, losses.cpu().double().numpy(), strict=True):
+            yield window, row[: window.length - first]
 
 
 def token_losses(model: GPT, rows: Tensor, first: int) -> Tensor:
@@ -111,20 +166,27 @@ def token_losses(model: GPT, rows: Tensor, first: int) -> Tensor:
 def over_windows(
     tokens: np.ndarray, plan: list[Window], batch_rows: int, progress: OnProgress = unseen
 ) -> Iterator[tuple[list[Window], np.ndarray]]:
-    """Consecutive windows of one shape, B <= `batch_rows` together, and their tokens (B, length + 1) int64.
+    """Consecutive windows that score from the same position on, and their tokens (B, T + 1) int64.
 
-    Whoever scores, explains or calibrates goes over a stream this way. `progress` is called after each
-    batch, with windows done and windows in all.
+    Shorter ones are filled up with token 0, which no position before it sees. B x T is at most
+    `batch_rows` of the plan's longest window. Whoever scores, explains or calibrates goes over a stream
+    this way. `progress` is called after each batch, with windows done and windows in all.
     """
+    most = batch_rows * max((window.length for window in plan), default=0)
     batch: list[Window] = []
+    longest = 0
     for done, (window, following) in enumerate(pairwise([*plan, None]), 1):
         assert window is not None
         batch.append(window)
-        same = following and (following.length, following.first) == (window.length, window.first)
-        if not same or len(batch) == batch_rows:
-            yield batch, np.stack([tokens[w.start : w.start + w.length + 1] for w in batch]).astype(np.int64)
+        longest = max(longest, window.length)
+        fits = following and (len(batch) + 1) * max(longest, following.length) <= most
+        if not fits or following.first != window.first:  # type: ignore[union-attr]
+            rows = np.zeros((len(batch), longest + 1), np.int64)
+            for row, w in zip(rows, batch, strict=True):
+                row[: w.length + 1] = tokens[w.start : w.start + w.length + 1]
+            yield batch, rows
             progress(done, len(plan))
-            batch = []
+            batch, longest = [], 0
 
 
 def one_window_a_row(rows: np.ndarray) -> tuple[np.ndarray, list[Window]]:

@@ -1,6 +1,9 @@
 """The score: every token once, the right bytes, and the same numbers as a naive loop."""
 
 import math
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ from pargolf.data.split import choose_validation, survey
 from pargolf.data.text import Text, decoded
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.model.gpt import GPT
-from pargolf.score.windows import score, windows
+from pargolf.score.windows import plan_windows, score, window_losses, windows
 from support import Dataset, shaken
 
 TINY = ModelConfig(vocab_size=32, seq_len=16, n_layers=3, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
@@ -121,3 +124,28 @@ def test_scored_bytes_are_the_text_s(dataset: Dataset) -> None:
         result = score(GPT(c, seed=0), stream, stride, 32)
         assert result.tokens == len(stream) - 1
         assert result.bytes == len(text)
+
+
+def test_documents_apart_are_the_naive_loop() -> None:
+    model = shaken(TINY)
+    tokens = np.random.default_rng(2).integers(2, 32, 150).astype(np.uint16)
+    tokens[[0, 3, 4, 30, 90, 149]] = 1  # BOS; two follow one another, and one ends the stream
+    edges = np.append(np.flatnonzero(tokens == 1)[:-1], 149).tolist()
+    text = replace(one_byte_each(tokens), tokenizer=SimpleNamespace(bos_id=1))  # type: ignore[arg-type]
+    for stride, rows in ((4, 3), (16, 1)):
+        result = score(model, text, stride, rows, apart=True)
+        nats = sum(
+            naive_sliding(model, tokens[start : stop + 1], stride) * (stop - start)
+            for start, stop in pairwise(edges)
+        )
+        assert result.tokens == len(tokens) - 1
+        assert result.val_loss * result.tokens == pytest.approx(nats, rel=1e-6)
+    other = tokens.copy()
+    other[:30] = np.where(tokens[:30] == 1, 1, 7)
+    bits = [
+        {w: losses for w, losses in window_losses(model, t, plan_windows(text, 16, 4, True), 3)}
+        for t in (tokens, other)
+    ]
+    for window, losses in bits[0].items():  # nothing of another document is seen
+        if window.start >= 30:
+            assert losses == pytest.approx(bits[1][window], abs=1e-6)
