@@ -20,6 +20,7 @@ from pargolf.config.settings import flatten, read_config
 from pargolf.data.shards import open_split
 from pargolf.fit.budget import Ledger, ledger
 from pargolf.run.folder import Run, read_lines
+from pargolf.run.log_lines import taken
 from pargolf.run.target import Target, find_target
 from pargolf.study.compare import Comparison, compare, pareto_front
 from pargolf.study.records import RunRecord, read_json, read_record, read_records, runs_in
@@ -227,14 +228,10 @@ def _facts(page: Page) -> list[str]:
 def _scores(run: Run) -> Scores:
     record, result = read_record(run.folder), read_json(run.result)
     require(not record.stale, record.stale)
-    extents = {
-        "standard": f"rows of {result['seq_len']}" if "seq_len" in result else "rows",
-        "sliding": f"stride {result['stride']}" if "stride" in result else "sliding window",
-    }
     rows = [
         ScoreRow(f"{what}, {extent}", score["val_bpb"], score.get("val_loss"))
         for key, what in (("checkpoint", "before quantization"), ("artifact", "artifact from disk"))
-        for how, extent in extents.items()
+        for how, extent in taken(result).items()
         if (score := result.get(key, {}).get(how))
     ]
     rows += [ScoreRow(row["name"], row["bpb"], None) for row in result.get("compressors", [])]

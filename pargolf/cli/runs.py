@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,7 +26,8 @@ from pargolf.cli.parse import (
     run_args,
 )
 from pargolf.config.presets import origins
-from pargolf.config.settings import to_toml
+from pargolf.config.schema import EvalConfig
+from pargolf.config.settings import read_config, to_toml
 from pargolf.config.validation import validate_world
 from pargolf.system.errors import require
 
@@ -124,7 +125,10 @@ class PackArgs:
 
 @dataclass
 class EvalArgs:
-    """Score an artifact as read back from disk: val_bpb by rows and by the sliding window."""
+    """Score an artifact as read back from disk: val_bpb by rows, by the sliding window, and as it learns.
+
+    The defaults of --eval.NAME are those of the run.
+    """
 
     target: tyro.conf.Positional[Path]
     """A run's folder or a model.pgz."""
@@ -137,6 +141,7 @@ class EvalArgs:
     """Tokenizer of an artifact outside its run folder."""
     dataset: OptionalPath = None
     """Folder of the validation shards; default: the run's."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
 
 @dataclass
@@ -255,13 +260,17 @@ def pack(argv: list[str]) -> None:
 def evaluate(argv: list[str]) -> None:
     """Score an artifact from disk alone: val_bpb, standard and sliding."""
     args = parse(EvalArgs, argv, "pargolf eval")
+    config = (args.target if args.target.is_dir() else args.target.parent) / "config.json"
+    if config.is_file():
+        default = EvalArgs(args.target, eval=read_config(config).eval)
+        args = parse(EvalArgs, argv, "pargolf eval", default)
     from pargolf.bundle.single_file import code_bytes
     from pargolf.cli import tables
     from pargolf.run.target import find_target
     from pargolf.train import runs
 
     target = find_target(args.target, args.tokenizer, args.dataset)
-    settings = target.scoring
+    settings = args.eval
     batch_rows = args.batch_rows or settings.batch_rows
     if args.stride == "auto":
         tables.show_strides(runs.try_strides(target, batch_rows))

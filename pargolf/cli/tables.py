@@ -10,6 +10,7 @@ from pargolf.fit.budget import Ledger
 from pargolf.plan.cost import Plan
 from pargolf.plan.forecast import MEASURED_ON, MEASURED_SECONDS, MEASURED_TOKENS, Forecast
 from pargolf.plan.needs import Needs
+from pargolf.run.log_lines import taken
 from pargolf.score.strides import StrideSample
 from pargolf.study.records import RunRecord
 from pargolf.submission.submit import Submission
@@ -94,12 +95,8 @@ def show_result(result: dict[str, Any]) -> None:
     for column in ("", "val_bpb", "val_loss", "seconds"):
         table.add_column(column, justify="right" if column else "left")
     for label, key in (("before quantization", "checkpoint"), ("artifact, from disk", "artifact")):
-        for how, extent in (
-            ("standard", f"rows of {result['seq_len']}"),
-            ("sliding", f"stride {result['stride']}"),
-        ):
-            if key in result:
-                row = result[key][how]
+        for how, extent in taken(result).items():
+            if row := result.get(key, {}).get(how):
                 table.add_row(
                     f"{label}, {how}, {extent}",
                     f"{row['val_bpb']:.4f}",

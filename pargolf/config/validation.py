@@ -97,10 +97,6 @@ def validate(c: RunConfig) -> RunConfig:
         f"eval.phases {e.phases} are pauses of eval.adapt lora; set that, or eval.phases to 0",
     )
     require(
-        e.adapt != "lora" or e.lora_chunk <= c.model.seq_len,
-        f"eval.lora_chunk {e.lora_chunk} is larger than the window, model.seq_len {c.model.seq_len}",
-    )
-    require(
         not (x.model_bytes and x.max_loss),
         "export.model_bytes and export.max_loss both say how fine to round; set one",
     )

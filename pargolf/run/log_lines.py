@@ -1,13 +1,13 @@
 """The lines that close a training log, in the form of the challenge's published logs."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pargolf.config.schema import ExportConfig
 from pargolf.score.windows import Score
 
 # How a score was taken -> what the published logs call it.
-LABELS = {"standard": "roundtrip", "sliding": "sliding_window"}
+LABELS = {"standard": "roundtrip", "sliding": "sliding_window", "adapted": "adapted"}
 
 
 class Scored(NamedTuple):
@@ -36,6 +36,19 @@ def closing_lines(
             f"{label}_exact val_loss:{score.val_loss:.8f} val_bpb:{score.val_bpb:.8f}",
         ]
     return lines
+
+
+def taken(result: Mapping[str, Any]) -> dict[str, str]:
+    """How each score of a result.json was taken, in words: of "artifact" and "checkpoint", by their keys."""
+    settings = result.get("eval", {})
+    apart = " of each document" if settings.get("documents") == "apart" else ""
+    learns = {"sgd": "all weights learning", "lora": "adapters learning"}.get(settings.get("adapt"), "")
+    hints = "hints of phrases" if settings.get("tilt") else ""
+    return {
+        "standard": (f"rows of {result['seq_len']}" if "seq_len" in result else "rows") + apart,
+        "sliding": (f"stride {result['stride']}" if "stride" in result else "sliding window") + apart,
+        "adapted": ", ".join(filter(None, (learns, hints))),
+    }
 
 
 def size_lines(export: ExportConfig, code_bytes: int, model_bytes: int) -> list[str]:

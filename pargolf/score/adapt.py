@@ -22,11 +22,6 @@ from pargolf.system import launch
 from pargolf.system.progress import OnProgress, unseen
 
 
-def adapts(settings: EvalConfig) -> bool:
-    """Whether settings ask for a score beside that of the model as it is."""
-    return settings.adapt != "off" or settings.tilt > 0
-
-
 def adapted_score(model: GPT, text: Text, settings: EvalConfig, progress: OnProgress = unseen) -> Score:
     """Score a text, each of its tokens from the second on once; `model` itself stays as it is.
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from pargolf.config.schema import EvalConfig
 from pargolf.data.text import Text
-from pargolf.score.windows import Window, documents, plan_windows, windows
+from pargolf.score.windows import Window, document_windows, documents, windows
+from pargolf.system.errors import require
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,10 @@ def plan_turns(text: Text, seq_len: int, settings: EvalConfig) -> list[Turn]:
     """The plan that `settings` ask for; every target of the text is scored once."""
     if settings.adapt == "lora":
         return list(lora_turns(text, seq_len, settings))
-    plan = plan_windows(text, seq_len, settings.stride, settings.documents == "apart")
+    if settings.documents == "apart":
+        plan = document_windows(text, seq_len, settings.stride)
+    else:
+        plan = windows(len(text) - 1, seq_len, settings.stride)
     if settings.adapt == "off":
         return [Turn(plan)]
     return sgd_turns(plan, seq_len, settings)
@@ -64,6 +68,10 @@ def lora_turns(text: Text, seq_len: int, settings: EvalConfig) -> Iterator[Turn]
     Between batches come the phases: when so many documents are done that a share of `phase_documents` is
     reached, all weights learn from that many of them, the shortest. (Challenge threads 1530, 1610, 1626.)
     """
+    require(
+        settings.lora_chunk <= seq_len,
+        f"eval.lora_chunk {settings.lora_chunk} is larger than the window, model.seq_len {seq_len}",
+    )
     queue = sorted(documents(text), key=lambda d: d.start - d.stop)
     done: list[slice] = []
     pauses = [settings.phase_documents * k // settings.phases for k in range(1, settings.phases + 1)]

@@ -101,34 +101,32 @@ def documents(text: Text) -> list[slice]:
     return [slice(start, stop + 1) for start, stop in pairwise(edges)]
 
 
-def plan_windows(text: Text, seq_len: int, stride: int, apart: bool = False) -> list[Window]:
-    """The windows that score a text; `apart`, in each document, so that no context crosses a BOS.
+def document_windows(text: Text, seq_len: int, stride: int) -> list[Window]:
+    """The windows of each document alone: no context crosses a BOS.
 
-    Those of documents are ordered for `over_windows`: whole ones before those that follow, longest first.
+    They are ordered for `over_windows`: whole ones before those that follow, longest first.
     """
-    if not apart:
-        return windows(len(text) - 1, seq_len, stride)
     plan = [
         window for d in documents(text) for window in windows(d.stop - d.start - 1, seq_len, stride, d.start)
     ]
     return sorted(plan, key=lambda w: (w.first, -w.length))
 
 
-@torch.inference_mode()
-def score(
-    model: GPT,
-    text: Text,
-    stride: int,
-    batch_rows: int,
-    progress: OnProgress = unseen,
-    apart: bool = False,
-) -> Score:
-    """Score a text: its tokens from the second on, each once; `apart`, each document on its own.
+def score(model: GPT, text: Text, stride: int, batch_rows: int, progress: OnProgress = unseen) -> Score:
+    """Score a text by `windows` of the stream: its tokens from the second on, each once."""
+    plan = windows(len(text) - 1, model.config.seq_len, stride)
+    return score_windows(model, text, plan, batch_rows, progress)
 
-    The windows are shared over the ranks and summed in float64, so that their number does not
-    matter. `progress` is called with windows done and windows in all (of this rank).
+
+@torch.inference_mode()
+def score_windows(
+    model: GPT, text: Text, plan: list[Window], batch_rows: int, progress: OnProgress = unseen
+) -> Score:
+    """Score what the windows of `plan` score of a text.
+
+    They are shared over the ranks and summed in float64, so that the number of ranks does not matter.
+    `progress` is called with windows done and windows in all (of this rank).
     """
-    plan = plan_windows(text, model.config.seq_len, stride, apart)
     mine = plan[launch.rank() :: launch.world_size()]
     tally = Tally(text)
     for window, losses in window_losses(model, text.tokens, mine, batch_rows, progress):

@@ -187,7 +187,7 @@ def _read_run(folder: Path) -> SeedRun:
     again = f"finish it with `pargolf pack {folder}` and `pargolf eval {folder}`"
     try:
         result = json.loads(run.result.read_text())
-        score, before = result["artifact"]["sliding"], result["checkpoint"]["sliding"]
+        score, before = [*result["artifact"].values()][-1], result["checkpoint"]["sliding"]
         data, log = run.artifact.read_bytes(), run.log.read_text()
         figures = {
             "val_loss": score["val_loss"], "val_bpb": score["val_bpb"],
@@ -195,6 +195,7 @@ def _read_run(folder: Path) -> SeedRun:
             "steps": result["steps"], "train_seconds": result["train_seconds"],
         }  # fmt: skip
         fits = (result["bytes_model"], result["stride"]) == (len(data), config.eval.stride)
+        fits &= result.get("eval", (now := dataclasses.asdict(config.eval))) == now
         sha256 = hashlib.sha256(data).hexdigest()
         fits &= result.get("artifact_sha256", sha256) == sha256
         extended = result.get("extended_at")

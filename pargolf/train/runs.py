@@ -1,5 +1,6 @@
 """The program's door to a run's folder: what the commands do there, and what it then holds."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -156,10 +157,10 @@ def train_pack_and_score(config: RunConfig, folder: Path, code_bytes: CodeBytes)
         seconds = {"data": ready - begin, **seconds}
         seconds["eval"] += time.perf_counter() - end
         result["seconds"] = {stage: round(value, 1) for stage, value in seconds.items()}
-        sliding = finished.scores["sliding"].score
+        score = [*finished.scores.values()][-1].score
         x.recorder.track(
             x.recorder.progress.step,
-            {"artifact/val_bpb": sliding.val_bpb, "artifact/bytes": float(result["bytes_total"])},
+            {"artifact/val_bpb": score.val_bpb, "artifact/bytes": float(result["bytes_total"])},
         )
         if launch.is_main():
             write_json(x.run.result, result)
@@ -271,13 +272,15 @@ def _result(
     if target.run and target.run.checkpoint.exists():
         trained = GPT(artifact.model, target.dtype)
         progress = load_weights(target.run.checkpoint, trained)
-        scores = stages.score_text(trained.to(device), text, settings, "checkpoint", Bar)
+        plain = replace(settings, adapt="off", tilt=0.0)
+        scores = stages.score_text(trained.to(device), text, plain, "checkpoint", Bar)
         result["checkpoint"] = _figures(scores)
         result["steps"], result["train_seconds"] = progress.step, round(progress.seconds, 3)
         if progress.extended:
             result["extended_at"] = list(progress.extended)
     result |= {
         "stride": settings.stride,
+        "eval": asdict(settings),
         "seq_len": artifact.model.seq_len,
         "bytes_model": finished.model_bytes,
         "artifact_sha256": finished.sha256,
@@ -285,6 +288,11 @@ def _result(
         "bytes_total": finished.model_bytes + finished.code_bytes,
         "budget": artifact.export.budget,
     }
+    if "adapted" in finished.scores:
+        result["along"] = {
+            how: [round(bpb, 4) if math.isfinite(bpb) else None for bpb in finished.scores[how].score.along]
+            for how in ("sliding", "adapted")
+        }
     if text.doubt:
         result["doubt"] = text.doubt
     if settings.compressors:
@@ -299,7 +307,11 @@ def _result(
 
 
 def _figures(scores: dict[str, Scored]) -> dict[str, dict[str, float]]:
-    return {how: asdict(x.score) | {"seconds": round(x.seconds, 2)} for how, x in scores.items()}
+    return {
+        how: {name: value for name, value in asdict(x.score).items() if name != "along"}
+        | {"seconds": round(x.seconds, 2)}
+        for how, x in scores.items()
+    }
 
 
 def _as_recorded(config: RunConfig, folder: Path) -> RunConfig:

@@ -19,7 +19,8 @@ from pargolf.fit.pack import calibrated, pack_model
 from pargolf.model.gpt import GPT
 from pargolf.run.log_lines import Scored, closing_lines
 from pargolf.run.target import load_model, open_artifact
-from pargolf.score.windows import check_stride, score
+from pargolf.score.adapt import adapted_score
+from pargolf.score.windows import check_stride, document_windows, score_windows, windows
 from pargolf.system import distributed, launch
 from pargolf.system.errors import require
 from pargolf.system.files import sha256_file, write_atomic
@@ -30,7 +31,7 @@ from pargolf.train.recorder import Recorder
 
 @dataclass(frozen=True)
 class Finished:
-    """An artifact as read back from disk, and its scores, "standard" (by rows) and "sliding"."""
+    """An artifact as read back from disk, and its scores, by how they were taken (see `score_text`)."""
 
     artifact: Artifact
     scores: dict[str, Scored]
@@ -107,7 +108,8 @@ def score_file(
 def score_text(
     model: GPT, text: Text, settings: EvalConfig, what: str, bars: Bars = no_bar
 ) -> dict[str, Scored]:
-    """A model's scores by plain rows ("standard") and by the sliding window; `what` names it on the bars."""
+    """A model's scores by plain rows ("standard"), by the sliding window and, if `settings` ask for that,
+    while it learns ("adapted"); `what` names it on the bars."""
     seq_len = model.config.seq_len
     check_stride(settings.stride, seq_len)
     require(settings.batch_rows >= 1, f"batch_rows must be at least 1, is {settings.batch_rows}")
@@ -117,7 +119,16 @@ def score_text(
             scores[how] = scores["standard"]
             continue
         start = time.perf_counter()
+        if settings.documents == "apart":
+            plan = document_windows(text, seq_len, stride)
+        else:
+            plan = windows(len(text) - 1, seq_len, stride)
         with bars(f"scoring {what}, {how}") as bar:
-            result = score(model, text, stride, settings.batch_rows, bar)
+            result = score_windows(model, text, plan, settings.batch_rows, bar)
         scores[how] = Scored(result, stride, time.perf_counter() - start)
+    if settings.adapt != "off" or settings.tilt:
+        start = time.perf_counter()
+        with bars(f"scoring {what}, adapted") as bar:
+            result = adapted_score(model, text, settings, bar)
+        scores["adapted"] = Scored(result, settings.stride, time.perf_counter() - start)
     return scores

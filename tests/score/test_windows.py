@@ -18,7 +18,7 @@ from pargolf.data.split import choose_validation, survey
 from pargolf.data.text import Text, decoded
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.model.gpt import GPT
-from pargolf.score.windows import plan_windows, score, window_losses, windows
+from pargolf.score.windows import document_windows, score, score_windows, window_losses, windows
 from support import Dataset, shaken
 
 TINY = ModelConfig(vocab_size=32, seq_len=16, n_layers=3, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
@@ -133,7 +133,7 @@ def test_documents_apart_are_the_naive_loop() -> None:
     edges = np.append(np.flatnonzero(tokens == 1)[:-1], 149).tolist()
     text = replace(one_byte_each(tokens), tokenizer=SimpleNamespace(bos_id=1))  # type: ignore[arg-type]
     for stride, rows in ((4, 3), (16, 1)):
-        result = score(model, text, stride, rows, apart=True)
+        result = score_windows(model, text, document_windows(text, 16, stride), rows)
         nats = sum(
             naive_sliding(model, tokens[start : stop + 1], stride) * (stop - start)
             for start, stop in pairwise(edges)
@@ -143,7 +143,7 @@ def test_documents_apart_are_the_naive_loop() -> None:
     other = tokens.copy()
     other[:30] = np.where(tokens[:30] == 1, 1, 7)
     bits = [
-        {w: losses for w, losses in window_losses(model, t, plan_windows(text, 16, 4, True), 3)}
+        {w: losses for w, losses in window_losses(model, t, document_windows(text, 16, 4), 3)}
         for t in (tokens, other)
     ]
     for window, losses in bits[0].items():  # nothing of another document is seen
