@@ -1,6 +1,6 @@
 """The commands between a finished run and the challenge: one function a command, no logic."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -131,8 +131,9 @@ def verify(argv: list[str]) -> None:
     from pargolf.verify.verify import check_verdict, verify_target, write_verdict
 
     target = find_target(args.artifact, args.tokenizer, args.dataset)
-    stride = args.stride or target.scoring.stride
-    verdict = verify_target(target, args.module, stride, args.positions, args.seed)
+    scoring = target.scoring
+    settings = replace(scoring, stride=args.stride or scoring.stride)
+    verdict = verify_target(target, args.module, settings, args.positions, args.seed)
     tables.show_verdict(verdict)
     if args.json is not None:
         write_verdict(args.json, verdict, target)

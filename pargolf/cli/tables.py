@@ -15,7 +15,7 @@ from pargolf.score.strides import StrideSample
 from pargolf.study.records import RunRecord
 from pargolf.submission.submit import Submission
 from pargolf.system.console import console, say
-from pargolf.verify.verify import Verdict
+from pargolf.verify.conditions import Verdict
 
 
 def show_plan(name: str, config: RunConfig, plan: Plan, forecasts: list[Forecast]) -> None:

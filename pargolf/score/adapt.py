@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from pargolf.config.schema import EvalConfig
 from pargolf.data.text import Text
@@ -39,6 +40,18 @@ def adapted_losses(
 ) -> Iterator[tuple[Window, np.ndarray]]:
     """This rank's windows in the order in which they are scored, each with what its targets cost in nats
     (length - first,), float64: as `window_losses`, of a model that learns between turns."""
+    for batch, _, losses in adapted_batches(model, text, settings, progress):
+        for window, row in zip(batch, losses.cpu().double().numpy(), strict=True):
+            yield window, row[: window.length - window.first]
+
+
+def adapted_batches(
+    model: GPT, text: Text, settings: EvalConfig, progress: OnProgress = unseen
+) -> Iterator[tuple[list[Window], Tensor, Tensor]]:
+    """Windows that are scored together, the logits (B, T, vocab_size) that do it, and losses (B, T).
+
+    T is what the longest of them scores; shorter ones are filled up.
+    """
     turns = plan_turns(text, model.config.seq_len, settings)
     require_score_first(turns, len(text))
     learner, device = learner_of(model, text, settings), model.embed.weight.device
@@ -51,16 +64,16 @@ def adapted_losses(
         losses = None
         at_once = len(turn.score) if by_document else settings.batch_rows
         for batch, rows in over_windows(text.tokens, turn.score, at_once):
-            first, tokens = batch[0].first, torch.from_numpy(rows).to(device)
-            targets = tokens[:, first + 1 :]
+            tokens = torch.from_numpy(rows).to(device)
             with torch.set_grad_enabled(learner.learns_from_losses and bool(turn.learn)):
-                logits = learner.logits(tokens[:, :-1], first)
-                losses = F.cross_entropy(logits.mT, targets, reduction="none")
-            scored = losses.detach()
-            if phrases is not None:
-                scored = tilted(logits.detach(), targets, phrases, batch, settings.tilt)
-            for window, row in zip(batch, scored.cpu().double().numpy(), strict=True):
-                yield window, row[: window.length - first]
+                logits = learner.logits(tokens[:, :-1], batch[0].first)
+                losses = F.cross_entropy(logits.mT, tokens[:, batch[0].first + 1 :], reduction="none")
+            if phrases is None:
+                yield batch, logits.detach(), losses.detach()
+            else:
+                raised = tilted(logits.detach(), phrases, batch, settings.tilt)
+                targets = tokens[:, batch[0].first + 1 :]
+                yield batch, raised, F.cross_entropy(raised.mT, targets, reduction="none")
             done += len(batch)
             progress(done, count)
         learner.learn(turn, losses)

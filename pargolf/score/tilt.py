@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pargolf.data.text import Text
@@ -49,19 +48,16 @@ def hints(text: Text, by_document: bool = False) -> Hints:
     return Hints(found, shares)
 
 
-def tilted(logits: Tensor, targets: Tensor, phrases: Hints, batch: list[Window], strength: float) -> Tensor:
-    """Cross-entropies (B, T) in nats of `targets` (B, T) with the hints' logits raised by strength x share.
-
-    logits (B, T, vocab_size) are of what follows each position from which the windows of `batch` score.
-    """
-    hint, raised = (np.zeros(targets.shape, of.dtype) for of in phrases)
+def tilted(logits: Tensor, phrases: Hints, batch: list[Window], strength: float) -> Tensor:
+    """logits (B, T, vocab_size) of what the windows of `batch` score, with those of hints raised by
+    strength x share."""
+    hint, raised = (np.zeros(logits.shape[:2], of.dtype) for of in phrases)
     for row, window in enumerate(batch):
         for into, values in zip((hint, raised), phrases, strict=True):
             of_window = values[window.targets]
             into[row, : len(of_window)] = of_window
     b = strength * torch.from_numpy(raised).to(logits)
-    logits = logits.scatter_add(-1, torch.from_numpy(hint).to(targets)[..., None], b[..., None])
-    return F.cross_entropy(logits.mT, targets, reduction="none")
+    return logits.scatter_add(-1, torch.from_numpy(hint).to(logits.device)[..., None], b[..., None])
 
 
 def _named(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -28,7 +28,8 @@ from pargolf.submission.differences import differences
 from pargolf.system.errors import UserError, require
 from pargolf.system.files import new_folder, require_new, write_atomic, write_json
 from pargolf.system.templates import render
-from pargolf.verify.verify import Verdict, check_verdict, verify_target
+from pargolf.verify.conditions import Verdict
+from pargolf.verify.verify import check_verdict, verify_target
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def submit(
     over = sizes[form] + max(run.bytes_model for run in seeds) - config.export.budget
     require(over <= 0, f"code and model are {over:,} bytes over the budget of {config.export.budget:,}")
     target = find_target(best.run.folder, dataset=dataset)
-    verdict = verify_target(target, None, config.eval.stride, positions, seed=0)
+    verdict = verify_target(target, None, config.eval, positions, seed=0)
     check_verdict(verdict, target)
     readme = _readme(config, about, seeds, best, summary, form, record_loss, verdict)
     with new_folder(out) as folder:

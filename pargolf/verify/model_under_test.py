@@ -1,18 +1,20 @@
-"""The model that is verified: the artifact's own, or one from a Python file of the user's."""
+"""What is verified: the artifact's own model, or one or a scorer from a Python file of the user's."""
 
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pargolf.data.text import Text
 from pargolf.model.gpt import GPT
 from pargolf.run.target import Target, load_model
 from pargolf.system.errors import UserError
@@ -35,6 +37,18 @@ class ModelUnderTest(Protocol):
 
         rows (B, T) int64, on the CPU, are windows of the stream, each on its own.
         """
+
+
+@runtime_checkable
+class AdaptiveScorer(Protocol):
+    """What is verified: an `AdaptedGPT`, or what the `load` of a user's file returns.
+
+    It may say `documents_alone = True`: then no document's score depends on another document.
+    """
+
+    def scores(self, text: Text) -> Iterable[tuple[np.ndarray, Tensor]]:
+        """In the order of scoring: places (n,) in the stream, and the natural log of every token's
+        probability there, (n, vocab_size)."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +76,23 @@ def load_own(target: Target, device: torch.device, stride: int) -> ScoredGPT:
     return ScoredGPT(load_model(artifact, target.dtype).to(device), stride)
 
 
-def loader_of(file: Path) -> Callable[[Path], ModelUnderTest]:
+def loader_of(file: Path) -> Callable[[Path], ModelUnderTest | AdaptiveScorer]:
     """The function load(artifact_path) of a Python file, which is run for that.
 
-    Its models must be a `Model`. UserError if the file is none, fails, or has no such function.
+    What it loads is a `ModelUnderTest` or an `AdaptiveScorer`. UserError if the file is none, fails, or has
+    no such function.
     """
     load = getattr(_run(file), "load", None)
     if load is None:
         raise UserError(f"{file} has no function load(artifact_path) that returns a model")
 
-    def checked(artifact: Path) -> ModelUnderTest:
+    def checked(artifact: Path) -> ModelUnderTest | AdaptiveScorer:
         model = load(artifact)
-        if not isinstance(model, ModelUnderTest):
-            raise UserError(f"{file}: load() returned {model!r:.80}, which lacks seq_len or logprobs(rows)")
+        if not isinstance(model, ModelUnderTest | AdaptiveScorer):
+            raise UserError(
+                f"{file}: load() returned {model!r:.80}, which lacks seq_len or logprobs(rows), and"
+                " scores(text)"
+            )
         return model
 
     return checked

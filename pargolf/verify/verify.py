@@ -4,17 +4,18 @@ Conditions: the challenge's thread 1017 and the rulings of its maintainers. docs
 what is tried for each, and what that cannot show.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pargolf.data.text import Text, decoded
+from pargolf.config.schema import EvalConfig
+from pargolf.data.text import Text
 from pargolf.run.target import Target
 from pargolf.score.windows import check_stride, windows
 from pargolf.system import distributed
@@ -22,49 +23,23 @@ from pargolf.system.console import Bar
 from pargolf.system.errors import UserError
 from pargolf.system.files import sha256_file, write_json
 from pargolf.system.progress import OnProgress, unseen
-from pargolf.verify.model_under_test import ModelUnderTest, blaming, load_own, loader_of
-
-SUM_TOLERANCE = 1e-5  # of the probabilities at one position, from 1
-
-# Two calls of one shape run the same kernels, which round each position alike, whatever stands at
-# the others: what is compared below should be equal bit for bit, and for pargolf's models it is.
-# The tolerance, in nats, is for models whose shapes follow the content (experts): float32 sums in
-# another order differ by about 1e-6. A leak as small as this moves val_loss by no more than the
-# same 1e-5, 1/500 of what a record must win by.
-LOGPROB_TOLERANCE = 1e-5
+from pargolf.verify.adaptive import load_adapted, sample_of, trials_of, verify_adaptive
+from pargolf.verify.conditions import (
+    LOGPROB_TOLERANCE,
+    SUM_TOLERANCE,
+    Condition,
+    Verdict,
+    bytes_of_text,
+    compared,
+    difference,
+    finite,
+)
+from pargolf.verify.model_under_test import AdaptiveScorer, ModelUnderTest, blaming, load_own, loader_of
 
 Fresh = Callable[[], Callable[[Tensor], Tensor]]
 """Gives a newly loaded model's logprobs."""
 
 CHUNK_VALUES = 1 << 24  # log-probabilities held at once, 64 MiB in float32
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One condition and what was measured for it."""
-
-    condition: str
-    holds: bool | None
-    """None: it cannot be told, since the model does not repeat itself."""
-    tried: int
-    """Positions looked at; tokens of the whole stream for the accounting."""
-    deviation: float | None
-    """Largest one, in nats, probability or bytes; None if it was not measured or is no number."""
-    tolerance: float
-    measured: str
-    """The same in words."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One row for each condition."""
-
-    rows: tuple[Condition, ...]
-
-    @property
-    def valid(self) -> bool:
-        """Every condition holds, and none is unknown."""
-        return all(row.holds for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -163,15 +138,15 @@ def verify(
     sums = f"{scored:,} positions: their {vocab_size:,} probabilities sum to 1 within {off:.1e}"
     return Verdict(
         (
-            _compared("determinism", scored, f"artifact read twice, {scored:,} positions", unlike),
-            Condition("normalization", off <= SUM_TOLERANCE, scored, _finite(off), SUM_TOLERANCE, sums),
-            _compared(
+            compared("determinism", scored, f"artifact read twice, {scored:,} positions", unlike),
+            Condition("normalization", off <= SUM_TOLERANCE, scored, finite(off), SUM_TOLERANCE, sums),
+            compared(
                 "causality",
                 earlier,
                 f"{positions:,} futures changed, {earlier:,} positions before them",
                 leak,
             ),
-            _compared("one pass", scored, f"{scored:,} tokens scored again, last windows first", kept),
+            compared("one pass", scored, f"{scored:,} tokens scored again, last windows first", kept),
             _accounting(model, text, stride),
         )
     )
@@ -190,14 +165,14 @@ def _full_logprobs(model: ModelUnderTest, rows: Tensor, vocab_size: int) -> Tens
 def _unlike(fresh: Fresh, chunks: list[Trials]) -> float:
     """Largest difference between the log-probabilities of two models of one artifact."""
     first, second = fresh(), fresh()
-    return max(_difference(first(chunk.inputs), second(chunk.inputs)) for chunk in chunks)
+    return max(difference(first(chunk.inputs), second(chunk.inputs)) for chunk in chunks)
 
 
 def _off(fresh: Fresh, chunks: list[Trials]) -> float:
     """Largest difference of a sum of probabilities from 1."""
     logprobs = fresh()
     sums = [logprobs(chunk.inputs).double().exp().sum(-1) for chunk in chunks]
-    return max(_difference(x, torch.ones_like(x)) for x in sums)
+    return max(difference(x, torch.ones_like(x)) for x in sums)
 
 
 def _leak(fresh: Fresh, chunks: list[Trials]) -> float:
@@ -207,7 +182,7 @@ def _leak(fresh: Fresh, chunks: list[Trials]) -> float:
         # Models that have seen nothing yet: what one keeps between calls is not judged here.
         true, other = fresh()(chunk.inputs), fresh()(chunk.changed)
         before = torch.arange(true.size(1)) < chunk.cuts[:, None]
-        leaks.append(_difference(true[before], other[before]))
+        leaks.append(difference(true[before], other[before]))
     return max(leaks)
 
 
@@ -220,13 +195,13 @@ def _kept(fresh: Fresh, chunks: list[Trials]) -> float:
 
     once = [scores(chunk) for chunk in chunks]
     return max(
-        _difference(scores(chunk), score) for chunk, score in reversed([*zip(chunks, once, strict=True)])
+        difference(scores(chunk), score) for chunk, score in reversed([*zip(chunks, once, strict=True)])
     )
 
 
 def _accounting(model: ModelUnderTest, text: Text, stride: int) -> Condition:
     """Count the whole stream as `score` does: each token once, and the bytes of its text."""
-    wanted = _bytes_of_text(text)
+    wanted = bytes_of_text(text)
     plan = windows(len(text) - 1, model.seq_len, stride)
     seen, counted = np.zeros(len(text), np.int32), 0
     for window in plan:
@@ -251,44 +226,27 @@ def _counted(model: ModelUnderTest, text: Text, scored: slice) -> int:
     return int(np.sum(count(previous.astype(np.int64), text.tokens[scored].astype(np.int64))))
 
 
-def _bytes_of_text(text: Text) -> int:
-    """UTF-8 bytes of the original text, without the first token's."""
-    first = text.tokenizer.decode_bytes(text.tokens[:1])
-    return len(decoded(text.tokens, text.tokenizer)) - len(first)
-
-
-def _compared(condition: str, tried: int, what: str, deviation: float | None) -> Condition:
-    if deviation is None:
-        measured = "cannot be told, since the model gives other numbers each time"
-        return Condition(condition, None, 0, None, LOGPROB_TOLERANCE, measured)
-    found = f"log-probabilities differ by up to {deviation:.1e} nats" if deviation else "equal bit for bit"
-    holds = deviation <= LOGPROB_TOLERANCE
-    return Condition(condition, holds, tried, _finite(deviation), LOGPROB_TOLERANCE, f"{what}: {found}")
-
-
-def _difference(a: Tensor, b: Tensor) -> float:
-    """Largest |a - b|; equal infinities and two NaNs do not differ, NaN and number do without bound."""
-    same = (a == b) | (a.isnan() & b.isnan())
-    return float(torch.where(same, 0.0, (a - b).abs().nan_to_num(nan=math.inf, posinf=math.inf)).max())
-
-
-def _finite(deviation: float) -> float | None:
-    return deviation if math.isfinite(deviation) else None
-
-
-def verify_target(target: Target, file: Path | None, stride: int, positions: int, seed: int) -> Verdict:
+def verify_target(
+    target: Target, file: Path | None, settings: EvalConfig, positions: int, seed: int
+) -> Verdict:
     """Verify an artifact on its validation stream, with its own model or the one that `file` loads.
 
-    Raises UserError as `verify`, and where the user's file fails.
+    A model that learns while it is scored is tried on the first tokens of the stream, enough for it to
+    learn from. Raises UserError as `verify`, and where the user's file fails.
     """
     text = target.validation()
     with distributed.world(target.device_type) as device, Bar("verifying") as bar:
-        if file is None:
-            own = partial(load_own, target, device, stride)
-            return verify(own, text, stride, positions, seed, bar)
-        theirs = partial(loader_of(file), target.artifact)
-        with blaming(file):
-            return verify(theirs, text, stride, positions, seed, bar)
+        if file is not None:
+            theirs: Any = partial(loader_of(file), target.artifact)
+            with blaming(file):
+                if isinstance(theirs(), AdaptiveScorer):
+                    return verify_adaptive(theirs, sample_of(text, settings), trials_of(positions), seed, bar)
+                return verify(theirs, text, settings.stride, positions, seed, bar)
+        if settings.adapt == "off" and not settings.tilt:
+            own = partial(load_own, target, device, settings.stride)
+            return verify(own, text, settings.stride, positions, seed, bar)
+        learning = partial(load_adapted, target, device, settings)
+        return verify_adaptive(learning, sample_of(text, settings), trials_of(positions), seed, bar)
 
 
 def write_verdict(path: Path, verdict: Verdict, target: Target) -> None:

@@ -15,7 +15,7 @@ from pargolf.cli import dispatch
 from pargolf.submission.differences import Differences
 from pargolf.submission.submit import About, Form, _p_value, requirements, submit
 from pargolf.system.errors import UserError
-from pargolf.verify.verify import Condition, Verdict
+from pargolf.verify.conditions import Condition, Verdict
 
 ABOUT = About("A", "G", "Tiny")
 

@@ -22,8 +22,9 @@ from pargolf.export.artifact import pack
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.system.errors import UserError
 from pargolf.verify import verify as module
+from pargolf.verify.conditions import Condition, Verdict
 from pargolf.verify.model_under_test import ScoredGPT
-from pargolf.verify.verify import Condition, Verdict, choose_trials, verify
+from pargolf.verify.verify import choose_trials, verify
 from support import Dataset, pargolf, shaken
 from tokenizer_support import CaseOps
 
