@@ -6,6 +6,7 @@ passes from one call to the next.
 
 import math
 import os
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from pargolf.config.schema import ModelConfig
+from pargolf.config.schema import EvalConfig, ModelConfig
 from pargolf.data.text import Text, measured
 from pargolf.fit.budget import Ledger, ledger
 from pargolf.model.gpt import GPT
 from pargolf.run.target import find_target, load_model
+from pargolf.score.adapt import adapted_score
 from pargolf.score.passages import token_bits
 from pargolf.score.sample import continue_text
 from pargolf.score.windows import check_stride, score
@@ -105,19 +107,26 @@ class Model:
             for token, logprob in zip(tokens[1:].tolist(), nats[1:].tolist(), strict=True)
         ]
 
-    def bits_per_byte(self, text: str, stride: int = 64) -> float:
+    def bits_per_byte(self, text: str, stride: int = 64, adapt: str | EvalConfig = "off") -> float:
         """What `text` costs as one document, by the sliding window of `score.windows.score`.
 
         Each window after the first scores its last `stride` tokens; stride = seq_len gives plain
-        rows. Bytes are those of the text that the tokens stand for. Raises as `logprobs`, and
-        UserError if there are none or the tokenizer lacks pieces for the text.
+        rows. Bytes are those of the text that the tokens stand for. With `adapt`, "sgd" or "lora" with the
+        run's other settings or an EvalConfig of one's own, a copy of the model learns from what it has
+        scored (see `score.adapt`). Raises as `logprobs`, and UserError if there are no bytes, the tokenizer
+        lacks pieces for the text, or `adapt` is no such setting.
 
         >>> prose, noise = "It was one of the first of the new state.", "xq7)Zv 0kQ!j ~Wp"
         >>> model.bits_per_byte(prose) < model.bits_per_byte(noise)
         True
         """
-        scored = self.scored(text, stride)
-        return score(self.gpt, scored, stride, self.target.scoring.batch_rows).val_bpb
+        scored, settings = self.scored(text, stride), self.target.scoring
+        if adapt == "off":
+            return score(self.gpt, scored, stride, settings.batch_rows).val_bpb
+        if isinstance(adapt, str):
+            require(adapt in ("sgd", "lora"), f'adapt must be "off", "sgd" or "lora", is {adapt!r}')
+            adapt = replace(settings, adapt=adapt)  # type: ignore[arg-type]
+        return adapted_score(self.gpt, scored, replace(adapt, stride=stride)).val_bpb
 
     def scored(self, text: str, stride: int) -> Text:
         """What `bits_per_byte` scores, and raises: the tokens of `encode`, and the bytes each stands for."""

@@ -249,6 +249,26 @@ def position_picture(bits: np.ndarray, sizes: np.ndarray) -> Picture:
     return Picture(svg(figure, "position"), alt, caption)
 
 
+def along_picture(plain: Sequence[float | None], adapted: Sequence[float | None]) -> Picture:
+    """What learning gains in each part of the stream and up to it, in bits per byte; None: no byte there."""
+    pairs = [(a, b) for a, b in zip(plain, adapted, strict=True) if a is not None and b is not None]
+    gains = np.array([a - b for a, b in pairs])
+    so_far = np.cumsum(gains) / np.arange(1, len(gains) + 1)
+    share = 100 * np.arange(1, len(gains) + 1) / len(gains)
+    with theme():
+        figure = Figure(SMALL, layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.plot(share, gains, ".", color=MUTED, markersize=4)
+        axes.plot(share, so_far, color=SERIES[0], linewidth=1.8)
+        axes.set_title("bits per byte gained by learning")
+        axes.set_xlabel("% of the text")
+    early = so_far[len(so_far) // 10]
+    alt = f"gain of {early:.3f} bits per byte after a tenth of the text, {so_far[-1]:.3f} at its end"
+    caption = "What learning gains along the text, part by part; line: up to there."
+    return Picture(svg(figure, "along"), alt, caption)
+
+
 def passages_picture(bpbs: Sequence[float]) -> Picture:
     """How many passages cost how many bits per byte."""
     low, middle, high = np.quantile(bpbs, (0.05, 0.5, 0.95))

@@ -60,6 +60,8 @@ class Scores:
     rows: list[ScoreRow]
     quantization: float | None
     """Bits per byte that quantization added, where that is known."""
+    along: Picture | None
+    """What learning gained along the text, where the score is of a model that learned."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,10 @@ def _scores(run: Run) -> Scores:
     ]
     rows += [ScoreRow(row["name"], row["bpb"], None) for row in result.get("compressors", [])]
     before, after = (result.get(key, {}).get("sliding") for key in ("checkpoint", "artifact"))
-    return Scores(record, rows, after["val_bpb"] - before["val_bpb"] if before and after else None)
+    added = after["val_bpb"] - before["val_bpb"] if before and after else None
+    along = result.get("along")
+    picture = figures.along_picture(along["sliding"], along["adapted"]) if along else None
+    return Scores(record, rows, added, picture)
 
 
 def _compared(records: list[RunRecord] | Missing) -> Comparison | Missing | None:

@@ -217,9 +217,12 @@ def plan(argv: list[str]) -> None:
     from pargolf.plan import cost as planning
     from pargolf.plan.forecast import forecasts
     from pargolf.plan.needs import needs
+    from pargolf.plan.scoring import scoring_tokens, validation_at_hand
 
     cost, expected = planning.plan(args.config, code_bytes(args.config)), forecasts(args.config)
     tables.show_plan(args.preset, args.config, cost, expected)
+    if (text := validation_at_hand(args.config)) is not None:
+        tables.show_scoring(args.config, scoring_tokens(args.config, text), expected)
     if expected[0].gpus == GPUS:
         tables.show_needs(expected[0].machine, needs(args.config, expected[0]), args.price)
 

@@ -57,6 +57,18 @@ def show_plan(name: str, config: RunConfig, plan: Plan, forecasts: list[Forecast
     )
 
 
+def show_scoring(config: RunConfig, tokens: dict[str, float], forecasts: list[Forecast]) -> None:
+    """Print how long each score of the validation text will take where."""
+    table = Table(title="scoring, predicted: seconds", title_justify="left")
+    table.add_column("machine")
+    for how in tokens:
+        table.add_column(how, justify="right")
+    for row in forecasts:
+        seconds = row.step_seconds / config.train.batch_tokens
+        table.add_row(row.machine, *(f"{count * seconds:,.0f}" for count in tokens.values()))
+    console.print(table)
+
+
 def show_needs(machine: str, needs: Needs, price: float | None) -> None:
     """Print what a run on several GPUs has to download and what it pays for."""
     table = Table(title=f"one run on {machine}", title_justify="left", show_header=False)
