@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pargolf.analysis.figures import (
     SERIES,
     Line,
+    along_picture,
     front_picture,
     loss_picture,
     passages_picture,
@@ -161,3 +162,10 @@ def luminance(color: str) -> float:
     channels = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_what_learning_gains_is_told_part_by_part() -> None:
+    plain, adapted = [2.0] * 10, [2.0, *[1.9] * 8, None]
+    picture = along_picture(plain, adapted)
+    assert picture.alt == "gain of 0.000 bits per byte after a tenth of the text, 0.089 at its end"
+    assert picture.svg.startswith("<svg")

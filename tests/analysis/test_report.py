@@ -164,6 +164,17 @@ def test_a_bare_log_gives_a_page_that_says_so(finished: Path, tmp_path: Path) ->
     assert "model.pgz does not exist" in render(page)
 
 
+def test_the_gain_of_learning_is_drawn_where_there_was_some(html: str, copy: Path) -> None:
+    assert "What learning gains" not in html
+    result = json.loads((copy / "result.json").read_text())
+    result["artifact"]["adapted"] = result["artifact"]["sliding"] | {"val_bpb": 1.5}
+    result |= {"eval": {"adapt": "sgd"}, "along": {"sliding": [2.0] * 50, "adapted": [1.5] * 50}}
+    (copy / "result.json").write_text(json.dumps(result))
+    html = render(gather([copy], 100))
+    assert "What learning gains" in html
+    assert "all weights learning" in html
+
+
 def test_what_does_not_fit_together_is_not_shown(copy: Path) -> None:
     result = json.loads((copy / "result.json").read_text())
     result["bytes_model"] += 1
