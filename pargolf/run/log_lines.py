@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pargolf.challenge import TIME_LIMIT
 from pargolf.config.schema import ExportConfig
 from pargolf.score.windows import Score
 
@@ -49,6 +50,15 @@ def taken(result: Mapping[str, Any]) -> dict[str, str]:
         "sliding": (f"stride {result['stride']}" if "stride" in result else "sliding window") + apart,
         "adapted": ", ".join(filter(None, (learns, hints))),
     }
+
+
+def seconds_line(read: float, scores: Mapping[str, Scored]) -> str:
+    """What scoring took in all, from the file on, beside what the challenge allows."""
+    taken = {"reading": read} | {how: score.seconds for how, score in scores.items()}
+    if scores["standard"] is scores["sliding"]:
+        del taken["sliding"]  # the same windows
+    parts = ", ".join(f"{what} {seconds:.1f}" for what, seconds in taken.items())
+    return f"scoring took {sum(taken.values()):.1f} of {TIME_LIMIT} s: {parts}"
 
 
 def size_lines(export: ExportConfig, code_bytes: int, model_bytes: int) -> list[str]:

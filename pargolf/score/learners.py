@@ -101,7 +101,7 @@ class DocumentAdapters(Fixed):
         super().__init__(self.whole.model)
         self.settings = settings
         self.adapters = put_adapters(self.model, settings)
-        self.generator = torch.Generator(self.model.embed.weight.device).manual_seed(0)
+        self.generator = torch.Generator(self.model.embed.weight.device)
         self.is_drawn = False
         e = settings
         self.optimizer = torch.optim.AdamW(
@@ -118,6 +118,8 @@ class DocumentAdapters(Fixed):
             self.whole.begin(turn)
             self.is_drawn = False
         elif turn.fresh:
+            assert turn.batch is not None
+            self.generator.manual_seed(turn.batch)  # whichever rank it falls to
             self.optimizer.state.clear()
             for adapter in self.adapters:
                 adapter.b.data.zero_()

@@ -17,7 +17,7 @@ from pargolf.data.text import Text
 from pargolf.export.artifact import Artifact
 from pargolf.fit.pack import calibrated, pack_model
 from pargolf.model.gpt import GPT
-from pargolf.run.log_lines import Scored, closing_lines
+from pargolf.run.log_lines import Scored, closing_lines, seconds_line
 from pargolf.run.target import load_model, open_artifact
 from pargolf.score.adapt import adapted_score
 from pargolf.score.windows import check_stride, document_windows, score_windows, windows
@@ -95,9 +95,12 @@ def score_file(
     Raises UserError if artifact and text do not belong together or the settings do not fit them.
     Every rank calls this and scores its share.
     """
+    start = time.perf_counter()
     artifact, _ = open_artifact(path, text.tokenizer)
     model = load_model(artifact, dtype).to(device)
+    read = time.perf_counter() - start
     scores = score_text(model, text, settings, "artifact", bars)
+    log(seconds_line(read, scores))
     finished = Finished(artifact, scores, code_bytes(artifact), path.stat().st_size, sha256_file(path))
     sizes = (finished.code_bytes, finished.model_bytes)
     for line in closing_lines(artifact.export, *sizes, scores, text.doubt):

@@ -18,7 +18,7 @@ from pargolf.score.adapt import adapted_losses, adapted_score
 from pargolf.score.learners import DocumentAdapters, Fixed
 from pargolf.score.turns import Turn, of_rank, plan_turns, require_score_first
 from pargolf.score.windows import Window, score
-from support import shaken
+from support import model_options, shaken
 
 BOS = 1
 TINY = ModelConfig(vocab_size=32, seq_len=16, n_layers=3, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
@@ -170,6 +170,23 @@ def test_a_document_s_adapters_know_that_document_alone() -> None:
     assert nats(model, tokens, LORA)[own] == pytest.approx(nats(model, others, LORA)[own], abs=1e-6)
     warm = replace(LORA, lora_warm=True, lora_documents=1)
     assert (nats(model, tokens, warm)[own] != nats(model, others, warm)[own]).any()
+
+
+@pytest.mark.parametrize("option", model_options(), ids=str)
+@pytest.mark.parametrize("form", ["sgd", "lora"])
+def test_every_option_of_the_model_learns(option: dict[str, Any], form: str) -> None:
+    model, tokens = (
+        shaken(replace(TINY, n_layers=4, parallel_from=3, loop_from=1, loop_to=2, **option)),
+        stream(0, 3),
+    )
+    changed = tokens.copy()
+    changed[-4:] = 2 + (tokens[-4:] + 3) % 7
+    found, other = nats(model, tokens, FORMS[form]), nats(model, changed, FORMS[form])
+    when = order(tokens, FORMS[form])
+    before = when < when[-4:].min()
+    assert (found[before] == other[before]).all()
+    still = replace(FORMS[form], sgd_lr=0.0, lora_lr=0.0)
+    assert (found != nats(model, tokens, still)).any()
 
 
 def test_the_same_twice() -> None:
