@@ -43,12 +43,12 @@ def taken(result: Mapping[str, Any]) -> dict[str, str]:
     """How each score of a result.json was taken, in words: of "artifact" and "checkpoint", by their keys."""
     settings = result.get("eval", {})
     apart = " of each document" if settings.get("documents") == "apart" else ""
-    learns = {"sgd": "all weights learning", "lora": "adapters learning"}.get(settings.get("adapt"), "")
-    hints = "hints of phrases" if settings.get("tilt") else ""
+    learns = settings.get("adapt", "off").replace("off", "")
+    hints = "hints" if settings.get("tilt") else ""
     return {
         "standard": (f"rows of {result['seq_len']}" if "seq_len" in result else "rows") + apart,
         "sliding": (f"stride {result['stride']}" if "stride" in result else "sliding window") + apart,
-        "adapted": ", ".join(filter(None, (learns, hints))),
+        "adapted": " + ".join(filter(None, (learns, hints))),
     }
 
 

@@ -172,7 +172,7 @@ def test_the_gain_of_learning_is_drawn_where_there_was_some(html: str, copy: Pat
     (copy / "result.json").write_text(json.dumps(result))
     html = render(gather([copy], 100))
     assert "What learning gains" in html
-    assert "all weights learning" in html
+    assert ">artifact from disk, sgd<" in html
 
 
 def test_what_does_not_fit_together_is_not_shown(copy: Path) -> None:
