@@ -187,8 +187,11 @@ def test_settings_out_of_range_are_refused(finished: Path, capsys: pytest.Captur
     assert "must lie in 1..64" in failure(capsys, "eval", finished, "--stride", "-3")
 
 
-def test_plan_counts_the_published_system(capsys: pytest.CaptureFixture[str]) -> None:
-    assert dispatch(["plan", "lowrank-q192"]) == 0
+def test_plan_counts_the_published_system(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pargolf.plan.forecast.cpu_step_seconds", lambda config, dtype: 1.0)
+    assert dispatch(["plan", "lowrank-q192", "--export.code-form", "readable"]) == 0
     out = capsys.readouterr().out
     assert "25,780,824" in out
     assert "16,000,000" in out
