@@ -32,7 +32,7 @@ EXACT = re.compile(r"final_int6_sliding_window_exact val_loss:\S+ val_bpb:\S+")
 
 def submitted(finished: Path, out: Path, *options: str) -> Path:
     """The submission folder of a run in one form."""
-    about = ["--author", "A", "--github-id", "G", "--name", "Tiny"]
+    about = ["--author", "A", "--github-id", "G", "--name", "Tiny", "--positions", "4"]
     assert dispatch(["submit", str(finished), *about, "--out", str(out), *options]) == 0
     return out
 
