@@ -398,7 +398,10 @@ def test_the_baseline_s_format_is_only_settings(finished: Path, tmp_path: Path) 
 def test_pack_takes_the_smallest_form_when_asked(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
-    before, settings = (copy / "model.pgz").stat().st_size, (copy / "config.json").read_text()
+    # The readable code of a better codec would be longer than what it saves.
+    settings = (copy / "config.json").read_text().replace('"readable"', '"compressed"')
+    (copy / "config.json").write_text(settings)
+    before = (copy / "model.pgz").stat().st_size
     assert dispatch(["pack", str(copy), "--codec", "auto", "--layout", "auto"]) == 0
     export = read_artifact(copy / "model.pgz").export
     assert "auto" not in (export.codec, export.layout)
