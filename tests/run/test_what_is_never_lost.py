@@ -236,10 +236,8 @@ def test_two_processes_do_not_train_one_run(
     words = ["train", "demo", "--runs", str(tmp_path), "--name", "x", *options]
     first = subprocess.Popen([sys.executable, "-m", "pargolf", *words], stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
-    for line in first.stdout:
-        if line.startswith("step:"):
-            break
     try:
+        assert any(line.startswith("step:") for line in first.stdout)
         assert "is in use by another command" in refused(capsys, *words)
     finally:
         first.terminate()
