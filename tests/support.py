@@ -48,6 +48,7 @@ TINY = {
     "train.dtype": "float32",
     "train.compile": "off",
     "eval.batch-rows": "64",
+    "export.code-form": "readable",  # the compressed form takes seconds to make
 }
 
 

@@ -91,8 +91,9 @@ def test_an_old_run_is_reported_and_compared(before: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("name", SCORES)
 def test_an_old_artifact_scores_as_it_did(
-    name: str, before: Path, capsys: pytest.CaptureFixture[str]
+    name: str, before: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("pargolf.bundle.single_file.code_bytes", lambda config: 20_000)
     with_its_data = ["--tokenizer", "tokenizer.model", "--dataset", "dataset", "--stride", "16"]
     assert dispatch(["eval", name, *with_its_data]) == 0
     out = capsys.readouterr().out

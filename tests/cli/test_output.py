@@ -23,7 +23,9 @@ def test_a_full_disk_behind_the_output_is_one_line(command: str) -> None:
     assert done.stderr == "pargolf: error: No space left on device\n"
 
 
-@pytest.mark.parametrize("command", ["--help", "config demo", "train demo --help", "plan demo"])
+@pytest.mark.parametrize(
+    "command", ["--help", "config demo", "train demo --help", "plan demo --export.code-form readable"]
+)
 def test_a_reader_that_leaves_ends_it_in_silence(command: str) -> None:
     done = shell(f"pargolf {command} | true")
     assert done.returncode == 141

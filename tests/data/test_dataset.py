@@ -17,7 +17,7 @@ from pargolf.data.shards import PART, open_split, write_shard
 from pargolf.data.text import decoded, measured
 from pargolf.data.tokenizer import SPACE, Tokenizer, train_tokenizer
 from pargolf.system.errors import UserError
-from support import Dataset, pargolf
+from support import Dataset
 from tokenizer_support import CaseOps, train_model
 
 
@@ -95,17 +95,17 @@ def test_so_must_rows_that_begin_with_documents(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_late_foreign_token_is_found(
-    split: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    split: str, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokens = np.full(1_300_000, 300)
     tokens[1_100_000] = 600
     for name in ("train", "val"):
         write_val(tmp_path, tokens if name == split else [1, 300, 300], name)
-    done = pargolf(
-        "train", "demo", "--runs", tmp_path, *dataset.options(data__dataset=tmp_path), cwd=tmp_path
-    )
-    assert done.returncode == 2 and "step:" not in done.stdout
-    assert "holds token 600 at position 1,100,000" in done.stderr and done.stderr.count("\n") == 1
+    options = dataset.options(data__dataset=tmp_path)
+    assert dispatch(["train", "demo", "--runs", str(tmp_path), *options]) == 2
+    said = capsys.readouterr()
+    assert "step:" not in said.out
+    assert "holds token 600 at position 1,100,000" in said.err and said.err.count("\n") == 1
 
 
 def test_each_rank_looks_at_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,13 +122,14 @@ def test_each_rank_looks_at_its_share(tmp_path: Path, monkeypatch: pytest.Monkey
     ("tokens", "message"), [([1], "one validation token"), ([1, 1, 1], "no byte to score")]
 )
 def test_a_stream_without_text_is_refused_before_the_first_step(
-    tokens: list[int], message: str, dataset: Dataset, tmp_path: Path
+    tokens: list[int], message: str, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_val(tmp_path, tokens)
     write_val(tmp_path, np.full(1000, 300), "train")
-    done = pargolf("train", "demo", "--runs", tmp_path, *dataset.options(data__dataset=tmp_path))
-    assert done.returncode == 2 and message in done.stderr and "step:" not in done.stdout
-    assert done.stderr.count("\n") == 1
+    options = dataset.options(data__dataset=tmp_path)
+    assert dispatch(["train", "demo", "--runs", str(tmp_path), *options]) == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.err.count("\n") == 1 and "step:" not in said.out
 
 
 def test_unknown_tokens_are_refused(tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_every_command_refuses_shards_of_another_tokenizer(
         ["verify", run, "--dataset", foreign],
         ["report", run, "--dataset", foreign, "--out", tmp_path / "page.html"],
         ["submit", run, "--dataset", foreign, *about],
-        ["pack", run, "--fit", "200000", "--dataset", foreign],
+        ["pack", run, "--fit", "400000", "--dataset", foreign],
     ):
         assert dispatch([str(word) for word in command]) == 2, command[0]
         said = capsys.readouterr().err
@@ -237,7 +238,7 @@ def test_a_moved_run_is_read_with_its_dataset_named(
         ["eval", run, "--batch-rows", "64"],
         ["submit", run, *about, "--out", tmp_path / "out"],
         ["report", run, "--tokens", "500"],
-        ["pack", run, "--fit", "200000"],
+        ["pack", run, "--fit", "400000"],
     ):
         words = [str(word) for word in command]
         code = dispatch(words)

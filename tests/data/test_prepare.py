@@ -260,7 +260,8 @@ def test_the_next_command_trains_on_it(
     tiny = "--model.n-layers 2 --model.d-model 16 --model.n-heads 2 --model.kv-heads 1 --model.q-rank 4"
     short = "--model.seq-len 32 --train.batch-tokens 256 --train.micro-batches 1 --train.iterations 2"
     quick = "--train.compile off --train.dtype float32 --eval.no-compressors --eval.stride 32"
-    assert dispatch([*command.split(), *f"{tiny} {short} {quick} --name x".split()]) == 0, capsys.readouterr()
+    options = f"{tiny} {short} {quick} --export.code-form readable --name x".split()
+    assert dispatch([*command.split(), *options]) == 0, capsys.readouterr()
     config = json.loads((tmp_path / "runs/x/config.json").read_text())
     assert config["data"]["dataset"] == "data/datasets/novel_sp320" and config["data"]["corpus"] == "none"
     assert config["model"]["vocab_size"] == 320

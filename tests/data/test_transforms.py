@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +214,7 @@ def test_a_run_is_scored_by_the_bytes_of_the_original_text(
     assert ("\n▁<TITLE>\t" in capsys.readouterr().out) == (transform == "caseops-fused")
     assert dispatch([*explaining, "--out", "page.html"]) == 0
     assert dispatch(["report", "runs/x", "--tokens", "500"]) == 0
-    shutil.copy("runs/x/tokenizer.model", "any.bin")
+    Path("any.bin").write_bytes(Path("runs/x/tokenizer.model").read_bytes()[:600])
     for file in ("any.bin", "val.txt"):
         assert dispatch(["compress", file, "--model", "runs/x", "--out", f"{file}.pgc"]) == 0
         assert dispatch(["decompress", f"{file}.pgc", "--model", "runs/x", "--out", "back"]) == 0

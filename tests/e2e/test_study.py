@@ -14,12 +14,19 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from pargolf.cli import dispatch
+from pargolf.config.schema import RunConfig
 from pargolf.run.folder import read_lines, start_run
 from pargolf.study.children import Job, Outcome
 from pargolf.study.compare import pareto_front
 from pargolf.study.records import read_record, read_records
 from pargolf.study.sweep import ENOUGH
 from support import Dataset
+
+SCORES = {
+    "base-seed1337": 2.1, "base-seed1338": 2.12, "+xsa-seed1337": 2.0, "+xsa-seed1338": 2.04,
+    "+legendre-mix-seed1337": 2.05, "+legendre-mix-seed1338": 2.09,
+    "+spectral-embed-seed1337": 2.2, "+spectral-embed-seed1338": 2.23,
+}  # fmt: skip
 
 
 def interrupt_at_first_step(study: Path, run: str) -> threading.Thread:
@@ -36,71 +43,76 @@ def interrupt_at_first_step(study: Path, run: str) -> threading.Thread:
 
 
 def test_an_ablation(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a stack, which each run's process reads once more."""
     study = tmp_path / "study"
-    good, bad, other = (study / f"optim.embed_lr={rate}" for rate in (0.03, 1e30, 0.01))
+    good, bad, other = (study / f"optim.embed_lr={rate}-seed1337" for rate in (0.03, 1e30, 0.01))
 
-    def ablate(seeds: int, rates: str) -> int:
-        options = dataset.options(
-            export__code_form="readable", train__iterations=60, train__checkpoint_every=0, eval__stride=64
-        )
+    def ablate(rates: str) -> int:
+        options = dataset.options(train__iterations=60, train__checkpoint_every=0, eval__stride=64)
         return dispatch(
-            ["ablate", "demo", "--runs", str(tmp_path), "--name", "study", "--eval.no-compressors",
-             "--seeds", f"{seeds}", "--jobs", "2", "--vary", f"optim.embed_lr={rates}", *options]
+            ["ablate", "demo+legendre-mix", "--runs", str(tmp_path), "--name", "study",
+             "--eval.no-compressors", "--seeds", "1", "--jobs", "2", "--vary", f"optim.embed_lr={rates}",
+             *options]
         )  # fmt: skip
 
-    watcher = interrupt_at_first_step(study, f"{good.name}-seed1337")
-    assert ablate(2, "0.03,1e30,0.01") == 128 + signal.SIGINT
+    watcher = interrupt_at_first_step(study, good.name)
+    assert ablate("0.03,1e30,0.01") == 128 + signal.SIGINT
     watcher.join()
     assert "saved their checkpoints; the same command continues" in capsys.readouterr().err
-    assert Path(f"{good}-seed1337/checkpoint.safetensors").exists()
-    assert not Path(f"{good}-seed1337/result.json").exists()
+    assert (good / "checkpoint.safetensors").exists()
+    assert not (good / "result.json").exists()
 
-    assert ablate(2, "0.03,1e30,0.01") == 0
+    assert ablate("0.03,1e30,0.01") == 0
     out = capsys.readouterr().out
-    assert "6 runs, 0 of them finished before" in out
-    assert "2 of 6 runs failed" in out
-    assert "continuing from step" in Path(f"{good}-seed1337/train.log").read_text()
-    recorded = json.loads((study / "study.json").read_text())
-    assert set(recorded["failures"]) == {f"{bad.name}-seed1337", f"{bad.name}-seed1338"}
-    assert all(error.startswith("the loss is nan") for error in recorded["failures"].values())
+    assert "3 runs, 0 of them finished before" in out
+    assert "1 of 3 runs failed" in out
+    assert "continuing from step" in (good / "train.log").read_text()
+    config = json.loads((good / "config.json").read_text())
+    assert (config["preset"], config["model"]["mix_init"]) == ("demo+legendre-mix", "legendre")
+    failures = json.loads((study / "study.json").read_text())["failures"]
+    assert failures.keys() == {bad.name} and failures[bad.name].startswith("the loss is nan")
     groups = json.loads((study / "comparison.json").read_text())["groups"]
     assert [g["label"] for g in groups] == ["optim.embed_lr=0.03", "optim.embed_lr=0.01"]
-    assert [[r["seed"] for r in g["records"]] for g in groups] == [[1337, 1338], [1337, 1338]]
-    assert groups[1]["difference"]["test"]["p"] > 0
 
     # compare, on the folders alone, finds the same.
-    folders = [f"{variation}-seed{seed}" for variation in (good, other) for seed in (1337, 1338)]
-    assert dispatch(["compare", *folders, "--json", str(tmp_path / "again.json")]) == 0
+    assert dispatch(["compare", str(good), str(other), "--json", str(tmp_path / "again.json")]) == 0
     assert json.loads((tmp_path / "again.json").read_text())["groups"] == groups
     assert f"{groups[0]['val_bpb']:.4f}" in capsys.readouterr().out
 
     # So does the page of the whole study.
     assert dispatch(["report", str(study), "--tokens", "200"]) == 0
     page = (study / "report.html").read_text()
-    assert all(f"optim.embed_lr={rate}, mean of 2 runs: training loss" in page for rate in (0.03, 0.01))
+    assert all(f"optim.embed_lr={rate}: training loss" in page for rate in (0.03, 0.01))
 
-    # What is missing, and nothing else, is made again: the same run, bit by bit.
-    metrics = Path(f"{other}-seed1337/metrics.jsonl").read_bytes()
-    kept = Path(f"{good}-seed1337/result.json").stat().st_mtime_ns
-    shutil.rmtree(f"{other}-seed1337")
-    assert ablate(1, "0.03,0.01") == 0
-    assert "2 runs, 1 of them finished before" in capsys.readouterr().out
-    assert Path(f"{other}-seed1337/metrics.jsonl").read_bytes() == metrics
-    assert Path(f"{good}-seed1337/result.json").stat().st_mtime_ns == kept
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, RunConfig]:
+    """The runs that studies of a test make, by name; each is given a score here in place of its training."""
+    configs: dict[str, RunConfig] = {}
+
+    def finish(jobs: list[Job], at_once: int, lock: int | None) -> Iterator[Outcome]:
+        for job in jobs:
+            configs[job.folder.name] = job.config
+            start_run(job.folder, job.config)
+            score = {"sliding": {"val_bpb": SCORES[job.folder.name], "bytes": 7}}
+            (job.folder / "result.json").write_text(json.dumps({"artifact": score}))
+            yield Outcome(job, "", given_up=False)
+
+    monkeypatch.setattr("pargolf.study.ablate.run_jobs", finish)
+    return configs
 
 
 def test_an_ablation_of_overlays(
-    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dataset: Dataset, tmp_path: Path, made: dict[str, RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = dataset.options(
-        export__code_form="readable", train__iterations=3, train__checkpoint_every=0, eval__stride=64
-    )
     command = [
-        "ablate", "demo", "--runs", str(tmp_path), "--name", "study", "--eval.no-compressors",
-        "--seeds", "1", "--jobs", "2", "--vary", "base,+legendre-mix,+spectral-embed", *options,
+        "ablate", "demo", "--runs", str(tmp_path), "--name", "study", "--seeds", "2",
+        "--vary", "base,+legendre-mix,+spectral-embed", *dataset.options(),
     ]  # fmt: skip
     assert dispatch(command) == 0
     study = tmp_path / "study"
+    mixed = made["+legendre-mix-seed1338"]
+    assert (mixed.preset, mixed.model.mix_init) == ("demo+legendre-mix", "legendre")
     recorded = json.loads((study / "study.json").read_text())
     assert recorded["variations"]["+legendre-mix"] == {"preset": "demo+legendre-mix", "settings": {}}
     groups = json.loads((study / "comparison.json").read_text())["groups"]
@@ -109,11 +121,16 @@ def test_an_ablation_of_overlays(
         "demo+legendre-mix (model.mix_init=legendre)",
         "demo+spectral-embed (model.embed_init=spectral)",
     ]
-    config = json.loads((study / "+legendre-mix-seed1337" / "config.json").read_text())
-    assert (config["preset"], config["model"]["mix_init"]) == ("demo+legendre-mix", "legendre")
+    assert [[r["seed"] for r in group["records"]] for group in groups] == [[1337, 1338]] * 3
+    assert groups[1]["difference"]["test"]["p"] > 0
+
+    # What is missing, and nothing else, is made again.
+    shutil.rmtree(study / "+legendre-mix-seed1338")
+    made.clear()
     capsys.readouterr()
     assert dispatch(command) == 0
-    assert "3 runs, 3 of them finished before" in capsys.readouterr().out
+    assert "6 runs, 5 of them finished before" in capsys.readouterr().out
+    assert made == {"+legendre-mix-seed1338": mixed}
 
 
 @pytest.mark.slow
@@ -121,9 +138,7 @@ def test_a_sweep(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture
     folder = tmp_path / "sweep"
 
     def sweep(trials: int, search: str = "model.q_rank=0,4,8,12,16,20,24,28,32") -> int:
-        options = dataset.options(
-            export__code_form="readable", train__iterations=60, train__val_every=10, eval__stride=64
-        )
+        options = dataset.options(train__iterations=60, train__val_every=10, eval__stride=64)
         return dispatch(
             ["sweep", "demo", "--runs", str(tmp_path), "--name", "sweep", "--trials", f"{trials}",
              "--search", search, "--eval.no-compressors", *options]
@@ -172,21 +187,9 @@ def test_a_sweep(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_screen(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    dataset: Dataset, tmp_path: Path, made: dict[str, RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its runs, but for their training, which is that of any study: each is given a score here."""
     study = tmp_path / "study"
-    scores = {"base-seed1337": 2.1, "+xsa-seed1337": 2.0, "base-seed1338": 2.12, "+xsa-seed1338": 2.04}
-
-    def finish(jobs: list[Job], at_once: int, lock: int | None) -> Iterator[Outcome]:
-        for job in jobs:
-            assert job.config.model.xsa_layers == (4 if "+xsa" in job.folder.name else 0)
-            start_run(job.folder, job.config)
-            score = {"sliding": {"val_bpb": scores[job.folder.name], "bytes": 7}}
-            (job.folder / "result.json").write_text(json.dumps({"artifact": score}))
-            yield Outcome(job, "", given_up=False)
-
-    monkeypatch.setattr("pargolf.study.ablate.run_jobs", finish)
     command = [
         "ablate", "demo", "--runs", str(tmp_path), "--name", "study", "--screen", "--seeds", "2",
         "--vary", "base,+xsa", *dataset.options(),
@@ -194,7 +197,10 @@ def test_a_screen(
     assert dispatch(command) == 0
     out = capsys.readouterr().out
     assert "4 runs, 0 of them finished before" in out and "-0.0900 ± " in out
-    assert json.loads((study / "study.json").read_text())["choices"].keys() == scores.keys()
+    assert {name: config.model.xsa_layers for name, config in made.items()} == {
+        "base-seed1337": 0, "+xsa-seed1337": 4, "base-seed1338": 0, "+xsa-seed1338": 4
+    }  # fmt: skip
+    assert json.loads((study / "study.json").read_text())["choices"].keys() == made.keys()
 
     assert dispatch(["compare", str(study), "--json", str(tmp_path / "effects.json")]) == 0
     assert "-0.0900 ± " in capsys.readouterr().out

@@ -1,11 +1,11 @@
 """native.cpp against attention and products written out in float64."""
 
 import dataclasses
+import functools
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -33,11 +33,9 @@ both_types = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def fresh() -> Iterator[None]:
-    """Compile native.cpp anew, in the test and after it."""
-    native._library.cache_clear()
-    yield
-    native._library.cache_clear()
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile native.cpp anew in the test."""
+    monkeypatch.setattr(native, "_library", functools.cache(native._library.__wrapped__))
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -202,7 +200,7 @@ def test_a_number_that_is_none_spreads_as_in_pytorch() -> None:
     assert torch.equal(native.symmetric_product(a, a, None, 1.0, 0.0).isnan(), (a @ a.mT).isnan())
 
 
-def test_it_is_used_where_it_can_be_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+def test_it_is_used_where_it_can_be_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype, (name, supported) in native.TYPES.items():
         assert (attention_kernel(C, dtype, CPU) is not None) == supported()
         assert attention_kernel(C, dtype, torch.device("meta")) is None

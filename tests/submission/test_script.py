@@ -32,7 +32,7 @@ EXACT = re.compile(r"final_int6_sliding_window_exact val_loss:\S+ val_bpb:\S+")
 
 def submitted(finished: Path, out: Path, *options: str) -> Path:
     """The submission folder of a run in one form."""
-    about = ["--author", "A", "--github-id", "G", "--name", "Tiny"]
+    about = ["--author", "A", "--github-id", "G", "--name", "Tiny", "--positions", "4"]
     assert dispatch(["submit", str(finished), *about, "--out", str(out), *options]) == 0
     return out
 
@@ -78,7 +78,7 @@ def test_the_readable_file_makes_the_same_artifact_and_log(finished: Path, tmp_p
 
 
 def test_the_compressed_file_does_the_same_beside_an_artifact(finished: Path, tmp_path: Path) -> None:
-    folder = submitted(finished, tmp_path / "out")
+    folder = submitted(finished, tmp_path / "out", "--form", "compressed")
     artifact = (folder / "model.pgz").read_bytes()
     printed = alone(folder)
     assert EXACT.findall(printed) == EXACT.findall((finished / "train.log").read_text())
@@ -99,7 +99,7 @@ def test_a_run_packed_anew_brings_the_code_of_its_codec(finished: Path, tmp_path
     assert results[0]["bytes_model"] > results[1]["bytes_model"]
     with pytest.raises(UserError, match=r"export\.layout is bytes there, range here"):
         submit([finished, other_seed(run, tmp_path / "other")], About("A", "G", "T"), tmp_path / "none")
-    folder = submitted(run, tmp_path / "out")
+    folder = submitted(run, tmp_path / "out", "--form", "compressed")
     assert {"brotli", "constriction"} <= {
         line.partition("==")[0] for line in (folder / "requirements.txt").read_text().splitlines()
     }
@@ -122,7 +122,8 @@ def test_the_file_fits_the_model_as_pack_did(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    assert dispatch(["pack", str(run), "--fit", "130000"]) == 0
+    code_bytes = json.loads((run / "result.json").read_text())["bytes_code"]
+    assert dispatch(["pack", str(run), "--fit", str(code_bytes + 60_000)]) == 0
     with pytest.raises(AssertionError):
         submitted(run, tmp_path / "out")
     assert "pargolf eval" in capsys.readouterr().err
@@ -153,7 +154,7 @@ def test_the_minified_file_scores_an_artifact_without_training_data(
 
 @pytest.mark.slow
 def test_two_ranks_run_it_and_the_environment_changes_it(finished: Path, tmp_path: Path) -> None:
-    folder = submitted(finished, tmp_path / "out")
+    folder = submitted(finished, tmp_path / "out", "--form", "compressed")
     printed = alone(folder, ranks=2, ITERATIONS="3", SEED="9", VAL_LOSS_EVERY="0")
     assert "on 2 x cpu" in printed and "seed 9" in printed
     assert re.findall(r"^step:(\d+)/3 train_loss", printed, re.M) == ["1", "2", "3"]

@@ -1,6 +1,5 @@
 """Quantization-aware training: what is seen, what is updated, and from when on."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from pargolf.cli import dispatch
 from pargolf.config.schema import ExportConfig, ModelConfig, OptimConfig
 from pargolf.export.artifact import pack, unpack
 from pargolf.export.quantize import dequantize_state, quantize_state
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.optim.groups import Optimizers
+from pargolf.run.folder import read_lines
 from pargolf.train.qat import quantized
-from support import Dataset, pargolf, shaken, training_of
+from support import Dataset, shaken, training_of
 
 TINY = ModelConfig(vocab_size=512, seq_len=32, n_layers=2, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
 EXPORT = ExportConfig(attn_bits=4, mlp_bits=5, embed_bits=32, vector_bits=32)
@@ -72,13 +73,12 @@ def test_it_starts_late_in_the_run_and_shows(dataset: Dataset, tmp_path: Path) -
     losses = {}
     for share in (0.0, 0.5):
         name = f"share{share}"
-        options = dataset.options(train__qat_share=share, export__mlp_bits=4, train__iterations=12)
-        done = pargolf("train", "demo", "--name", name, *options, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
-        losses[share] = [row["train_loss"] for row in map(json.loads, lines) if "train_loss" in row]
-    assert losses[0.0][:6] == losses[0.5][:6]
-    assert losses[0.0][6:] != losses[0.5][6:]
+        options = dataset.options(train__qat_share=share, export__mlp_bits=4, train__iterations=6)
+        assert dispatch(["train", "demo", "--runs", str(tmp_path), "--name", name, *options]) == 0
+        rows = read_lines(tmp_path / name / "metrics.jsonl")
+        losses[share] = [row["train_loss"] for row in rows if "train_loss" in row]
+    assert losses[0.0][:3] == losses[0.5][:3]
+    assert losses[0.0][3:] != losses[0.5][3:]
 
 
 @pytest.mark.slow
