@@ -152,13 +152,14 @@ def predict_bytes(
     for name, shape in shapes.items():
         bits = most_bits(slots[name].kind, prod(shape), export)
         quantized = bits <= 8
-        side = 2 * shape[0] if quantized else 0  # scales
+        scales = shape[0] if quantized else 0
         levels = sum(shape) if quantized and ranged else 0
-        at_most += prod(shape) * (bits + lost.get(bits, 0.0)) / 8 + side + levels
+        at_most += prod(shape) * (bits + lost.get(bits, 0.0)) / 8 + 2 * scales + levels
         sigmas = sigmas_of(slots[name].kind, export)
         coded = coded_bits(bits, sigmas, saved) if quantized else bits - saved_floats.get(bits, 0.0)
         expected += prod(shape) * coded / 8
-        expected += side + levels / 3  # they compress to about that
+        expected += scales * (6 + export.scale_bits) / 8
+        expected += levels / 3  # they compress to about that
     corrected = sorted((shape for shape in shapes.values() if len(shape) == 2), key=prod)[
         -export.lqer_matrices :
     ]

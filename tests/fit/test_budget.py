@@ -160,6 +160,22 @@ def test_the_order_of_layouts_and_codecs_is_predicted() -> None:
     assert auto == predicted[-1]
 
 
+@pytest.mark.parametrize("scale_bits", [3, 5])
+def test_scales_of_fewer_bits_save_what_is_predicted(scale_bits: int) -> None:
+    sizes, predicted = [], []
+    for bits in (10, scale_bits):
+        export = ExportConfig(scale_bits=bits, layout="range", codec="brotli", level=11)
+        g = torch.Generator().manual_seed(0)
+        w = torch.randn(8192, 16, generator=g) * torch.rand(8192, 1, generator=g).exp()
+        slots = {"w": Slot("attn", 0)}
+        (blob,) = lay_out(quantize_state({"w": w}, slots, export), slots, export)
+        sizes.append(len(compress(blob.raw, export.codec, export.level)))
+        predicted.append(predict_bytes({"w": (8192, 16)}, slots, export).expected)
+    saved, expected = (pair[0] - pair[1] for pair in (sizes, predicted))
+    assert expected == 8192 * (10 - scale_bits) // 8
+    assert saved == pytest.approx(expected, rel=0.15)
+
+
 def test_shapes_need_slots() -> None:
     with pytest.raises(ValueError, match="differ"):
         predict_bytes(SHAPES, {}, ExportConfig())
