@@ -133,11 +133,11 @@ def _quantize(weight: Tensor, bits: int, export: ExportConfig, sigmas: float) ->
     return Quantized(values, scale, bits)
 
 
-def of_digits(scale: Tensor, digits: int, up: bool = False) -> Tensor:
-    """float32, positive or 0: each the nearest, or the next above, of so many bits behind its leading one."""
+def of_digits(scale: Tensor, digits: int) -> Tensor:
+    """float32, positive or 0: each the nearest of so many bits behind its leading one."""
     rest = FLOAT32_DIGITS - digits
     # As integers, floats have their order, and a carry out of their digits goes to the exponent.
-    raised = scale.view(torch.int32) + ((1 << rest) - 1 if up else 1 << (rest - 1))
+    raised = scale.view(torch.int32) + (1 << (rest - 1))
     return (raised & -(1 << rest)).view(torch.float32)
 
 

@@ -79,10 +79,9 @@ def quantize_at(prepared: PreparedMatrix, price: float, name: str = "weight") ->
     finest that there is. Raises UserError, naming the tensor, on a row too large for a float16 scale.
     """
     weight = prepared.weight
-    digits = scale_digits(weight.size(1))
-    finest = of_digits(weight.abs().amax(dim=1) / top_value(8), digits, up=True)
-    step = (math.sqrt(price) * prepared.unit_step).clamp(finest, ALL_ZERO * finest)
-    scale = stored_scale(of_digits(step, digits), name)
+    finest = weight.abs().amax(dim=1) / top_value(8)
+    step = torch.minimum(math.sqrt(price) * prepared.unit_step, ALL_ZERO * finest)
+    scale = stored_scale(torch.maximum(of_digits(step, scale_digits(weight.size(1))), finest), name)
     values = round_at(prepared, scale, top_value(8))
     bits = max(2, int(values.abs().max()).bit_length() + 1)
     return Quantized(values, scale, bits)
