@@ -11,7 +11,7 @@ from pargolf.config.schema import ExportConfig
 from pargolf.system.errors import UserError
 
 TINIEST_SCALE = 2.0**-24  # smallest positive float16
-FLOAT16_DIGITS, FLOAT32_DIGITS = 10, 23  # bits behind the leading one
+FLOAT32_DIGITS = 23  # bits behind the leading one
 SMALL_MATRIX = 65_536  # values: of so many or fewer the challenge's baseline keeps floats
 QUANTIZED_BITS = range(1, 9)
 RIGHT_GROUP = 64
@@ -208,7 +208,7 @@ def _require_finite(tensor: Tensor, name: str) -> None:
 
 
 def _scale(scale: Tensor, export: ExportConfig) -> Tensor:
-    if export.scale_bits < FLOAT16_DIGITS:
+    if export.scale_bits < 10:  # float16's own
         scale = of_digits(scale, export.scale_bits)
     return _float16(scale)
 
