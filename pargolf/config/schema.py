@@ -292,6 +292,8 @@ class ExportConfig:
     """The same of the MLP's matrices."""
     embed_sigmas: NotNegative = 0.0
     """The same of the embedding."""
+    scale_bits: Annotated[int, Bounds(0, 10)] = 10
+    """Bits of a row's scale behind its leading one; 10 are float16's own, and fewer make a smaller file."""
     rounding: Literal["nearest", "gptq"] = "nearest"
     """gptq: each error is made good in the columns still to come, as training text shows what they are
     multiplied with."""
@@ -320,7 +322,7 @@ class ExportConfig:
     """Form of the train_gpt.py that is handed in and counted against the budget."""
     model_bytes: Natural = 0
     """Size that the artifact is to fill, code not counted: training text then decides how finely each
-    row is rounded, and the bits and clip above are not looked at. 0: those decide."""
+    row is rounded, and the bits, clip and scale_bits above are not looked at. 0: those decide."""
     max_loss: NotNegative = 0.0
     """Make the smallest artifact that loses at most so many bits per byte of training text, rounded as for
     model_bytes. 0: no such goal."""

@@ -102,8 +102,10 @@ def validate(c: RunConfig) -> RunConfig:
     )
     require(
         x.quantizer != "challenge"
-        or (x.rounding == "nearest" and not x.attn_sigmas and not x.mlp_sigmas and not x.embed_sigmas),
-        'export.quantizer "challenge" rounds as the baseline does; leave export.rounding and the sigmas out',
+        or (x.rounding, x.scale_bits, x.attn_sigmas, x.mlp_sigmas, x.embed_sigmas)
+        == ("nearest", 10, 0, 0, 0),
+        'export.quantizer "challenge" rounds as the baseline does; leave export.rounding, export.scale_bits'
+        " and the sigmas out",
     )
     require(
         x.lqer_rank > 0 or not x.lqer_weighted,

@@ -11,6 +11,7 @@ from pargolf.config.schema import ExportConfig
 from pargolf.system.errors import UserError
 
 TINIEST_SCALE = 2.0**-24  # smallest positive float16
+FLOAT32_DIGITS = 23  # bits behind the leading one
 SMALL_MATRIX = 65_536  # values: of so many or fewer the challenge's baseline keeps floats
 QUANTIZED_BITS = range(1, 9)
 RIGHT_GROUP = 64
@@ -111,7 +112,7 @@ def round_rows(weight: Tensor, bits: int, export: ExportConfig, sigmas: float = 
 
 def _quantize(weight: Tensor, bits: int, export: ExportConfig, sigmas: float) -> Quantized:
     if bits <= 2:
-        scale = _float16(weight.abs().mean(dim=1))
+        scale = _scale(weight.abs().mean(dim=1), export)
         nearest = (weight / scale.float()[:, None]).round().clamp(-1, 1)
         signs = torch.where(weight < 0, -1, 1)
         return Quantized((nearest if bits == 2 else signs).to(torch.int8), scale, bits)
@@ -127,9 +128,17 @@ def _quantize(weight: Tensor, bits: int, export: ExportConfig, sigmas: float) ->
         wanted = clip.clamp_min(1) / top
         clipped = weight.clamp(-clip[:, None], clip[:, None])
         return Quantized((clipped / wanted[:, None]).round().to(torch.int8), wanted.half(), bits)
-    scale = _float16(clip / top)
+    scale = _scale(clip / top, export)
     values = (weight / scale.float()[:, None]).round().clamp(-top, top).to(torch.int8)
     return Quantized(values, scale, bits)
+
+
+def of_digits(scale: Tensor, digits: int) -> Tensor:
+    """float32, positive or 0: each the nearest of so many bits behind its leading one."""
+    rest = FLOAT32_DIGITS - digits
+    # As integers, floats have their order, and a carry out of their digits goes to the exponent.
+    raised = scale.view(torch.int32) + (1 << (rest - 1))
+    return (raised & -(1 << rest)).view(torch.float32)
 
 
 def stored_scale(scale: Tensor, name: str) -> Tensor:
@@ -196,6 +205,12 @@ def _row_quantile(rows: Tensor, quantile: float) -> Tensor:
 def _require_finite(tensor: Tensor, name: str) -> None:
     if not tensor.isfinite().all():
         raise UserError(f"{name} holds NaN or infinite values; the training run has diverged")
+
+
+def _scale(scale: Tensor, export: ExportConfig) -> Tensor:
+    if export.scale_bits < 10:  # float16's own
+        scale = of_digits(scale, export.scale_bits)
+    return _float16(scale)
 
 
 def _float16(scale: Tensor) -> Tensor:

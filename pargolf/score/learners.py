@@ -50,7 +50,7 @@ class WholeModel(Fixed):
     def __init__(self, model: GPT, tokens: np.ndarray, settings: EvalConfig):
         super().__init__(copy.deepcopy(model).float())  # small steps would be lost in bfloat16
         if model.embed.weight.device.type == "cpu":
-            self.model.dtype = torch.float32  # gradients of attention take a quarter of the time of bfloat16's
+            self.model.dtype = torch.float32  # PyTorch's attention has its gradients there four times sooner
         self.tokens, self.settings = tokens, settings
         self.parameters = list(self.model.parameters())
         self.momenta = [torch.zeros_like(p) for p in self.parameters]

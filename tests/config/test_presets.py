@@ -23,6 +23,7 @@ from pargolf.config.presets import (
 from pargolf.config.schema import RunConfig
 from pargolf.config.settings import flatten, from_dict, to_dict, to_toml, with_settings
 from pargolf.config.validation import validate
+from pargolf.data.fineweb import CASEOPS, variant_of
 from pargolf.model.gpt import GPT
 from pargolf.system.errors import UserError
 
@@ -58,6 +59,16 @@ def test_an_overlay_changes_what_its_file_says_and_gives_a_model(name: str) -> N
     assert said.items() <= flatten(to_dict(stack)).items()
     with torch.device("meta"):
         GPT(stack.model)
+
+
+def test_the_records_read_the_variants_of_fineweb_that_pargolf_data_downloads() -> None:
+    records = [name for name in preset_names() if name.startswith("record-")]
+    variants = [variant_of(load_preset(name).data.dataset) for name in records]
+    assert variants == ["sp1024"] * 4 + ["sp4096"] + ["sp8192"] * 3 + ["caseops"]
+    for name, variant in zip(records, variants, strict=True):
+        suffix = CASEOPS.removeprefix("sp8192") if variant == "caseops" else ""
+        size = load_preset(name).model.vocab_size
+        assert load_preset(name).data.tokenizer == f"data/tokenizers/fineweb_{size}_bpe{suffix}.model"
 
 
 @pytest.mark.parametrize("preset", [name for name in preset_names() if not load_preset(name).model.q_rank])

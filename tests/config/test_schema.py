@@ -56,6 +56,8 @@ def test_a_config_survives_json_and_toml(tmp_path: Path) -> None:
         ({"export": {"codec": "brotli"}}, "export.level of brotli must be in 1..11, is 22"),
         ({"export": {"codec": "auto", "level": 0}}, "export.level of auto must be in 1..22, is 0"),
         ({"export": {"clip_quantile": 0.1}}, "export.clip_quantile must be in 0.5..1, is 0.1"),
+        ({"export": {"scale_bits": 11}}, "export.scale_bits must be in 0..10, is 11"),
+        ({"export": {"scale_bits": 4, "quantizer": "challenge"}}, "leave export.rounding, export.scale_bits"),
         ({"train": {"max_seconds": float("inf")}}, "train.max_seconds must be finite"),
         ({"data": {"tokenizer": "\udcff"}}, "data.tokenizer is no Unicode text"),
     ],

@@ -10,6 +10,7 @@ from pargolf.export.quantize import (
     Quantized,
     dequantize,
     dequantize_state,
+    of_digits,
     quantize_rows,
     quantize_state,
     top_value,
@@ -123,6 +124,36 @@ def test_sigmas_are_those_of_the_kind() -> None:
         form = stored[name]
         assert isinstance(form, Quantized)
         assert torch.equal(form.scale, expected.scale) and torch.equal(form.values, expected.values)
+
+
+@pytest.mark.parametrize("digits", [0, 1, 4, 10])
+def test_scales_of_few_digits_are_the_nearest_of_them(digits: int) -> None:
+    mantissas = 1 + torch.arange(2**digits, dtype=torch.float64) / 2**digits
+    grid = (mantissas * torch.tensor([[2.0**-9], [2.0**-8], [2.0**-7]])).flatten().sort().values
+    scale = torch.rand(500, generator=torch.Generator().manual_seed(0)) * 2**-8 + 2**-9
+    near = of_digits(scale, digits).double()
+    assert torch.equal((near - scale).abs(), (grid[:, None] - scale).abs().amin(dim=0))
+    assert torch.equal(of_digits(near.float(), digits), near.float())  # what has few digits keeps them
+
+
+@pytest.mark.parametrize("bits", [1, 2, 6])
+@pytest.mark.parametrize("sigmas", [0.0, 12.85])
+def test_values_are_rounded_at_the_scales_of_few_digits(bits: int, sigmas: float) -> None:
+    w = random_rows(0, 50, 40, 1.0) + 1e-3
+    whole = quantize_rows(w, bits, ExportConfig(), sigmas=sigmas)
+    few = quantize_rows(w, bits, ExportConfig(scale_bits=3), sigmas=sigmas)
+    assert not torch.equal(few.scale, whole.scale)
+    assert not (few.scale.view(torch.int16) & 0b1111111).any()
+    torch.testing.assert_close(few.scale, whole.scale, rtol=1 / 16 + 1e-3, atol=0)
+    top = top_value(bits)
+    nearest = (w / few.scale.float()[:, None]).round().clamp(-top, top)
+    assert torch.equal(few.values.float(), w.sign() if bits == 1 else nearest)
+
+
+def test_a_tiny_row_keeps_a_scale_whatever_its_digits() -> None:
+    for digits in (0, 4):
+        q = quantize_rows(torch.tensor([[1e-7, -1e-9], [0.0, 0.0]]), 6, ExportConfig(scale_bits=digits))
+        assert (q.scale > 0).all()
 
 
 @pytest.mark.parametrize("bits", [0, 9])

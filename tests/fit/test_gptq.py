@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pargolf.export.quantize import dequantize
+from pargolf.export.quantize import dequantize, of_digits
 from pargolf.fit.gptq import (
     DAMPING,
     SMOOTHING,
@@ -16,6 +16,7 @@ from pargolf.fit.gptq import (
     prepare,
     quantize_at,
     round_second_order,
+    scale_digits,
 )
 from pargolf.system.errors import UserError
 
@@ -110,6 +111,25 @@ def test_a_lower_price_costs_less_and_the_bits_are_those_needed() -> None:
     for q in states:
         largest = int(q.values.abs().max())
         assert largest <= 2 ** (q.bits - 1) - 1 and (q.bits == 2 or largest > 2 ** (q.bits - 2) - 1)
+
+
+def test_no_value_is_clipped_by_the_few_digits_of_its_scale() -> None:
+    weight = torch.randn(200, 30, generator=torch.Generator().manual_seed(0))
+    prepared = prepare(weight, Moments(torch.eye(30), torch.ones(200)))
+    for price in (0.0, 1e-9, 1e-4):
+        q = quantize_at(prepared, price)
+        assert ((dequantize(q) - weight).abs() <= 0.50001 * q.scale.float()[:, None]).all()
+
+
+@pytest.mark.parametrize("cols", [8, 40, 192, 512, 1024, 2048])
+def test_a_scale_has_the_digits_that_pay(cols: int) -> None:
+    """A row's cost is e^2d of cols / (2 ln 2) bits at its price; its values take cols d / ln 2 bits less."""
+    best = torch.exp2(torch.rand(10_000, generator=torch.Generator().manual_seed(0)))
+    totals = []
+    for digits in range(11):
+        d = (of_digits(best, digits) / best).log()
+        totals.append(digits + cols * float(((2 * d).exp() / 2 - d).mean()) / math.log(2))
+    assert scale_digits(cols) == totals.index(min(totals))
 
 
 def test_what_is_never_used_takes_no_bits_and_does_no_harm() -> None:
