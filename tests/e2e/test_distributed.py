@@ -61,14 +61,30 @@ def test_two_ranks_train_and_score_as_one(
         assert score_two[how]["val_bpb"] == pytest.approx(score_one[how]["val_bpb"], abs=2e-3)
 
 
-def test_two_ranks_score_an_artifact_as_one(finished: Path, tmp_path: Path) -> None:
-    """The very same, so that training and packing move nothing."""
-    copy = shutil.copytree(finished, tmp_path / "copy")
-    (copy / "result.json").unlink()
-    done = pargolf("eval", copy, ranks=2)
-    assert done.returncode == 0, done.stderr
-    one, two = (json.loads((run / "result.json").read_text())["artifact"] for run in (finished, copy))
-    for how in ("standard", "sliding"):
+SGD = {"adapt": "sgd", "sgd-chunk": "256", "tilt": "1"}
+PHASES = {
+    "adapt": "lora", "lora-chunk": "32", "lora-documents": "1", "lora-rank": "4", "phases": "1",
+    "phase-documents": "1", "sgd-chunk": "256",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", [SGD, PHASES], ids=["sgd", "lora and a phase"])
+def test_two_ranks_score_an_artifact_as_one(form: dict[str, str], finished: Path, tmp_path: Path) -> None:
+    """The very same, so that training and packing move nothing; also while it learns."""
+    options = [word for name, value in form.items() for word in (f"--eval.{name}", value)]
+    found = []
+    for ranks in (1, 2):
+        copy = shutil.copytree(finished, tmp_path / f"ranks{ranks}")
+        (copy / "result.json").unlink()
+        if ranks == 1:
+            assert dispatch(["eval", str(copy), *options]) == 0
+        else:
+            done = pargolf("eval", copy, *options, ranks=ranks)
+            assert done.returncode == 0, done.stderr
+        found.append(json.loads((copy / "result.json").read_text())["artifact"])
+    one, two = found
+    assert one["adapted"]["val_bpb"] < one["sliding"]["val_bpb"]
+    for how in ("standard", "sliding", "adapted"):
         assert two[how]["val_loss"] == pytest.approx(one[how]["val_loss"], abs=1e-6)
         assert two[how]["val_bpb"] == pytest.approx(one[how]["val_bpb"], abs=1e-6)
 
