@@ -1,6 +1,6 @@
 """Do cheap runs order techniques as the records did? Effects of screens beside published gains.
 
-    python benchmarks/transfer.py runs/screen-model runs/screen-training
+    python benchmarks/transfer.py runs/screen-model runs/screen-training --repeats runs/alone
 
 Published gains are those measured alone, or of pairs split evenly, by the challenge's records and threads:
 bits per byte after 10 minutes on 8 H100s unless the source says otherwise. Rank correlation is Spearman's;
@@ -45,11 +45,14 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(stats.spearmanr(x, y).statistic)
 
 
-def main(screens: tyro.conf.Positional[tuple[Path, ...]]) -> None:
-    """Print effects and published gains, largest published gain first, and their rank correlation."""
+def main(screens: tyro.conf.Positional[tuple[Path, ...]], repeats: Path | None = None) -> None:
+    """Print effects and published gains, largest published gain first, and their rank correlation.
+
+    `repeats` is the folder of runs whose spread is taken for chance (see `read_screen`).
+    """
     found: dict[str, Effect] = {}
     for folder in screens:
-        found |= {effect.change: effect for effect in read_screen(folder).effects}
+        found |= {effect.change: effect for effect in read_screen(folder, repeats).effects}
     names = sorted(PUBLISHED.keys() & found.keys(), key=lambda name: PUBLISHED[name][0])
     table = Table()
     for column in ("change", "published", "here", "95 %", "source"):

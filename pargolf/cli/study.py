@@ -41,6 +41,9 @@ class CompareArgs:
     """Published val_bpb, one a seed ("1.1548,1.1552,1.1575"), as one more group."""
     bytes_per_token: OptionalFloat = None
     """Mean bytes of a token of the published runs' tokenizer, to turn their val_bpb into nats a token."""
+    repeats: OptionalPath = None
+    """For a screen: folder of runs that differ in their seed alone; their spread is taken for chance, and not
+    what the effects leave unexplained."""
     json: OptionalPath = None
     """Also write the comparison to this file."""
 
@@ -130,8 +133,8 @@ def compare(argv: list[str]) -> None:
     from pargolf.system.files import write_json
 
     if len(args.runs) == 1 and is_screen(args.runs[0]):
-        screen = read_screen(args.runs[0])
-        show_screen(screen)
+        screen = read_screen(args.runs[0], args.repeats)
+        show_screen(screen, args.repeats is not None)
         if args.json:
             write_json(args.json, asdict(screen))
         return

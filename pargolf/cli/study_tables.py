@@ -64,8 +64,8 @@ def _show_differences(comparison: Comparison) -> None:
     )
 
 
-def show_screen(screen: "Screen") -> None:
-    """Print what each change does, and what the effects leave unexplained."""
+def show_screen(screen: "Screen", repeated: bool = False) -> None:
+    """Print what each change does, and what is taken for chance: of `repeated` runs, or left unexplained."""
     columns = ["change", "runs", "bpb ± 95 %", "p", "Holm", "bytes", "ms/step"]
     table = _table("effect of each change beside half of the others; negative is better", *columns)
     for effect in screen.effects:
@@ -80,8 +80,9 @@ def show_screen(screen: "Screen") -> None:
             _number(effect.step_ms, "+.1f"),
         )
     console.print(table)
+    chance = "repeated" if repeated else "unexplained"
     console.print(
-        f"{screen.runs} runs, mean val_bpb {screen.mean:.4f}; unexplained std {screen.std:.4f},"
+        f"{screen.runs} runs, mean val_bpb {screen.mean:.4f}; {chance} std {screen.std:.4f},"
         f" {screen.df} degrees of freedom\np: t-test of least squares; Holm: corrected for"
         f" {len(screen.effects)} effects",
         highlight=False,

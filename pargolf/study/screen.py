@@ -17,9 +17,10 @@ from scipy import linalg, stats
 
 from pargolf.config.schema import RunConfig
 from pargolf.study.ablate import Change, Variation, begin_study, describe_study, finish_runs, job
-from pargolf.study.records import RunRecord, read_json, read_record
+from pargolf.study.compare import group_records
+from pargolf.study.records import RunRecord, read_json, read_record, read_records
 from pargolf.study.statistics import CONFIDENCE, holm
-from pargolf.system.errors import UserError
+from pargolf.system.errors import UserError, require
 from pargolf.system.files import write_json
 
 # The alternative chosen on each axis, by its place.
@@ -56,7 +57,8 @@ class Screen:
     mean: float
     """val_bpb over all runs."""
     std: float
-    """Of what the effects leave unexplained, val_bpb: seeds, and changes that go together well or badly."""
+    """What is taken for chance, val_bpb: the spread of repeated runs; without these, what the effects leave
+    unexplained, seeds and changes that go together well or badly."""
     df: int
 
 
@@ -117,22 +119,42 @@ def is_screen(folder: Path) -> bool:
     return (folder / "study.json").exists() and "axes" in read_json(folder / "study.json")
 
 
-def read_screen(folder: Path) -> Screen:
-    """The effects that the finished runs of a screen show. Raises UserError if they are too few to tell."""
+def read_screen(folder: Path, repeats: Path | None = None) -> Screen:
+    """The effects that the finished runs of a screen show.
+
+    `repeats` is the folder of a study some of whose runs differ in their seed alone: their spread is then
+    taken for chance. Raises UserError if the runs, or repeats, are too few to tell.
+    """
     study = read_json(folder / "study.json")
     try:
         names, mixtures = study["axes"], {run: tuple(made) for run, made in study["choices"].items()}
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{folder} is no screen; make one with `pargolf ablate --screen`") from None
     finished = {run: made for run, made in mixtures.items() if (folder / run / "result.json").exists()}
-    return estimate(names, list(finished.values()), [read_record(folder / run) for run in finished])
+    chance = None if repeats is None else spread(read_records([repeats]))
+    records = [read_record(folder / run) for run in finished]
+    return estimate(names, list(finished.values()), records, chance)
+
+
+def spread(records: Sequence[RunRecord]) -> tuple[float, int]:
+    """Standard deviation of val_bpb within groups of runs that differ in their seed alone, and its degrees of
+    freedom. Raises UserError if no two runs do."""
+    groups = [[record.val_bpb for record in group.records] for group in group_records(records)]
+    df = sum(len(scores) - 1 for scores in groups)
+    require(df > 0, "no two of the repeated runs differ in their seed alone")
+    squares = sum(float(np.var(scores)) * len(scores) for scores in groups)
+    return float(np.sqrt(squares / df)), df
 
 
 def estimate(
-    names: Sequence[Sequence[str]], mixtures: Sequence[Choices], records: Sequence[RunRecord]
+    names: Sequence[Sequence[str]],
+    mixtures: Sequence[Choices],
+    records: Sequence[RunRecord],
+    chance: tuple[float, int] | None = None,
 ) -> Screen:
     """Effects by least squares: one for each alternative but the first of its axis, a run for each mixture.
 
+    `chance` is the standard deviation of a run and its degrees of freedom, where repeated runs tell them.
     Raises UserError if the runs are too few to tell the effects apart, or were scored on different texts.
     """
     if len({record.val_bytes for record in records}) > 1:
@@ -150,6 +172,8 @@ def estimate(
     solve = np.linalg.pinv(design)
     bpb = solve @ scores
     std = float(np.sqrt(np.sum((scores - design @ bpb) ** 2) / df))
+    if chance is not None:
+        std, df = chance
     errors = std * np.sqrt(np.sum(solve**2, axis=1))
     half = stats.t.ppf((1 + CONFIDENCE) / 2, df) * errors
     p = 2 * stats.t.sf(np.abs(bpb) / errors, df)

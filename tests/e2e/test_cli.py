@@ -206,7 +206,8 @@ def test_the_overview_lists_the_commands_in_the_order_of_the_work(capsys: pytest
     _, *shown = lines[1 : lines.index("", 2)]
     assert [line.split()[0] for line in shown] == list(COMMANDS)
     assert any(line.startswith("presets: baseline, demo, full-q, lowrank-q192") for line in lines)
-    assert any(line.startswith("overlays: ") and "depth-attention" in line for line in lines)
+    assert "overlays: adapt-lora, " in " ".join(lines)
+    assert " depth-attention, " in " ".join(lines)
 
 
 def test_config_prints_a_file_that_stands_for_the_stack(

@@ -14,7 +14,7 @@ from scipy import stats
 from pargolf.config.presets import load_preset
 from pargolf.study.ablate import read_axis
 from pargolf.study.records import RunRecord
-from pargolf.study.screen import choices, estimate, read_screen, screen
+from pargolf.study.screen import choices, estimate, read_screen, screen, spread
 from pargolf.system.errors import UserError
 
 axes = st.lists(st.integers(2, 4), min_size=1, max_size=15)
@@ -116,3 +116,23 @@ def test_what_makes_no_screen_is_refused_before_anything_runs(tmp_path: Path) ->
     (tmp_path / "study.json").write_text(json.dumps({"base": {}, "variations": {}}))
     with pytest.raises(UserError, match="is no screen"):
         read_screen(tmp_path)
+
+
+def test_repeated_runs_tell_what_is_chance() -> None:
+    """Changes that go badly together widen the intervals, unless repeated runs say what a seed does."""
+    mixtures = choices([2, 2, 2], 4)
+    scores = [2.0 - 0.01 * m[0] + 0.05 * m[1] * m[2] for m in mixtures]
+    names = [["base", "+a"], ["base", "+b"], ["base", "+c"]]
+    alone = estimate(names, mixtures, records(scores))
+    known = estimate(names, mixtures, records(scores), (0.001, 9))
+    assert [effect.bpb for effect in known.effects] == [effect.bpb for effect in alone.effects]
+    assert known.effects[0].bpb == pytest.approx(-0.01)
+    half = (known.effects[0].high - known.effects[0].low) / 2
+    assert half == pytest.approx(stats.t.ppf(0.975, 9) * 0.001 * 2 / 8**0.5)
+    assert half < (alone.effects[0].high - alone.effects[0].low) / 4
+
+
+def test_the_spread_of_repeated_runs() -> None:
+    assert spread(records([2.0, 2.1, 2.2])) == (pytest.approx(0.1), 2)
+    with pytest.raises(UserError, match="no two"):
+        spread(records([2.0]))
