@@ -244,6 +244,11 @@ class OptimConfig:
     """muon_weight_decay falls, linearly, from this share of the run on."""
     muon_row_norm: bool = False
     """Scale each row of the momentum to length 1 before it is orthogonalized (MuonEq-R)."""
+    muon_neuron_norm: bool = False
+    """Scale each row of the orthogonalized update, or each column of a wide one, by the root of its running
+    mean square (NorMuon)."""
+    muon_neuron_beta2: Decay = 0.95
+    """Decay of that mean."""
     orthogonalize: Literal["newton-schulz", "polar-express"] = "newton-schulz"
     """Coefficients of Muon's iterations: one set for all, or one tuned for each of the first five."""
     ns_steps: Count = 5

@@ -50,14 +50,9 @@ class Average:
             self.means[name].copy_(weights)
 
     def state(self) -> dict[str, Tensor]:
-        """Named tensors for a checkpoint."""
+        """Named tensors for a checkpoint, these themselves: what is copied into them is put back."""
         means = {f"average/{name}": mean for name, mean in self.means.items()}
         return means | {"average_steps": self.steps, "average_taken": self.taken}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state` returned."""
-        for name, tensor in self.state().items():
-            tensor.copy_(state[name])
 
 
 def average_of(model: GPT, t: TrainConfig) -> Average | None:

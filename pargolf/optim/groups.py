@@ -7,7 +7,7 @@ from pargolf.config.kinds import TENSOR_KINDS
 from pargolf.config.schema import OptimConfig
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.optim.averaging import Average
-from pargolf.optim.muon import COEFFICIENTS, Muon
+from pargolf.optim.muon import Muon
 
 
 class Optimizers:
@@ -21,16 +21,7 @@ class Optimizers:
             by_kind[slot.kind].append(parameters[name])
         rows = [(TENSOR_KINDS[kind], members) for kind, members in by_kind.items() if members]
         matrices = [p for row, members in rows if row.optimizer == "muon" for p in members]
-        self.muon = Muon(
-            matrices,
-            lr=o.muon_lr,
-            momentum=o.muon_momentum,
-            weight_decay=o.muon_weight_decay,
-            ns_steps=o.ns_steps,
-            ns_dtype=ns_dtype,
-            coefficients=COEFFICIENTS[o.orthogonalize],
-            row_norm=o.muon_row_norm,
-        )
+        self.muon = Muon(matrices, o, ns_dtype)
         self.adam = torch.optim.AdamW(
             [
                 {"params": members, "lr": getattr(o, row.lr), "weight_decay": getattr(o, row.decay)}
@@ -58,44 +49,43 @@ class Optimizers:
         if self.average is not None:
             self.average.update(lr_scale)
 
+    def _kept(self) -> dict[str, Tensor]:
+        """All state but Adam's: the tensors themselves, which are there from the start."""
+        kept = self.average.state() if self.average is not None else {}
+        for name, parameter in self.model.named_parameters():
+            state = self.muon.state.get(parameter, {})
+            kept |= {f"{key}/{name}": tensor for key, tensor in state.items()}
+        return kept
+
     def state(self) -> dict[str, Tensor]:
         """All optimizer state as named tensors, `<state>/<parameter>`, and that of the average."""
-        average = self.average.state() if self.average is not None else {}
-        return average | {
+        return self._kept() | {
             f"{key}/{name}": value
             for name, parameter in self.model.named_parameters()
-            for optimizer in self.all
-            for key, value in optimizer.state.get(parameter, {}).items()
+            for key, value in self.adam.state.get(parameter, {}).items()
         }
 
     def state_shapes(self, started: bool) -> dict[str, torch.Size]:
         """Names and shapes of `state`, all float32: before the first step Adam has none."""
-        average = self.average.state() if self.average is not None else {}
-        shapes = {name: tensor.shape for name, tensor in average.items()}
+        shapes = {name: tensor.shape for name, tensor in self._kept().items()}
         for name, parameter in self.model.named_parameters():
-            if parameter in self.muon.state:
-                shapes[f"momentum_buffer/{name}"] = parameter.shape
-            elif started:
+            if started and parameter not in self.muon.state:
                 moments = {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape, "step": torch.Size()}
                 shapes |= {f"{key}/{name}": shape for key, shape in moments.items()}
         return shapes
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Put back what `state` returned; an empty dict resets to the state before the first step."""
-        parameters = dict(self.model.named_parameters())
+        parameters, kept = dict(self.model.named_parameters()), self._kept()
         self.adam.state.clear()
-        for _, momenta in self.muon.batches:
-            momenta.zero_()
-        average = self.average.state() if self.average is not None else {}
-        if self.average is not None and average.keys() <= state.keys():
-            self.average.load_state(state)
-        for label, value in state.items():
-            if label in average:
-                continue
-            key, name = label.split("/", 1)
-            parameter = parameters[name]
-            if parameter in self.muon.state:
-                self.muon.state[parameter][key].copy_(value)
+        for label, tensor in kept.items():
+            if label in state:
+                tensor.copy_(state[label])
             else:
-                # Adam's step counter lives on the CPU unless fused on a GPU; its moments beside the weights.
-                self.adam.state[parameter][key] = value.clone().to(parameter.device)
+                tensor.zero_()
+        if self.average is not None and not state:
+            self.average.begin()
+        for label in [label for label in state if label not in kept]:
+            key, name = label.split("/", 1)
+            # Adam's step counter lives on the CPU unless fused on a GPU; its moments beside the weights.
+            self.adam.state[parameters[name]][key] = state[label].clone().to(parameters[name].device)

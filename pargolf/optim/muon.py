@@ -2,10 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pargolf.config.schema import OptimConfig
+from pargolf.optim.norms import neuron_normed
 from pargolf.system import distributed
 
 # a, b, c of one iteration x <- (a + b gram + c gram^2) x
@@ -94,59 +97,74 @@ def _iterate_by_gram(x: Tensor, iterations: Sequence[Coefficients], product: Sym
     return x
 
 
+@dataclass
+class Batch:
+    """Matrices (rows, cols) of one shape, and Muon's state of all n of them, stacked: (n, ...), float32."""
+
+    members: list[Tensor]
+    state: dict[str, Tensor]
+
+
 class Muon(torch.optim.Optimizer):
     """w *= 1 - lr * weight_decay; w -= lr * sqrt(max(1, rows / cols)) * newton_schulz(g + m * buf).
 
-    buf = m * buf + g (Nesterov momentum). With `row_norm` each row of g + m * buf is scaled to length 1 first
-    (MuonEq-R, challenge thread 1217). Matrices (rows, cols) of one shape go through
+    buf = m * buf + g (Nesterov momentum). With `muon_row_norm` each row of g + m * buf is scaled to length 1
+    first (MuonEq-R, challenge thread 1217); with `muon_neuron_norm` what is orthogonal is normalized
+    (`norms.neuron_normed`). Matrices (rows, cols) of one shape go through
     Newton-Schulz as one batch; with several ranks each orthogonalizes its share of the batch
     and the updates are exchanged. Every rank keeps all momentum, so that any rank can write a
     checkpoint; on one rank the exchange is skipped and the code is the same.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float = 0.02,
-        momentum: float = 0.99,
-        weight_decay: float = 0.038,
-        ns_steps: int = 5,
-        ns_dtype: torch.dtype = torch.bfloat16,
-        coefficients: Sequence[Coefficients] = (NS_COEFFICIENTS,),
-        row_norm: bool = False,
-    ):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
-        self.ns_steps, self.ns_dtype = ns_steps, ns_dtype
-        self.coefficients, self.row_norm = coefficients, row_norm
+    def __init__(self, params: Iterable[Tensor], o: OptimConfig, ns_dtype: torch.dtype = torch.bfloat16):
+        settings = {"lr": o.muon_lr, "momentum": o.muon_momentum, "weight_decay": o.muon_weight_decay}
+        super().__init__(params, settings)
+        self.o, self.ns_dtype = o, ns_dtype
         self.product = plain_product
         by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for parameter in self.param_groups[0]["params"]:
             by_shape[parameter.shape].append(parameter)
-        self.batches = []
-        for shape, members in by_shape.items():
-            momenta = torch.zeros(len(members), *shape, dtype=torch.float32, device=members[0].device)
-            self.batches.append((members, momenta))
-            for parameter, buffer in zip(members, momenta, strict=True):
-                self.state[parameter]["momentum_buffer"] = buffer  # a view: what is loaded lands in the batch
+        self.batches = [self._batch(members, *shape) for shape, members in by_shape.items()]
+
+    def _batch(self, members: list[Tensor], rows: int, cols: int) -> Batch:
+        """What is kept of these, all zero; `state` has views of it, so what is loaded lands in the batch."""
+        shapes: dict[str, tuple[int, ...]] = {"momentum_buffer": (rows, cols)}
+        if self.o.muon_neuron_norm:
+            shapes["neuron_squares"] = (rows, 1) if rows >= cols else (1, cols)
+        device = members[0].device
+        state = {
+            name: torch.zeros(len(members), *shape, dtype=torch.float32, device=device)
+            for name, shape in shapes.items()
+        }
+        for index, parameter in enumerate(members):
+            self.state[parameter] = {name: stack[index] for name, stack in state.items()}
+        return Batch(members, state)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update from the gradients in place."""
         group = self.param_groups[0]
-        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
-        for members, momenta in self.batches:
-            gradients = torch.stack([p.grad for p in members if p.grad is not None])  # (n, rows, cols)
-            torch.add(gradients, momenta, alpha=momentum, out=momenta)
-            nesterov = gradients.add_(momenta, alpha=momentum)
-            update = distributed.shared_map(self._orthogonal, nesterov)
-            rows, cols = members[0].shape
-            scale = lr * max(1.0, rows / cols) ** 0.5
-            # On a GPU one launch serves many matrices.
-            torch._foreach_mul_(members, 1 - lr * decay)
-            torch._foreach_add_(members, update.to(momenta.dtype).unbind(), alpha=-scale)
+        for batch in self.batches:
+            momenta = batch.state["momentum_buffer"]
+            gradients = torch.stack([p.grad for p in batch.members if p.grad is not None])  # (n, rows, cols)
+            torch.add(gradients, momenta, alpha=group["momentum"], out=momenta)
+            nesterov = gradients.add_(momenta, alpha=group["momentum"])
+            update = distributed.shared_map(self._orthogonal, nesterov).to(momenta.dtype)
+            if self.o.muon_neuron_norm:
+                update = neuron_normed(update, batch.state["neuron_squares"], self.o.muon_neuron_beta2)
+            self._move(batch.members, update, group["lr"], group["weight_decay"])
 
     def _orthogonal(self, share: Tensor) -> Tensor:
         """The updates of some matrices (n, rows, cols) of momentum."""
-        if self.row_norm:
+        if self.o.muon_row_norm:
             share = share / share.norm(dim=-1, keepdim=True).clamp(min=1e-7)
-        return newton_schulz(share, self.ns_steps, self.ns_dtype, self.product, self.coefficients)
+        coefficients = COEFFICIENTS[self.o.orthogonalize]
+        return newton_schulz(share, self.o.ns_steps, self.ns_dtype, self.product, coefficients)
+
+    def _move(self, members: list[Tensor], update: Tensor, lr: float, decay: float) -> None:
+        """Decay the matrices and take the step, given their updates (n, rows, cols)."""
+        rows, cols = members[0].shape
+        scale = lr * max(1.0, rows / cols) ** 0.5
+        # On a GPU one launch serves many matrices.
+        torch._foreach_mul_(members, 1 - lr * decay)
+        torch._foreach_add_(members, update.unbind(), alpha=-scale)
