@@ -180,9 +180,13 @@ class TrainConfig:
     compile_warmup_steps: Natural = 20
     """Steps run before the clock starts, to compile; weights and optimizer are restored after."""
     warmdown_steps: Natural = 3000
-    """Steps of the linear learning-rate decay to 0 at the end."""
+    """Steps of the learning-rate decay to 0 at the end."""
     warmdown_fraction: Share = 0.0
     """If above 0, the decay takes this share of the run (of its steps or seconds) instead."""
+    warmdown_power: Positive = 1.0
+    """The decay is linear to this power: above 1 it begins steeper and ends flatter."""
+    adam_warmdown_fraction: Share = 0.0
+    """If above 0, the learning rates of Adam decay over this share of the run, and Muon's as said above."""
     loop_share: Share = 0.0
     """Share of the run after which layers are looped (model.loop_times); before, each is passed once."""
     min_lr: Share = 0.0
@@ -193,6 +197,12 @@ class TrainConfig:
     """If above 0, the run ends with the plain mean of its weights at every so many steps."""
     swa_below: Share = 0.5
     """That mean is of the steps whose learning rates are below this share of their peak."""
+    tail_ema: Share = 0.0
+    """If above 0, the run ends with so much of a running mean of its last weights; the rest are its own."""
+    tail_ema_steps: Count = 150
+    """Each step brings that mean one of so many parts nearer to the weights."""
+    tail_ema_below: Share = 0.3
+    """It begins, at the weights, where the learning rates fall below this share of their peak."""
     qat_share: Share = 0.0
     """Share of the run, at its end, that trains with the matrices rounded as their artifact will hold
     them (quantization-aware, straight-through); 0 is none of it, 1 all."""
@@ -236,6 +246,10 @@ class OptimConfig:
     """Momentum at step 0, raised linearly to muon_momentum."""
     muon_momentum_warmup: Natural = 1500
     """Steps in which Muon's momentum rises."""
+    muon_momentum_cooldown: Share = 0.0
+    """Share of the run, at its end, in which Muon's momentum falls linearly to muon_momentum_end; 0: none."""
+    muon_momentum_end: Decay = 0.85
+    """Where it falls to."""
     muon_weight_decay: NotNegative = 0.038
     """Muon's decoupled weight decay: w *= 1 - lr * weight_decay."""
     muon_decay_end: Share = 1.0
@@ -249,6 +263,22 @@ class OptimConfig:
     mean square (NorMuon)."""
     muon_neuron_beta2: Decay = 0.95
     """Decay of that mean."""
+    soap: Literal["off", "mlp", "all"] = "off"
+    """Momentum is whitened before it is orthogonalized (SOAP): that of the MLP's matrices, or of all."""
+    soap_every: Count = 10
+    """Steps between two iterations for the eigenvectors in which it is whitened."""
+    soap_beta2: Decay = 0.9
+    """Decay of the means that SOAP keeps."""
+    update_floor: NotNegative = 0.0
+    """Least ratio of the norms of Muon's update and its matrix: shorter updates are made longer. 0: none."""
+    update_floor_rows: bool = False
+    """That ratio is held in each row of a matrix, and not in the matrix as a whole."""
+    outward_brake: Share = 0.0
+    """Share that is taken of an update's part along its matrix where that makes the matrix longer."""
+    radius_pin: bool = False
+    """A matrix is scaled after each step, to be no longer for the part of the update across it."""
+    muon_cautious_decay: bool = False
+    """muon_weight_decay is of the values alone that the step brings nearer to zero."""
     orthogonalize: Literal["newton-schulz", "polar-express"] = "newton-schulz"
     """Coefficients of Muon's iterations: one set for all, or one tuned for each of the first five."""
     ns_steps: Count = 5
@@ -269,6 +299,21 @@ class OptimConfig:
     """Decoupled weight decay of the embedding and of tables (AdamW)."""
     vector_weight_decay: NotNegative = 0.0
     """Decoupled weight decay of gains, scales, mixes and skip weights (AdamW)."""
+    adam_cautious_decay: bool = False
+    """Both these decays are of the values alone that the step brings nearer to zero."""
+    embed_beta2: Decay = 0.0
+    """adam_beta2 of the embedding and of tables; 0: as adam_beta2 says."""
+    vector_beta2: Decay = 0.0
+    """adam_beta2 of gains, scales, mixes and skip weights; 0: as adam_beta2 says."""
+    ema_nesterov: NotNegative = 0.0
+    """Before each gradient all weights go on by so many times the running mean of their steps (see
+    optim.ahead); 0: they do not."""
+    ema_nesterov_decay: Decay = 0.99
+    """Decay of that mean."""
+    ema_nesterov_from: Share = 0.15
+    """Share of the run after which they do."""
+    ema_nesterov_to: Share = 0.75
+    """Share of the run after which they no longer do."""
     grad_clip: NotNegative = 0.0
     """Longest gradient of all parameters together (L2); longer ones are scaled down. 0: none are."""
 

@@ -23,3 +23,34 @@ def neuron_normed(update: Tensor, squares: Tensor, beta2: float) -> Tensor:
     squares.lerp_(update.square().mean(-2 if wide else -1, keepdim=True), 1 - beta2)
     normed = update * squares.clamp(min=1e-10).rsqrt()
     return normed * (length(update) / length(normed).clamp(min=TINY))
+
+
+def braked(update: Tensor, weights: Tensor, brake: float) -> Tensor:
+    """u without this share of its part along w, in matrices that this part makes longer."""
+    along = (update * weights).sum((-2, -1), keepdim=True) / length(weights).square().clamp(min=TINY)
+    return update - brake * along.clamp(max=0) * weights
+
+
+def floored(update: Tensor, weights: Tensor, floor: float, by_rows: bool) -> Tensor:
+    """u, made longer where it is shorter than `floor` times w: as a whole, or row by row."""
+    dims = (-1,) if by_rows else (-2, -1)
+    least = floor * weights.norm(dim=dims, keepdim=True)
+    return update * (least / update.norm(dim=dims, keepdim=True).clamp(min=TINY)).clamp(min=1.0)
+
+
+def pinned(moved: Tensor, weights: Tensor, step: Tensor) -> Tensor:
+    """`moved` = w - step, as long as w and the part of the step along w are: |w| - <step, w> / |w|.
+
+    Steps that turn a matrix then make it no longer. Without a length, as at zero, it stays as it is.
+    """
+    before = length(weights)
+    wanted = before - (step * weights).sum((-2, -1), keepdim=True) / before.clamp(min=TINY)
+    return moved * (wanted / length(moved).clamp(min=TINY)).where(wanted > 0, 1.0)
+
+
+def shrinking(update: Tensor, weights: Tensor) -> Tensor:
+    """True for each value that the step brings nearer to zero: those that cautious weight decay decays.
+
+    Source: arXiv 2510.12402.
+    """
+    return update * weights > 0

@@ -109,7 +109,7 @@ class FolderRecorder(Recorder):
         if self.run.checkpoint.exists():
             stored = load_checkpoint(self.run.checkpoint, model, optimizers)
             if stored.finished and not self.progress.finished and optimizers.average is not None:
-                optimizers.average.swap()  # a finished run's weights are the mean: an extended one trains on
+                optimizers.average.hide()  # a finished run's weights are the mean: an extended one trains on
             self.progress = replace(stored, finished=self.progress.finished, extended=self.progress.extended)
             self._logged = stored.step, stored.seconds
         elif self.t.start_from:
@@ -126,6 +126,7 @@ class FolderRecorder(Recorder):
     def save(self, step: int, seconds: float, finished: bool) -> None:
         """Write a checkpoint; then raise Stopped if a signal asked for it and the run goes on."""
         self.progress = Progress(step, seconds, finished, self.progress.extended)
+        self._trained[1].share_state()
         if launch.is_main():
             save_checkpoint(self.run.checkpoint, *self._trained, self.progress)
         distributed.barrier()
