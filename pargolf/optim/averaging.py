@@ -36,10 +36,11 @@ class Average:
         weights, means = list(self.parameters.values()), list(self.means.values())
         if self.t.ema_decay:
             torch._foreach_lerp_(means, weights, 1 - self.t.ema_decay)
+        elif self.t.tail_ema and lr_scale >= self.t.tail_ema_below:
+            self.taken.zero_()  # a run that was finished and goes on begins a tail anew
         elif self.t.tail_ema:
-            if lr_scale < self.t.tail_ema_below:
-                self.taken += 1
-                torch._foreach_lerp_(means, weights, 1 / self.t.tail_ema_steps if self.taken > 1 else 1.0)
+            self.taken += 1
+            torch._foreach_lerp_(means, weights, 1 / self.t.tail_ema_steps if self.taken > 1 else 1.0)
         elif lr_scale < self.t.swa_below and int(self.steps) % self.t.swa_every == 0:
             self.taken += 1
             torch._foreach_lerp_(means, weights, 1 / float(self.taken))
@@ -63,7 +64,7 @@ class Average:
     def hide(self) -> None:
         """Put the model's weights back, and the mean, after `show`.
 
-        In a run that was finished before, the mean of a tail is lost and goes on from what was shown.
+        In a run that was finished before, the mean of a tail is lost, and what was shown is in its place.
         """
         if not self.t.ema_decay and not self.taken:
             return
