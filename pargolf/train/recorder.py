@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 from pargolf.config.schema import RunConfig
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
-from pargolf.optim.schedule import progress
+from pargolf.optim.schedule import adam_lr_scale, progress
 from pargolf.run.folder import Run, append_line
 from pargolf.score.windows import Score
 from pargolf.system import distributed, launch
@@ -146,14 +146,15 @@ class FolderRecorder(Recorder):
     def _track_step(self, step: int, train_loss: float, scale: float, seconds: float) -> None:
         then, seconds_then = self._logged
         self._logged = step, seconds
+        adam = adam_lr_scale(step - 1, seconds, self.t) if self.t.adam_warmdown_fraction else scale
         self.track(
             step,
             {
                 "train_loss": train_loss,
                 "step_ms": 1000 * (seconds - seconds_then) / (step - then),
                 "lr/muon": scale * self.optim.muon_lr,
-                "lr/embed": scale * self.optim.embed_lr,
-                "lr/vector": scale * self.optim.vector_lr,
+                "lr/embed": adam * self.optim.embed_lr,
+                "lr/vector": adam * self.optim.vector_lr,
             },
         )
 

@@ -11,9 +11,10 @@ from pargolf.bundle.single_file import bundle
 from pargolf.config.presets import load_preset
 from pargolf.config.schema import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from pargolf.config.validation import validate
-from pargolf.model.gpt import GPT
+from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.optim.averaging import average_of
 from pargolf.optim.groups import Optimizers
+from pargolf.plan.cost import kept_in_training
 from pargolf.system.errors import UserError
 from pargolf.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from support import ALL_OF_OPTIM
@@ -58,6 +59,16 @@ def test_off_nothing_is_kept() -> None:
     _, optimizers = built()
     soaped = {name.split("/", 1)[1] for name in optimizers.state() if name.startswith("soap_left/")}
     assert soaped == {f"blocks.{layer}.mlp.{name}.weight" for layer in range(2) for name in ("fc", "proj")}
+
+
+def test_a_plan_counts_what_is_kept() -> None:
+    config = RunConfig(TINY, train=TRAIN, optim=OptimConfig(soap="mlp", ema_nesterov=0.5))
+    model, optimizers = built(config.optim)
+    slots = tensor_kinds(model)
+    planned = [kept_in_training(p.shape, slots[name].kind, config) for name, p in model.named_parameters()]
+    kept = [shape.numel() for shape in optimizers.state_shapes(started=True).values() if shape]
+    before_a_step = sum(p.numel() for p in model.parameters())
+    assert sum(planned) == sum(kept) + before_a_step
 
 
 def test_adam_decays_cautiously_and_looks_back_by_kind() -> None:
