@@ -200,7 +200,7 @@ class Muon(torch.optim.Optimizer):
     def _move(self, members: list[Tensor], update: Tensor, lr: float, decay: float) -> None:
         """Decay the matrices and take the step, given their updates (n, rows, cols).
 
-        Norms, decay and what stands between are in the order of the optimizer benchmark's last records.
+        Options come in the order of the optimizer benchmark's last records.
         """
         o = self.o
         rows, cols = members[0].shape
@@ -208,20 +208,20 @@ class Muon(torch.optim.Optimizer):
         # On a GPU one launch serves many matrices.
         if not o.muon_cautious_decay:
             torch._foreach_mul_(members, 1 - lr * decay)
-        if not (o.outward_brake or o.update_floor or o.radius_pin or o.muon_cautious_decay):
+        if o.outward_brake or o.update_floor or o.radius_pin or o.muon_cautious_decay:
+            weights = torch.stack(members)
+            if o.outward_brake:
+                update = braked(update, weights, o.outward_brake)
+            if o.update_floor:
+                update = floored(update, weights, o.update_floor / aspect, o.update_floor_rows)
+            moved = weights - lr * aspect * update
+            if o.radius_pin:
+                moved = pinned(moved, weights, lr * aspect * update)
+            if o.muon_cautious_decay:
+                moved *= 1 - lr * decay * shrinking(update, weights)
+            torch._foreach_copy_(members, moved.unbind())
+        else:
             torch._foreach_add_(members, update.unbind(), alpha=-lr * aspect)
-            return
-        weights = torch.stack(members)
-        if o.outward_brake:
-            update = braked(update, weights, o.outward_brake)
-        if o.update_floor:
-            update = floored(update, weights, o.update_floor / aspect, o.update_floor_rows)
-        moved = weights - lr * aspect * update
-        if o.radius_pin:
-            moved = pinned(moved, weights, lr * aspect * update)
-        if o.muon_cautious_decay:
-            moved *= 1 - lr * decay * shrinking(update, weights)
-        torch._foreach_copy_(members, moved.unbind())
 
     def share_state(self) -> None:
         """Bring to every rank what each one has kept of its own share alone; all ranks call this."""
