@@ -184,9 +184,9 @@ class TrainConfig:
     warmdown_fraction: Share = 0.0
     """If above 0, the decay takes this share of the run (of its steps or seconds) instead."""
     warmdown_power: Positive = 1.0
-    """The decay is linear to this power: above 1 it begins steeper and ends flatter."""
+    """Power that the linear decay is raised to: above 1 it falls faster at first and ends flatter."""
     adam_warmdown_fraction: Share = 0.0
-    """If above 0, the learning rates of Adam decay over this share of the run, and Muon's as said above."""
+    """If above 0, Adam's learning rates decay over this share of the run, and only Muon's as said above."""
     loop_share: Share = 0.0
     """Share of the run after which layers are looped (model.loop_times); before, each is passed once."""
     min_lr: Share = 0.0
@@ -198,11 +198,11 @@ class TrainConfig:
     swa_below: Share = 0.5
     """That mean is of the steps whose learning rates are below this share of their peak."""
     tail_ema: Share = 0.0
-    """If above 0, the run ends with so much of a running mean of its last weights; the rest are its own."""
+    """If above 0, the run ends with this share of a running mean of its last weights; the rest is the weights."""
     tail_ema_steps: Count = 150
-    """Each step brings that mean one of so many parts nearer to the weights."""
+    """Steps that the mean of tail_ema looks back: each brings it nearer to the weights by one such part."""
     tail_ema_below: Share = 0.3
-    """It begins, at the weights, where the learning rates fall below this share of their peak."""
+    """The mean of tail_ema begins where Muon's learning rate falls below this share of its peak."""
     qat_share: Share = 0.0
     """Share of the run, at its end, that trains with the matrices rounded as their artifact will hold
     them (quantization-aware, straight-through); 0 is none of it, 1 all."""
@@ -249,7 +249,7 @@ class OptimConfig:
     muon_momentum_cooldown: Share = 0.0
     """Share of the run, at its end, in which Muon's momentum falls linearly to muon_momentum_end; 0: none."""
     muon_momentum_end: Decay = 0.85
-    """Where it falls to."""
+    """Muon's momentum at the end of the run, if muon_momentum_cooldown is on."""
     muon_weight_decay: NotNegative = 0.038
     """Muon's decoupled weight decay: w *= 1 - lr * weight_decay."""
     muon_decay_end: Share = 1.0
@@ -259,26 +259,26 @@ class OptimConfig:
     muon_row_norm: bool = False
     """Scale each row of the momentum to length 1 before it is orthogonalized (MuonEq-R)."""
     muon_neuron_norm: bool = False
-    """Scale each row of the orthogonalized update, or each column of a wide one, by the root of its running
+    """Divide each row of an orthogonalized update, or each column of a wide one, by the root of its running
     mean square (NorMuon)."""
     muon_neuron_beta2: Decay = 0.95
-    """Decay of that mean."""
+    """Decay of the mean squares of muon_neuron_norm."""
     soap: Literal["off", "mlp", "all"] = "off"
-    """Momentum is whitened before it is orthogonalized (SOAP): that of the MLP's matrices, or of all."""
+    """Matrices whose momentum is whitened before it is orthogonalized (SOAP): those of the MLP, or all."""
     soap_every: Count = 10
-    """Steps between two iterations for the eigenvectors in which it is whitened."""
+    """Steps between two iterations for the eigenvectors in which soap whitens."""
     soap_beta2: Decay = 0.9
-    """Decay of the means that SOAP keeps."""
+    """Decay of the means that soap keeps."""
     update_floor: NotNegative = 0.0
     """Least ratio of the norms of Muon's update and its matrix: shorter updates are made longer. 0: none."""
     update_floor_rows: bool = False
-    """That ratio is held in each row of a matrix, and not in the matrix as a whole."""
+    """Hold update_floor in each row of a matrix, and not in the matrix as a whole."""
     outward_brake: Share = 0.0
-    """Share that is taken of an update's part along its matrix where that makes the matrix longer."""
+    """Share that is taken off an update's part along its matrix where this part makes the matrix longer."""
     radius_pin: bool = False
-    """A matrix is scaled after each step, to be no longer for the part of the update across it."""
+    """Scale each matrix after a step so that the update's part across the matrix makes it no longer."""
     muon_cautious_decay: bool = False
-    """muon_weight_decay is of the values alone that the step brings nearer to zero."""
+    """muon_weight_decay only decays values that the step brings nearer to zero."""
     orthogonalize: Literal["newton-schulz", "polar-express"] = "newton-schulz"
     """Coefficients of Muon's iterations: one set for all, or one tuned for each of the first five."""
     ns_steps: Count = 5
@@ -300,20 +300,20 @@ class OptimConfig:
     vector_weight_decay: NotNegative = 0.0
     """Decoupled weight decay of gains, scales, mixes and skip weights (AdamW)."""
     adam_cautious_decay: bool = False
-    """Both these decays are of the values alone that the step brings nearer to zero."""
+    """embed_weight_decay and vector_weight_decay only decay values that the step brings nearer to zero."""
     embed_beta2: Decay = 0.0
     """adam_beta2 of the embedding and of tables; 0: as adam_beta2 says."""
     vector_beta2: Decay = 0.0
     """adam_beta2 of gains, scales, mixes and skip weights; 0: as adam_beta2 says."""
     ema_nesterov: NotNegative = 0.0
-    """Before each gradient all weights go on by so many times the running mean of their steps (see
-    optim.ahead); 0: they do not."""
+    """Before each gradient all weights go on by so many times the running mean of their steps (EMA-Nesterov,
+    see optim.ahead); 0: they do not."""
     ema_nesterov_decay: Decay = 0.99
-    """Decay of that mean."""
+    """Decay of the mean step of ema_nesterov."""
     ema_nesterov_from: Share = 0.15
-    """Share of the run after which they do."""
+    """Share of the run at which ema_nesterov begins."""
     ema_nesterov_to: Share = 0.75
-    """Share of the run after which they no longer do."""
+    """Share of the run at which ema_nesterov ends."""
     grad_clip: NotNegative = 0.0
     """Longest gradient of all parameters together (L2); longer ones are scaled down. 0: none are."""
 

@@ -77,11 +77,6 @@ def validate_optim(o: OptimConfig) -> None:
         "optim.update_floor_rows has no floor to hold; set optim.update_floor, to 0.35 say",
     )
     require(
-        not (o.radius_pin and o.muon_weight_decay and not o.muon_cautious_decay),
-        "optim.radius_pin and optim.muon_weight_decay both say how long matrices are: set the decay to 0, or"
-        " optim.muon_cautious_decay",
-    )
-    require(
         not o.muon_cautious_decay or o.muon_weight_decay > 0,
         "optim.muon_cautious_decay has nothing to decay by; set optim.muon_weight_decay",
     )

@@ -13,8 +13,8 @@ class Ahead:
     """All weights go on by a multiple of D, the running mean of their steps, before each gradient.
 
     D <- decay D + (1 - decay)(w after the step - w before it), from 0 on. The optimizers then step from where
-    the gradient was taken: the shift is part of the step, and of D. Source: EMA-Nesterov, an optimizer
-    benchmark after the challenge.
+    the gradient was taken: the shift is part of the step, and of D. Source: EMA-Nesterov, modded-nanogpt
+    track 3, entry 39 (strength 0.6, decay 0.99; 0.3 beside other options in entry 40).
     """
 
     def __init__(self, model: nn.Module, o: OptimConfig):

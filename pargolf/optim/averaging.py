@@ -14,7 +14,7 @@ class Average:
     records from March 20 2026 on. SWA: the plain mean of every `swa_every`-th step's weights, from where the
     learning rates are below `swa_below` of their peak. Tail EMA: m <- m + (w - m) / `tail_ema_steps` from the
     weights w on where the learning rates fall below `tail_ema_below`, and of the two the run ends with
-    (1 - tail_ema) w + tail_ema m, as an optimizer benchmark after the challenge. It left token embeddings out
+    (1 - tail_ema) w + tail_ema m. Source: modded-nanogpt track 3, entry 45, which left token embeddings out
     and took the head in; the two are one here, and it is in.
     """
 

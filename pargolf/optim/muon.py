@@ -200,7 +200,7 @@ class Muon(torch.optim.Optimizer):
     def _move(self, members: list[Tensor], update: Tensor, lr: float, decay: float) -> None:
         """Decay the matrices and take the step, given their updates (n, rows, cols).
 
-        Options come in the order of the optimizer benchmark's last records.
+        Options come in the order of modded-nanogpt track 3, entry 46.
         """
         o = self.o
         rows, cols = members[0].shape

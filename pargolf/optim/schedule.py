@@ -10,6 +10,7 @@ def lr_scale(step: int, elapsed: float, t: TrainConfig) -> float:
     whichever end comes first: the last of `iterations`, or `time_limit`. By the clock the warm-down
     starts when the time left equals warmdown_steps times the mean step time so far, so that it takes
     about as many steps on any machine; with `warmdown_fraction` it is that share of the whole run instead.
+    Source of the power: PowerCool, modded-nanogpt track 3, entry 20.
     """
     return _cooled(step, elapsed, t, t.warmdown_fraction)
 

@@ -1,6 +1,6 @@
 """SOAP before orthogonalization: momentum over its running size, in the eigenvectors of the gradients.
 
-Source: SOAP, arXiv 2409.11321; before Newton-Schulz, as in an optimizer benchmark after the challenge. Its
+Source: SOAP, arXiv 2409.11321; before Newton-Schulz, as modded-nanogpt track 3 has it from entry 14 on. Its
 statistics lag one step: a step's gradients are taken in after the weights have moved, so the first step is
 plain Muon's. All tensors are of n matrices of one shape, stacked, and in float32.
 """
@@ -8,8 +8,8 @@ plain Muon's. All tensors are of n matrices of one shape, stacked, and in float3
 import torch
 from torch import Tensor
 
-# Least mean square that momentum is divided by the root of. The benchmark's 1e-16 was for losses summed over
-# half a million tokens; ours are means, whose squared gradients are 1e11 times smaller.
+# Least mean square that momentum is divided by the root of. 1e-16 there was for losses summed over half a
+# million tokens; ours are means, whose squared gradients are 1e11 times smaller.
 LEAST = 1e-30
 
 

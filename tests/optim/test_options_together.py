@@ -133,7 +133,6 @@ def test_a_submission_holds_the_options_it_uses() -> None:
     ("optim", "train", "message"),
     [
         ({"update_floor_rows": True}, {}, "set optim.update_floor"),
-        ({"radius_pin": True}, {}, "set the decay to 0, or"),
         ({"muon_cautious_decay": True, "muon_weight_decay": 0.0}, {}, "set optim.muon_weight_decay"),
         ({"adam_cautious_decay": True}, {}, "set optim.embed_weight_decay"),
         ({"ema_nesterov": 0.5, "ema_nesterov_from": 0.8}, {}, "is not below ema_nesterov_to"),
