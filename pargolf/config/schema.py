@@ -198,7 +198,7 @@ class TrainConfig:
     swa_below: Share = 0.5
     """That mean is of the steps whose learning rates are below this share of their peak."""
     tail_ema: Share = 0.0
-    """If above 0, the run ends with this share of a running mean of its last weights; the rest is the weights."""
+    """If above 0, the run ends with this share of a running mean of its last weights, the rest of them."""
     tail_ema_steps: Count = 150
     """Steps that the mean of tail_ema looks back: each brings it nearer to the weights by one such part."""
     tail_ema_below: Share = 0.3

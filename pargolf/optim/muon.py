@@ -105,7 +105,7 @@ class Batch:
     members: list[Tensor]
     state: dict[str, Tensor]
     soap: bool
-    """Whether `soap` is for these."""
+    """Whether these are whitened."""
 
     def own_state(self) -> dict[str, Tensor]:
         """Views of the state of this rank's share."""
@@ -121,10 +121,10 @@ class Muon(torch.optim.Optimizer):
     and the updates are exchanged. Every rank keeps all momentum, so that any rank can write a
     checkpoint; on one rank the exchange is skipped and the code is the same.
 
-    Options change g + m * buf: `soap` (soap.py; of the matrices `soaped`, on the rank that orthogonalizes
-    them, which alone keeps the state of this) and then `muon_row_norm` (each row at length 1: MuonEq-R,
-    challenge thread 1217). Others change what is orthogonal (norms.py): `muon_neuron_norm` and then what
-    `_move` does.
+    Options change g + m * buf: `soap` whitens that of the matrices `soaped` (soap.py), and `muon_row_norm`
+    scales each of its rows to length 1 (MuonEq-R, challenge thread 1217). Others change what is orthogonal:
+    `muon_neuron_norm`, and then those of `_move` (norms.py). Only the rank that orthogonalizes a matrix
+    follows what `soap` keeps of it; `share_state` brings that to all.
     """
 
     def __init__(

@@ -19,6 +19,7 @@ def test_the_gradient_is_taken_ahead_and_the_step_goes_on_from_there() -> None:
     for strength in STRENGTHS:
         with ahead.shifted(strength):
             (curvature * model.weight.square()).sum().backward()
+            assert model.weight.grad is not None
             with torch.no_grad():
                 model.weight -= 0.05 * model.weight.grad
             model.weight.grad = None

@@ -83,6 +83,14 @@ def test_a_tail_is_its_formula_and_comes_back_whole() -> None:
         assert torch.equal(optimizers.average.means[name], means[name])
 
 
+def test_a_tail_begins_anew_where_the_rates_have_risen() -> None:
+    """As in a finished run that goes on."""
+    t = TrainConfig(tail_ema=0.6, tail_ema_steps=5, tail_ema_below=0.3)
+    optimizers, seen = run(GPT(TINY, seed=0), t, [0.2, 0.1, 1.0, 0.2])
+    assert optimizers.average is not None
+    assert all(torch.equal(mean, seen[4][name]) for name, mean in optimizers.average.means.items())
+
+
 @pytest.mark.parametrize(
     "t", [TrainConfig(tail_ema=0.6), TrainConfig(swa_every=2, swa_below=0.1)], ids=["tail", "swa"]
 )
