@@ -91,10 +91,11 @@ class Step:
         self.parameters = sum(p.numel() for p in self.model.parameters())
 
     def __call__(self) -> float:
-        start = time.perf_counter()
-        with quantized(self.model, self.config.export) if self.rounds else nullcontext():
-            self.model(self.tokens[:, :-1], self.tokens[:, 1:]).backward()
-        self.optimizers.step(1.0, 0.95)
+        start, ahead = time.perf_counter(), self.optimizers.ahead
+        with ahead.shifted(self.config.optim.ema_nesterov) if ahead is not None else nullcontext():
+            with quantized(self.model, self.config.export) if self.rounds else nullcontext():
+                self.model(self.tokens[:, :-1], self.tokens[:, 1:]).backward()
+            self.optimizers.step(1.0, 0.95)
         return time.perf_counter() - start
 
 

@@ -117,9 +117,19 @@ def shaken(c: ModelConfig) -> GPT:
     return model
 
 
-def training_of(model: GPT, dataset: Dataset, batch_tokens: int, micro_batches: int) -> Training:
+# Every option of the optimizers that keeps or computes something, all at once.
+ALL_OF_OPTIM = OptimConfig(
+    muon_neuron_norm=True, soap="mlp", soap_every=2, update_floor=0.3, update_floor_rows=True,
+    outward_brake=0.5, radius_pin=True, muon_cautious_decay=True, adam_cautious_decay=True,
+    embed_weight_decay=0.5, embed_beta2=0.9, vector_beta2=0.99, ema_nesterov=0.5,
+)  # fmt: skip
+
+
+def training_of(
+    model: GPT, dataset: Dataset, batch_tokens: int, micro_batches: int, o: OptimConfig | None = None
+) -> Training:
     """A training of this model, whose device is the training's, on rows in a shuffled order."""
-    optimizers = Optimizers(model, OptimConfig(), model.dtype)
+    optimizers = Optimizers(model, o or OptimConfig(), model.dtype)
     stream = open_split(dataset.folder, "train")
     train = TrainConfig(batch_tokens=batch_tokens, micro_batches=micro_batches, seed=1)
     batches = Batches(stream, RunConfig(model.config, DataConfig(order="shuffle"), train))

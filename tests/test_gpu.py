@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pargolf.config.schema import ExportConfig, ModelConfig
+from pargolf.config.schema import ExportConfig, ModelConfig, OptimConfig
 from pargolf.model.gpt import GPT
 from pargolf.train.clock import Clock
 from pargolf.train.qat import quantized
-from support import Dataset, pargolf, shaken, training_of
+from support import ALL_OF_OPTIM, Dataset, pargolf, shaken, training_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 GPU = torch.device("cuda")
@@ -48,12 +48,14 @@ def test_two_steps_are_those_of_the_cpu(dataset: Dataset, compiled: bool) -> Non
         assert (weight - same).norm() < 0.01 * same.norm()
 
 
-@pytest.mark.parametrize("qat", [False, True])
-def test_a_step_never_waits_for_the_gpu(dataset: Dataset, waiting_allowed_again: None, qat: bool) -> None:
+@pytest.mark.parametrize(("qat", "o"), [(False, None), (True, None), (False, ALL_OF_OPTIM)])
+def test_a_step_never_waits_for_the_gpu(
+    dataset: Dataset, waiting_allowed_again: None, qat: bool, o: OptimConfig | None
+) -> None:
     torch._dynamo.reset()
     model = GPT(C, torch.bfloat16, seed=0).to(GPU)
     model.compile_regions()
-    training = training_of(model, dataset, 1024, 2)
+    training = training_of(model, dataset, 1024, 2, o)
     weights = [quantized(model, ExportConfig()) if qat else None for _ in range(3)]
     training.step(0, 1.0, 0.9, weights[0])  # compiles
     torch.cuda.set_sync_debug_mode("error")

@@ -180,9 +180,13 @@ class TrainConfig:
     compile_warmup_steps: Natural = 20
     """Steps run before the clock starts, to compile; weights and optimizer are restored after."""
     warmdown_steps: Natural = 3000
-    """Steps of the linear learning-rate decay to 0 at the end."""
+    """Steps of the learning-rate decay to 0 at the end."""
     warmdown_fraction: Share = 0.0
     """If above 0, the decay takes this share of the run (of its steps or seconds) instead."""
+    warmdown_power: Positive = 1.0
+    """Power that the linear decay is raised to: above 1 it falls faster at first and ends flatter."""
+    adam_warmdown_fraction: Share = 0.0
+    """If above 0, Adam's learning rates decay over this share of the run, and only Muon's as said above."""
     loop_share: Share = 0.0
     """Share of the run after which layers are looped (model.loop_times); before, each is passed once."""
     min_lr: Share = 0.0
@@ -193,6 +197,12 @@ class TrainConfig:
     """If above 0, the run ends with the plain mean of its weights at every so many steps."""
     swa_below: Share = 0.5
     """That mean is of the steps whose learning rates are below this share of their peak."""
+    tail_ema: Share = 0.0
+    """If above 0, the run ends with this share of a running mean of its last weights, the rest of them."""
+    tail_ema_steps: Count = 150
+    """Steps that the mean of tail_ema looks back: each brings it nearer to the weights by one such part."""
+    tail_ema_below: Share = 0.3
+    """The mean of tail_ema begins where Muon's learning rate falls below this share of its peak."""
     qat_share: Share = 0.0
     """Share of the run, at its end, that trains with the matrices rounded as their artifact will hold
     them (quantization-aware, straight-through); 0 is none of it, 1 all."""
@@ -236,6 +246,10 @@ class OptimConfig:
     """Momentum at step 0, raised linearly to muon_momentum."""
     muon_momentum_warmup: Natural = 1500
     """Steps in which Muon's momentum rises."""
+    muon_momentum_cooldown: Share = 0.0
+    """Share of the run, at its end, in which Muon's momentum falls linearly to muon_momentum_end; 0: none."""
+    muon_momentum_end: Decay = 0.85
+    """Muon's momentum at the end of the run, if muon_momentum_cooldown is on."""
     muon_weight_decay: NotNegative = 0.038
     """Muon's decoupled weight decay: w *= 1 - lr * weight_decay."""
     muon_decay_end: Share = 1.0
@@ -244,6 +258,27 @@ class OptimConfig:
     """muon_weight_decay falls, linearly, from this share of the run on."""
     muon_row_norm: bool = False
     """Scale each row of the momentum to length 1 before it is orthogonalized (MuonEq-R)."""
+    muon_neuron_norm: bool = False
+    """Divide each row of an orthogonalized update, or each column of a wide one, by the root of its running
+    mean square (NorMuon)."""
+    muon_neuron_beta2: Decay = 0.95
+    """Decay of the mean squares of muon_neuron_norm."""
+    soap: Literal["off", "mlp", "all"] = "off"
+    """Matrices whose momentum is whitened before it is orthogonalized (SOAP): those of the MLP, or all."""
+    soap_every: Count = 10
+    """Steps between two iterations for the eigenvectors in which soap whitens."""
+    soap_beta2: Decay = 0.9
+    """Decay of the means that soap keeps."""
+    update_floor: NotNegative = 0.0
+    """Least ratio of the norms of Muon's update and its matrix: shorter updates are made longer. 0: none."""
+    update_floor_rows: bool = False
+    """Hold update_floor in each row of a matrix, and not in the matrix as a whole."""
+    outward_brake: Share = 0.0
+    """Share that is taken off an update's part along its matrix where this part makes the matrix longer."""
+    radius_pin: bool = False
+    """Scale each matrix after a step so that the update's part across the matrix makes it no longer."""
+    muon_cautious_decay: bool = False
+    """muon_weight_decay only decays values that the step brings nearer to zero."""
     orthogonalize: Literal["newton-schulz", "polar-express"] = "newton-schulz"
     """Coefficients of Muon's iterations: one set for all, or one tuned for each of the first five."""
     ns_steps: Count = 5
@@ -264,6 +299,21 @@ class OptimConfig:
     """Decoupled weight decay of the embedding and of tables (AdamW)."""
     vector_weight_decay: NotNegative = 0.0
     """Decoupled weight decay of gains, scales, mixes and skip weights (AdamW)."""
+    adam_cautious_decay: bool = False
+    """embed_weight_decay and vector_weight_decay only decay values that the step brings nearer to zero."""
+    embed_beta2: Decay = 0.0
+    """adam_beta2 of the embedding and of tables; 0: as adam_beta2 says."""
+    vector_beta2: Decay = 0.0
+    """adam_beta2 of gains, scales, mixes and skip weights; 0: as adam_beta2 says."""
+    ema_nesterov: NotNegative = 0.0
+    """Before each gradient all weights go on by so many times the running mean of their steps (EMA-Nesterov,
+    see optim.ahead); 0: they do not."""
+    ema_nesterov_decay: Decay = 0.99
+    """Decay of the mean step of ema_nesterov."""
+    ema_nesterov_from: Share = 0.15
+    """Share of the run at which ema_nesterov begins."""
+    ema_nesterov_to: Share = 0.75
+    """Share of the run at which ema_nesterov ends."""
     grad_clip: NotNegative = 0.0
     """Longest gradient of all parameters together (L2); longer ones are scaled down. 0: none are."""
 

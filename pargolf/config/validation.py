@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from pargolf.config.bounds import check_fields
-from pargolf.config.schema import ModelConfig, RunConfig
+from pargolf.config.schema import ModelConfig, OptimConfig, RunConfig
 from pargolf.system.errors import require
 
 TOP_LEVEL = {"zstd": 22, "zlib": 9, "brotli": 11, "lzma": 9}
@@ -70,6 +70,27 @@ def validate_model(m: ModelConfig) -> None:
         )
 
 
+def validate_optim(o: OptimConfig) -> None:
+    """Raise UserError, naming the first fault, if options of the optimizers contradict one another."""
+    require(
+        not o.update_floor_rows or o.update_floor > 0,
+        "optim.update_floor_rows has no floor to hold; set optim.update_floor, to 0.35 say",
+    )
+    require(
+        not o.muon_cautious_decay or o.muon_weight_decay > 0,
+        "optim.muon_cautious_decay has nothing to decay by; set optim.muon_weight_decay",
+    )
+    require(
+        not o.adam_cautious_decay or o.embed_weight_decay + o.vector_weight_decay > 0,
+        "optim.adam_cautious_decay has nothing to decay by; set optim.embed_weight_decay",
+    )
+    require(
+        not o.ema_nesterov or o.ema_nesterov_from < o.ema_nesterov_to,
+        f"optim.ema_nesterov has no share of the run: ema_nesterov_from {o.ema_nesterov_from:g} is not below"
+        f" ema_nesterov_to {o.ema_nesterov_to:g}",
+    )
+
+
 def validate(c: RunConfig) -> RunConfig:
     """Return `c` if its settings fit together; raise UserError naming the first that do not."""
     check_fields(c)
@@ -85,9 +106,15 @@ def validate(c: RunConfig) -> RunConfig:
         f"train.reserve_seconds {t.reserve_seconds:g} leaves nothing of train.max_seconds {t.max_seconds:g}",
     )
     require(
-        not (t.ema_decay and t.swa_every),
-        "train.ema_decay and train.swa_every both say what mean of the weights to end with; set one",
+        sum(map(bool, (t.ema_decay, t.swa_every, t.tail_ema))) <= 1,
+        "train.ema_decay, swa_every and tail_ema all say what mean of the weights to end with; set one",
     )
+    require(
+        not t.tail_ema or t.min_lr < t.tail_ema_below,
+        f"train.tail_ema never begins: learning rates end at train.min_lr {t.min_lr:g} and not below"
+        f" train.tail_ema_below {t.tail_ema_below:g}",
+    )
+    validate_optim(c.optim)
     require(
         e.stride <= c.model.seq_len,
         f"eval.stride {e.stride} is larger than the window, model.seq_len {c.model.seq_len}",

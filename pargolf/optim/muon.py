@@ -2,10 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pargolf.config.schema import OptimConfig
+from pargolf.optim.norms import braked, floored, neuron_normed, pinned, shrinking
+from pargolf.optim.soap import soap_shapes, take_in, whitened
 from pargolf.system import distributed
 
 # a, b, c of one iteration x <- (a + b gram + c gram^2) x
@@ -94,59 +98,134 @@ def _iterate_by_gram(x: Tensor, iterations: Sequence[Coefficients], product: Sym
     return x
 
 
+@dataclass
+class Batch:
+    """Matrices (rows, cols) of one shape, and Muon's state of all n of them, stacked: (n, ...), float32."""
+
+    members: list[Tensor]
+    state: dict[str, Tensor]
+    soap: bool
+    """Whether these are whitened."""
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Views of the state of this rank's share."""
+        mine = distributed.own_share(len(self.members))
+        return {name: stack[mine] for name, stack in self.state.items()}
+
+
 class Muon(torch.optim.Optimizer):
     """w *= 1 - lr * weight_decay; w -= lr * sqrt(max(1, rows / cols)) * newton_schulz(g + m * buf).
 
-    buf = m * buf + g (Nesterov momentum). With `row_norm` each row of g + m * buf is scaled to length 1 first
-    (MuonEq-R, challenge thread 1217). Matrices (rows, cols) of one shape go through
+    buf = m * buf + g (Nesterov momentum). Matrices (rows, cols) of one shape go through
     Newton-Schulz as one batch; with several ranks each orthogonalizes its share of the batch
     and the updates are exchanged. Every rank keeps all momentum, so that any rank can write a
     checkpoint; on one rank the exchange is skipped and the code is the same.
+
+    Options change g + m * buf: `soap` whitens that of the matrices `soaped` (soap.py), and `muon_row_norm`
+    scales each of its rows to length 1 (MuonEq-R, challenge thread 1217). Others change what is orthogonal:
+    `muon_neuron_norm`, and then those of `_move` (norms.py). Only the rank that orthogonalizes a matrix
+    follows what `soap` keeps of it; `share_state` brings that to all.
     """
 
     def __init__(
         self,
         params: Iterable[Tensor],
-        lr: float = 0.02,
-        momentum: float = 0.99,
-        weight_decay: float = 0.038,
-        ns_steps: int = 5,
+        o: OptimConfig,
         ns_dtype: torch.dtype = torch.bfloat16,
-        coefficients: Sequence[Coefficients] = (NS_COEFFICIENTS,),
-        row_norm: bool = False,
+        soaped: Sequence[Tensor] = (),
     ):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
-        self.ns_steps, self.ns_dtype = ns_steps, ns_dtype
-        self.coefficients, self.row_norm = coefficients, row_norm
+        settings = {"lr": o.muon_lr, "momentum": o.muon_momentum, "weight_decay": o.muon_weight_decay}
+        super().__init__(params, settings)
+        self.o, self.ns_dtype = o, ns_dtype
         self.product = plain_product
-        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        self.steps = torch.zeros(())
+        chosen = {id(p) for p in soaped}
+        alike: dict[tuple[torch.Size, bool], list[Tensor]] = defaultdict(list)
         for parameter in self.param_groups[0]["params"]:
-            by_shape[parameter.shape].append(parameter)
-        self.batches = []
-        for shape, members in by_shape.items():
-            momenta = torch.zeros(len(members), *shape, dtype=torch.float32, device=members[0].device)
-            self.batches.append((members, momenta))
-            for parameter, buffer in zip(members, momenta, strict=True):
-                self.state[parameter]["momentum_buffer"] = buffer  # a view: what is loaded lands in the batch
+            alike[parameter.shape, id(parameter) in chosen].append(parameter)
+        self.batches = [self._batch(members, soap) for (_, soap), members in alike.items()]
+
+    def _batch(self, members: list[Tensor], soap: bool) -> Batch:
+        """What is kept of these, all zero; `state` has views of it, so what is loaded lands in the batch."""
+        rows, cols = members[0].shape
+        shapes: dict[str, tuple[int, ...]] = {"momentum_buffer": (rows, cols)}
+        if self.o.muon_neuron_norm:
+            shapes["neuron_squares"] = (rows, 1) if rows >= cols else (1, cols)
+        if self.o.soap != "off" and soap:
+            shapes |= soap_shapes(rows, cols)
+        device = members[0].device
+        state = {
+            name: torch.zeros(len(members), *shape, dtype=torch.float32, device=device)
+            for name, shape in shapes.items()
+        }
+        for index, parameter in enumerate(members):
+            self.state[parameter] = {name: stack[index] for name, stack in state.items()}
+        return Batch(members, state, soap)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update from the gradients in place."""
         group = self.param_groups[0]
-        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
-        for members, momenta in self.batches:
-            gradients = torch.stack([p.grad for p in members if p.grad is not None])  # (n, rows, cols)
-            torch.add(gradients, momenta, alpha=momentum, out=momenta)
-            nesterov = gradients.add_(momenta, alpha=momentum)
-            update = distributed.shared_map(self._orthogonal, nesterov)
-            rows, cols = members[0].shape
-            scale = lr * max(1.0, rows / cols) ** 0.5
-            # On a GPU one launch serves many matrices.
-            torch._foreach_mul_(members, 1 - lr * decay)
-            torch._foreach_add_(members, update.to(momenta.dtype).unbind(), alpha=-scale)
+        for batch in self.batches:
+            momenta = batch.state["momentum_buffer"]
+            gradients = torch.stack([p.grad for p in batch.members if p.grad is not None])  # (n, rows, cols)
+            torch.add(gradients, momenta, alpha=group["momentum"], out=momenta)
+            nesterov = gradients.add_(momenta, alpha=group["momentum"])
+            if self.o.soap != "off" and batch.soap and self.steps:  # in place, what this rank orthogonalizes
+                own = nesterov[distributed.own_share(len(nesterov))]
+                own.copy_(whitened(own, batch.own_state(), self.o.soap_beta2))
+            update = distributed.shared_map(self._orthogonal, nesterov).to(momenta.dtype)
+            if self.o.muon_neuron_norm:
+                update = neuron_normed(update, batch.state["neuron_squares"], self.o.muon_neuron_beta2)
+            self._move(batch.members, update, group["lr"], group["weight_decay"])
+            if self.o.soap != "off" and batch.soap:
+                self._learn(batch)
+        if self.o.soap != "off":
+            self.steps += 1
+
+    def _learn(self, batch: Batch) -> None:
+        """Take the gradients of this rank's share into the means that whiten its momentum from now on."""
+        own = batch.members[distributed.own_share(len(batch.members))]
+        if own:
+            gradients = torch.stack([p.grad for p in own if p.grad is not None])
+            take_in(gradients, batch.own_state(), self.o.soap_beta2, int(self.steps), self.o.soap_every)
 
     def _orthogonal(self, share: Tensor) -> Tensor:
         """The updates of some matrices (n, rows, cols) of momentum."""
-        if self.row_norm:
+        if self.o.muon_row_norm:
             share = share / share.norm(dim=-1, keepdim=True).clamp(min=1e-7)
-        return newton_schulz(share, self.ns_steps, self.ns_dtype, self.product, self.coefficients)
+        coefficients = COEFFICIENTS[self.o.orthogonalize]
+        return newton_schulz(share, self.o.ns_steps, self.ns_dtype, self.product, coefficients)
+
+    def _move(self, members: list[Tensor], update: Tensor, lr: float, decay: float) -> None:
+        """Decay the matrices and take the step, given their updates (n, rows, cols).
+
+        Options come in the order of modded-nanogpt track 3, entry 46.
+        """
+        o = self.o
+        rows, cols = members[0].shape
+        aspect = max(1.0, rows / cols) ** 0.5
+        # On a GPU one launch serves many matrices.
+        if not o.muon_cautious_decay:
+            torch._foreach_mul_(members, 1 - lr * decay)
+        if o.outward_brake or o.update_floor or o.radius_pin or o.muon_cautious_decay:
+            weights = torch.stack(members)
+            if o.outward_brake:
+                update = braked(update, weights, o.outward_brake)
+            if o.update_floor:
+                update = floored(update, weights, o.update_floor / aspect, o.update_floor_rows)
+            moved = weights - lr * aspect * update
+            if o.radius_pin:
+                moved = pinned(moved, weights, lr * aspect * update)
+            if o.muon_cautious_decay:
+                moved *= 1 - lr * decay * shrinking(update, weights)
+            torch._foreach_copy_(members, moved.unbind())
+        else:
+            torch._foreach_add_(members, update.unbind(), alpha=-lr * aspect)
+
+    def share_state(self) -> None:
+        """Bring to every rank what each one has kept of its own share alone; all ranks call this."""
+        if self.o.soap != "off":
+            for batch in self.batches:
+                for stack in batch.state.values():
+                    stack.copy_(distributed.shared_map(lambda share: share, stack))

@@ -1,5 +1,6 @@
 """What a configuration costs, before any training: parameters, arithmetic, bytes, memory."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from pargolf.config.schema import RunConfig
 from pargolf.config.validation import validate
 from pargolf.fit.budget import Prediction, predict_bytes
 from pargolf.model.gpt import GPT, tensor_kinds
+from pargolf.optim.soap import soap_shapes
 from pargolf.plan.roofline import model_flops, times_passed
 
 
@@ -25,7 +27,7 @@ class Plan:
     code_bytes: int
     budget: int
     weight_memory: int
-    """Bytes of weights, gradients and optimizer state, float32."""
+    """Bytes of weights, gradients, optimizer state and means of weights, float32."""
     activation_memory: int
     """Bytes kept for backward by one micro-batch, roughly."""
 
@@ -37,6 +39,20 @@ class Plan:
         if self.model_bytes.expected + self.code_bytes <= self.budget:
             return "expected to, once compressed"
         return "no"
+
+
+def kept_in_training(shape: tuple[int, ...], kind: str, config: RunConfig) -> int:
+    """Values that optimizers and means keep of a parameter of this shape and kind, on each rank."""
+    o, t, size = config.optim, config.train, math.prod(shape)
+    trained_by = TENSOR_KINDS[kind].optimizer
+    kept = size * {"adam": 2, "muon": 1}[trained_by]  # moments
+    if trained_by == "muon" and o.soap in ("all", kind):
+        kept += sum(map(math.prod, soap_shapes(*shape).values()))
+    if o.ema_nesterov:
+        kept += 2 * size  # the mean step, and the weights before a step
+    if t.ema_decay or t.swa_every or t.tail_ema:
+        kept += size
+    return kept
 
 
 def plan(config: RunConfig, code_bytes: int) -> Plan:
@@ -52,10 +68,9 @@ def plan(config: RunConfig, code_bytes: int) -> Plan:
     for name, slot in slots.items():
         parameters[slot.kind] += sizes[name]
 
-    # Adam keeps two moments, Muon one.
-    states = {"adam": 2, "muon": 1}
     weight_memory = sum(
-        4 * size * (2 + states[TENSOR_KINDS[slots[name].kind].optimizer]) for name, size in sizes.items()
+        4 * (2 * sizes[name] + kept_in_training(shape, slots[name].kind, config))
+        for name, shape in shapes.items()
     )
     return Plan(
         dict(parameters),

@@ -84,15 +84,21 @@ def shared_map(function: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
         return function(items)
     count = len(items)
     share = -(-count // size)
-    rank = launch.rank()
     padded = torch.zeros(share, *items.shape[1:], dtype=items.dtype, device=items.device)
-    mine = items[rank * share : (rank + 1) * share]
+    mine = items[own_share(count)]
     padded[: len(mine)] = mine
     result = function(padded)
     gathered = torch.empty(size * share, *result.shape[1:], dtype=result.dtype, device=result.device)
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # up to PyTorch 2.12
     gather(gathered, result.contiguous())
     return gathered[:count]
+
+
+def own_share(count: int) -> slice:
+    """Which of `count` items `shared_map` has this rank compute; of few items it may be none."""
+    share = -(-count // _size())
+    rank = launch.rank() if _size() > 1 else 0
+    return slice(rank * share, (rank + 1) * share)
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:

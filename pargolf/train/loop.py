@@ -17,7 +17,7 @@ from pargolf.data.shards import TokenStream
 from pargolf.model.gpt import GPT
 from pargolf.optim.averaging import average_of
 from pargolf.optim.groups import Optimizers
-from pargolf.optim.schedule import decay_scale, lr_scale, muon_momentum, progress
+from pargolf.optim.schedule import adam_lr_scale, ahead_by, decay_scale, lr_scale, muon_momentum, progress
 from pargolf.score.windows import Score, score
 from pargolf.system import distributed, launch, machine
 from pargolf.system.errors import UserError
@@ -95,12 +95,12 @@ class Training:
         clock = Clock(seconds, self.device)
         while True:
             (elapsed,) = distributed.agree(clock.seconds)
-            scale, share = lr_scale(step, elapsed, t), progress(step, elapsed, t)
-            self.model.looped = share >= t.loop_share
+            scale = lr_scale(step, elapsed, t)
+            self.model.looped = progress(step, elapsed, t) >= t.loop_share
             last = step >= t.iterations or bool(t.time_limit and elapsed >= t.time_limit)
 
             if last and average is not None:
-                average.swap()  # the run ends with it; the checkpoint keeps the weights beside it
+                average.show()  # the run ends with it; the checkpoint keeps the weights beside it
             if recorder.due(step, last):  # before anything that can fail
                 elapsed = clock.pause()
                 recorder.save(step, elapsed, last)
@@ -108,10 +108,10 @@ class Training:
                 elapsed = clock.pause()
                 recorder.show_stage("scoring")
                 if average is not None and not last:
-                    average.swap()
+                    average.show()
                 result = self._score(scorer, data)
                 if average is not None and not last:
-                    average.swap()
+                    average.hide()
                 log(
                     f"step:{step}/{t.iterations} val_loss:{result.val_loss:.4f} val_bpb:{result.val_bpb:.4f}"
                     f" train_time:{elapsed * 1000:.0f}ms"
@@ -123,9 +123,7 @@ class Training:
                 return elapsed
 
             clock.resume()
-            momentum = muon_momentum(step, self.config.optim)
-            decay = decay_scale(share, self.config.optim)
-            loss = self.step(step, scale, momentum, self._weights(step, elapsed), decay)
+            loss = self._scheduled_step(step, elapsed, scale)
             clock.launched()
             step += 1
             recorder.show(step, clock.seconds)
@@ -142,6 +140,18 @@ class Training:
                 log(step_line(t, step, train_loss, scale, seconds))
                 recorder.note_loss(step, train_loss, scale, seconds)
 
+    def _scheduled_step(self, number: int, elapsed: float, scale: float) -> Tensor:
+        """`step` with what the schedules say at `elapsed` seconds, given the factor on learning rates."""
+        t, o = self.config.train, self.config.optim
+        share = progress(number, elapsed, t)
+        momentum, decay = muon_momentum(number, o, share), decay_scale(share, o)
+        adam_scale = adam_lr_scale(number, elapsed, t) if t.adam_warmdown_fraction else scale
+        whole: AbstractContextManager[None] = nullcontext()
+        if o.ema_nesterov and self.optimizers.ahead is not None:
+            whole = self.optimizers.ahead.shifted(ahead_by(share, scale, o))
+        with whole:
+            return self.step(number, scale, momentum, self._weights(number, elapsed), decay, adam_scale)
+
     def step(
         self,
         number: int,
@@ -149,6 +159,7 @@ class Training:
         momentum: float,
         weights: AbstractContextManager[None] | None = None,
         decay: float = 1.0,
+        adam_scale: float | None = None,
     ) -> Tensor:
         """One optimizer step; returns this rank's share of the mean loss, a float32 scalar on the device.
 
@@ -165,7 +176,7 @@ class Training:
                     loss = self.replica(x, y)
                     (loss / len(pieces)).backward()
                 loss_sum += loss.detach() / self.batches.micro_batches
-        self.optimizers.step(scale, momentum, decay)
+        self.optimizers.step(scale, momentum, decay, adam_scale)
         return loss_sum
 
     def warm_up(self, steps: int) -> float:

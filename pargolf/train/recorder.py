@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 from pargolf.config.schema import RunConfig
 from pargolf.model.gpt import GPT
 from pargolf.optim.groups import Optimizers
-from pargolf.optim.schedule import progress
+from pargolf.optim.schedule import adam_lr_scale, progress
 from pargolf.run.folder import Run, append_line
 from pargolf.score.windows import Score
 from pargolf.system import distributed, launch
@@ -109,7 +109,7 @@ class FolderRecorder(Recorder):
         if self.run.checkpoint.exists():
             stored = load_checkpoint(self.run.checkpoint, model, optimizers)
             if stored.finished and not self.progress.finished and optimizers.average is not None:
-                optimizers.average.swap()  # a finished run's weights are the mean: an extended one trains on
+                optimizers.average.hide()  # a finished run's weights are the mean: an extended one trains on
             self.progress = replace(stored, finished=self.progress.finished, extended=self.progress.extended)
             self._logged = stored.step, stored.seconds
         elif self.t.start_from:
@@ -126,6 +126,7 @@ class FolderRecorder(Recorder):
     def save(self, step: int, seconds: float, finished: bool) -> None:
         """Write a checkpoint; then raise Stopped if a signal asked for it and the run goes on."""
         self.progress = Progress(step, seconds, finished, self.progress.extended)
+        self._trained[1].share_state()
         if launch.is_main():
             save_checkpoint(self.run.checkpoint, *self._trained, self.progress)
         distributed.barrier()
@@ -145,14 +146,15 @@ class FolderRecorder(Recorder):
     def _track_step(self, step: int, train_loss: float, scale: float, seconds: float) -> None:
         then, seconds_then = self._logged
         self._logged = step, seconds
+        adam = adam_lr_scale(step - 1, seconds, self.t) if self.t.adam_warmdown_fraction else scale
         self.track(
             step,
             {
                 "train_loss": train_loss,
                 "step_ms": 1000 * (seconds - seconds_then) / (step - then),
                 "lr/muon": scale * self.optim.muon_lr,
-                "lr/embed": scale * self.optim.embed_lr,
-                "lr/vector": scale * self.optim.vector_lr,
+                "lr/embed": adam * self.optim.embed_lr,
+                "lr/vector": adam * self.optim.vector_lr,
             },
         )
 

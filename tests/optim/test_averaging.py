@@ -43,10 +43,10 @@ def test_ema_is_its_formula() -> None:
     for weights in seen[1:]:
         expected = {name: 0.75 * mean + 0.25 * weights[name] for name, mean in expected.items()}
     assert optimizers.average is not None
-    optimizers.average.swap()
+    optimizers.average.show()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.detach(), expected[name])
-    optimizers.average.swap()
+    optimizers.average.hide()
     for name, p in model.named_parameters():
         assert torch.equal(p, seen[-1][name])
 
@@ -56,17 +56,49 @@ def test_swa_is_the_mean_of_late_steps() -> None:
     t = TrainConfig(swa_every=2, swa_below=0.5)
     optimizers, seen = run(model, t, [1.0, 0.9, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05])
     assert optimizers.average is not None
-    optimizers.average.swap()
+    optimizers.average.show()
     for name, p in model.named_parameters():
         expected = torch.stack([seen[step][name] for step in (4, 6, 8)]).mean(0)
         torch.testing.assert_close(p.detach(), expected)
 
 
-def test_swa_that_has_taken_nothing_changes_nothing() -> None:
+def test_a_tail_is_its_formula_and_comes_back_whole() -> None:
+    """E is the weights of the first step below 0.3, then follows by a fifth; the run ends with 0.6 of it."""
     model = GPT(TINY, seed=0)
-    optimizers, seen = run(model, TrainConfig(swa_every=2, swa_below=0.1), [1.0] * 3)
+    t = TrainConfig(tail_ema=0.6, tail_ema_steps=5, tail_ema_below=0.3)
+    optimizers, seen = run(model, t, [1.0, 0.3, 0.29, 0.2, 0.1])
     assert optimizers.average is not None
-    optimizers.average.swap()
+    means = {name: mean.clone() for name, mean in optimizers.average.means.items()}
+    for name in means:
+        expected = seen[3][name]
+        for weights in seen[4:]:
+            expected = expected + (weights[name] - expected) / 5
+        torch.testing.assert_close(means[name], expected)
+    optimizers.average.show()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), 0.4 * seen[-1][name] + 0.6 * means[name])
+    optimizers.average.hide()  # not a bit is lost by scoring now and then
+    for name, p in model.named_parameters():
+        assert torch.equal(p, seen[-1][name])
+        assert torch.equal(optimizers.average.means[name], means[name])
+
+
+def test_a_tail_begins_anew_where_the_rates_have_risen() -> None:
+    """As in a finished run that goes on."""
+    t = TrainConfig(tail_ema=0.6, tail_ema_steps=5, tail_ema_below=0.3)
+    optimizers, seen = run(GPT(TINY, seed=0), t, [0.2, 0.1, 1.0, 0.2])
+    assert optimizers.average is not None
+    assert all(torch.equal(mean, seen[4][name]) for name, mean in optimizers.average.means.items())
+
+
+@pytest.mark.parametrize(
+    "t", [TrainConfig(tail_ema=0.6), TrainConfig(swa_every=2, swa_below=0.1)], ids=["tail", "swa"]
+)
+def test_a_mean_that_has_taken_nothing_changes_nothing(t: TrainConfig) -> None:
+    model = GPT(TINY, seed=0)
+    optimizers, seen = run(model, t, [1.0] * 3)
+    assert optimizers.average is not None
+    optimizers.average.show()
     assert all(torch.equal(p, seen[-1][name]) for name, p in model.named_parameters())
 
 

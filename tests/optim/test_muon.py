@@ -21,7 +21,7 @@ def displacements(**oracle_changes: Any) -> list[tuple[float, float]]:
     ours = [torch.nn.Parameter(p.clone()) for p in start]
     theirs = [torch.nn.Parameter(p.clone()) for p in start]
     settings: dict[str, Any] = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.038}
-    mine = Muon(ours, **settings)
+    mine = Muon(ours, OptimConfig(**{f"muon_{name}": value for name, value in settings.items()}))
     oracle = torch.optim.Muon(theirs, **(settings | oracle_changes), adjust_lr_fn="original")
     for _ in range(10):
         for a, b in zip(ours, theirs, strict=True):
@@ -111,9 +111,9 @@ def test_rows_are_scaled_before_they_are_orthogonalized() -> None:
     plain, scaled = (torch.nn.Parameter(torch.zeros(8, 24)) for _ in range(2))
     for parameter in (plain, scaled):
         parameter.grad = gradient.clone()
-    options: dict[str, Any] = {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "ns_dtype": torch.float32}
-    Muon([plain], **options).step()
-    Muon([scaled], row_norm=True, **options).step()
+    options: dict[str, Any] = {"muon_lr": 1.0, "muon_momentum": 0.0, "muon_weight_decay": 0.0}
+    Muon([plain], OptimConfig(**options), torch.float32).step()
+    Muon([scaled], OptimConfig(**options, muon_row_norm=True), torch.float32).step()
     rows = gradient / gradient.norm(dim=1, keepdim=True)
     torch.testing.assert_close(-scaled.detach(), newton_schulz(rows, 5, torch.float32))
     assert not torch.allclose(plain, scaled, atol=0.05)
@@ -170,7 +170,7 @@ def test_a_batch_is_orthogonalized_matrix_by_matrix() -> None:
 def test_zero_gradient_only_decays() -> None:
     parameter = torch.nn.Parameter(torch.ones(4, 4))
     parameter.grad = torch.zeros(4, 4)
-    Muon([parameter], lr=0.1, weight_decay=0.5).step()
+    Muon([parameter], OptimConfig(muon_lr=0.1, muon_weight_decay=0.5)).step()
     torch.testing.assert_close(parameter.detach(), torch.full((4, 4), 0.95))
 
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from pargolf.config.schema import OptimConfig, TrainConfig
-from pargolf.optim.schedule import decay_scale, lr_scale, muon_momentum
+from pargolf.optim.schedule import adam_lr_scale, ahead_by, decay_scale, lr_scale, muon_momentum
 
 
 def test_constant_then_linear_to_zero_by_steps() -> None:
@@ -65,3 +65,38 @@ def test_weight_decay_tapers() -> None:
     o = OptimConfig(muon_decay_end=0.5)
     assert [decay_scale(share, o) for share in (0.0, 0.7, 0.85, 1.0)] == pytest.approx([1, 1, 0.75, 0.5])
     assert decay_scale(1.0, OptimConfig()) == 1.0
+
+
+def test_a_power_bends_the_decay() -> None:
+    """As min(lr0, c (T - t)^1.2), which the source writes."""
+    t = TrainConfig(iterations=100, warmdown_fraction=0.5, warmdown_power=1.2, max_seconds=0)
+    c = 50**-1.2
+    for step in (0, 50, 51, 75, 99, 100):
+        assert lr_scale(step, 0.0, t) == pytest.approx(min(1.0, c * (100 - step) ** 1.2))
+    squared = dataclasses.replace(t, warmdown_power=2.0, min_lr=0.05)
+    assert [lr_scale(step, 0.0, squared) for step in (75, 95, 100)] == [0.25, 0.05, 0.05]
+    late = dataclasses.replace(t, max_seconds=10.0)  # past the end of the clock nothing is left of any power
+    assert lr_scale(60, 11.0, late) == 0.0
+
+
+def test_adam_cools_down_over_a_share_of_its_own() -> None:
+    t = TrainConfig(iterations=100, warmdown_fraction=0.8, adam_warmdown_fraction=0.4, max_seconds=0)
+    assert [lr_scale(step, 0.0, t) for step in (20, 60, 80)] == pytest.approx([1.0, 0.5, 0.25])
+    assert [adam_lr_scale(step, 0.0, t) for step in (20, 60, 80)] == pytest.approx([1.0, 1.0, 0.5])
+    clocked = dataclasses.replace(t, iterations=10**6, max_seconds=100.0)
+    assert adam_lr_scale(10, 80.0, clocked) == pytest.approx(0.5)
+    by_steps = dataclasses.replace(t, warmdown_fraction=0.0, warmdown_steps=10)
+    assert (lr_scale(80, 0.0, by_steps), adam_lr_scale(80, 0.0, by_steps)) == (1.0, pytest.approx(0.5))
+
+
+def test_momentum_falls_at_the_end() -> None:
+    o = OptimConfig(
+        muon_momentum=0.95, muon_momentum_warmup=0, muon_momentum_cooldown=0.1, muon_momentum_end=0.85
+    )
+    shares = (0.0, 0.9, 0.95, 1.0)
+    assert [muon_momentum(9, o, share) for share in shares] == pytest.approx([0.95, 0.95, 0.9, 0.85])
+
+
+def test_weights_go_on_within_shares_of_the_run() -> None:
+    o = OptimConfig(ema_nesterov=0.6, ema_nesterov_from=0.25, ema_nesterov_to=0.75)
+    assert [ahead_by(share, 0.5, o) for share in (0.2, 0.25, 0.7, 0.75)] == [0.0, 0.3, 0.3, 0.0]

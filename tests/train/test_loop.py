@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pargolf.cli import dispatch
-from pargolf.config.schema import ExportConfig, ModelConfig
+from pargolf.config.schema import ExportConfig, ModelConfig, OptimConfig
 from pargolf.data.dataset import Data
 from pargolf.kernels import native
 from pargolf.model.gpt import GPT
@@ -23,7 +24,7 @@ from pargolf.system import machine
 from pargolf.system.errors import UserError
 from pargolf.train.loop import Training
 from pargolf.train.qat import quantized
-from support import Dataset, training_of
+from support import ALL_OF_OPTIM, Dataset, training_of
 
 TINY = ModelConfig(vocab_size=512, seq_len=32, n_layers=2, d_model=16, n_heads=2, kv_heads=1, q_rank=4)
 
@@ -32,16 +33,21 @@ def training(dataset: Dataset, micro_batches: int) -> Training:
     return training_of(GPT(TINY, seed=0), dataset, 256, micro_batches)
 
 
-def test_a_step_never_waits_for_the_device(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("o", [OptimConfig(), ALL_OF_OPTIM], ids=["plain", "all"])
+def test_a_step_never_waits_for_the_device(
+    o: OptimConfig, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a device without data, all that reads a value on the host fails: .item(), float(), .cpu()."""
     device = torch.device("meta")
     fused = sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices"
     monkeypatch.setattr(*fused, lambda: ["meta"])
     with device:
         model = GPT(TINY, torch.bfloat16)
-    on_meta = training_of(model, dataset, 256, 2)
-    for number, weights in enumerate((None, quantized(model, ExportConfig()))):
-        loss = on_meta.step(number, 1.0, 0.9, weights)
+    on_meta = training_of(model, dataset, 256, 2, o)
+    for number, weights in enumerate((None, quantized(model, ExportConfig()), None)):
+        ahead = on_meta.optimizers.ahead
+        with nullcontext() if ahead is None else ahead.shifted(0.5):
+            loss = on_meta.step(number, 1.0, 0.9, weights)
         with pytest.raises(RuntimeError, match="meta"):
             float(loss)
 
