@@ -36,6 +36,8 @@ def _may_change(node: Node, scope: Scope) -> bool:
                     return True
             case ast.Subscript(value=ast.Dict(), slice=decides) if scope.knows(decides):
                 return True
+            case ast.Expr(ast.Call(func=ast.Name("require"), args=[decides, *_])) if scope.knows(decides):
+                return True
     return any(map(scope.is_absent, mentions(scope.module, node).unions))
 
 
@@ -109,8 +111,20 @@ class _Folder(cst.CSTTransformer):
                     pass
         return node
 
+    def leave_SimpleStatementLine(
+        self, old: cst.SimpleStatementLine, node: cst.SimpleStatementLine
+    ) -> cst.SimpleStatementLine | cst.RemovalSentinel:
+        """What is required holds in every run."""
+        match node:
+            case cst.SimpleStatementLine([cst.Expr(cst.Call(cst.Name("require"), [cst.Arg(test), *_]))]):
+                if self.decide(test):
+                    return cst.RemoveFromParent()
+        return node
+
     def leave_IndentedBlock(self, old: cst.IndentedBlock, node: cst.IndentedBlock) -> cst.IndentedBlock:
-        """Nothing follows a return."""
+        """Nothing follows a return; something is left in a block."""
+        if not node.body:
+            return node.with_changes(body=[cst.SimpleStatementLine([cst.Pass()])])
         for index, line in enumerate(node.body):
             match line:
                 case cst.SimpleStatementLine([*_, cst.Return() | cst.Raise()]):

@@ -106,7 +106,7 @@ def validate(c: RunConfig) -> RunConfig:
         f"train.reserve_seconds {t.reserve_seconds:g} leaves nothing of train.max_seconds {t.max_seconds:g}",
     )
     require(
-        sum(map(bool, (t.ema_decay, t.swa_every, t.tail_ema))) <= 1,
+        not (t.ema_decay and t.swa_every) and not (t.tail_ema and (t.ema_decay or t.swa_every)),
         "train.ema_decay, swa_every and tail_ema all say what mean of the weights to end with; set one",
     )
     require(

@@ -151,6 +151,17 @@ def test_what_may_vary_is_left_alone(source: str) -> None:
     assert folded(source) == source
 
 
+def test_what_is_required_and_always_holds_is_not_asked() -> None:
+    source = """def f(c: ModelConfig) -> None:
+    require(c.q_rank > 9, "too low")
+    require(c.q_rank < 9, "never holds, and says so")
+    require(c.n_layers > 9, "may vary")
+"""
+    assert folded(source) == source.replace('    require(c.q_rank > 9, "too low")\n', "")
+    alone = 'def f(c: ModelConfig) -> None:\n    require(c.q_rank > 9, "too low")\n'
+    assert folded(alone) == "def f(c: ModelConfig) -> None:\n    pass\n"
+
+
 def test_a_generator_stays_one() -> None:
     source = "def f(c: ModelConfig, x):\n    if c.q_rank:\n        return\n    yield x\n"
     assert folded(source) == source
