@@ -52,7 +52,7 @@ class Layout:
         return tokens
 
 
-@torch.no_grad()  # not inference_mode: tokens of its tensors could not be learnt from
+@torch.no_grad()  # not inference_mode, whose tensors cannot be learnt from
 def walk(
     model: GPT,
     bos_id: int,

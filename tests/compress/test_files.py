@@ -183,7 +183,7 @@ def learnt(text: Path, target: Target, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("streams", [0, 1, 3])
 @pytest.mark.parametrize(
-    "data", [b"", b"a", b"\xff\xfe\x00 broken", bytes(range(256)) * 2, "One two. ".encode() * 60]
+    "data", [b"", b"a", b"\xff\xfe\x00 broken", bytes(range(256)) * 2, b"One two. " * 60]
 )
 def test_a_file_that_learns_comes_back(data: bytes, streams: int, target: Target, tmp_path: Path) -> None:
     file, out, back = (tmp_path / name for name in ("file", "file.pgc", "back"))
