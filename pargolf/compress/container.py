@@ -45,7 +45,7 @@ class FileHeader:
     steps: int = 0
     """Steps of learning whenever a context is full."""
     probe: str = ""
-    """SHA-256, hex, of a made-up text's distributions: whether a machine computes the same floats."""
+    """Hash of a made-up text's distributions, hex: whether a machine computes the same floats."""
 
     def __post_init__(self) -> None:
         """UserError unless every figure is one that can be."""

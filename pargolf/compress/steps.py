@@ -48,8 +48,8 @@ def steps(
 
 
 def probe(model: GPT, bos_id: int, header: FileHeader) -> str:
-    """SHA-256, hex, of all tables of a made-up text that is coded as the file is, a little beyond the first
-    context: another machine's differ in a second, where the file's own would differ after an hour."""
+    """16 hex digits of the SHA-256 of all tables of a made-up text, coded as the file is, a little beyond
+    the first context: a machine with other floats is known in seconds, and not after an hour."""
     layout, digest = layout_of(header), hashlib.sha256()
     layout = replace(layout, tokens=layout.streams * (model.config.seq_len + PROBE_TOKENS))
     columns = iter(layout.columns(np.arange(layout.tokens) ** 2 % model.config.vocab_size))
@@ -59,4 +59,4 @@ def probe(model: GPT, bos_id: int, header: FileHeader) -> str:
         return next(columns)
 
     steps(model, bos_id, header, layout, known)
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]

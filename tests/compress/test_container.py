@@ -18,7 +18,7 @@ headers = st.builds(
     st.integers(1, 1024), st.sampled_from(["float32", "bfloat16"]), st.integers(1, MAX_THREADS),
     st.text(max_size=40),
 )  # fmt: skip
-LEARNS = dataclasses.replace(HEADER, rate=0.001, steps=2, probe="c" * 64)
+LEARNS = dataclasses.replace(HEADER, rate=0.001, steps=2, probe="c" * 16)
 
 
 def sealed(values: Any, payload: bytes = b"", raw_size: int = 0) -> bytes:
