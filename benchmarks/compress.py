@@ -32,7 +32,7 @@ def python_source(size: int) -> bytes:
     return text
 
 
-def compare(title: str, text: bytes, train: bytes, target: Target) -> None:
+def compare(title: str, text: bytes, train: bytes, target: Target, adapt: bool) -> None:
     """Print one text's table."""
     table = Table(title=f"{title}: {len(text):,} bytes", title_justify="left")
     for column in ("", "bytes", "bits a byte", "and the decoder's model or text", "MB/s", "MB/s back"):
@@ -45,11 +45,11 @@ def compare(title: str, text: bytes, train: bytes, target: Target) -> None:
     with tempfile.TemporaryDirectory() as folder:
         original, packed, restored = (Path(folder) / name for name in ("original", "packed", "restored"))
         original.write_bytes(text)
-        written = compress_file(original, packed, target, verify=False)
+        written = compress_file(original, packed, target, verify=False, adapt=adapt)
         read = decompress_file(packed, restored, target)
         assert restored.read_bytes() == text
-    name = f"pargolf, {written.header.streams} streams, {written.header.dtype}"
-    seconds, back = written.seconds["tokens"] + written.seconds["encode"], read.seconds["decode"]
+    name = f"pargolf{' --adapt' * adapt}, {written.header.streams} streams, {written.header.dtype}"
+    seconds, back = (sum(report.seconds.values()) - report.seconds["model"] for report in (written, read))
     row(name, written.file_bytes, target.artifact.stat().st_size, seconds, back)
     for other in compressor_table(text, train, list(COMPRESSORS)):
         row(other.name, other.bytes, len(train) if "after" in other.name else 0, other.seconds)
@@ -61,7 +61,7 @@ def compare(title: str, text: bytes, train: bytes, target: Target) -> None:
     )
 
 
-def main(run: tyro.conf.Positional[Path], source_bytes: int = 200_000) -> None:
+def main(run: tyro.conf.Positional[Path], source_bytes: int = 200_000, adapt: bool = False) -> None:
     """Print the tables of a run's artifact."""
     target = find_target(run)
     _, tokenizer = target.open()
@@ -72,8 +72,10 @@ def main(run: tyro.conf.Positional[Path], source_bytes: int = 200_000) -> None:
         f"{target.artifact}: {target.artifact.stat().st_size:,} bytes; {torch.get_num_threads()} CPU threads;"
         f" training text: {len(train):,} bytes"
     )
-    compare("held-out articles", val, train, target)
-    compare(f"source of Python {platform.python_version()}", python_source(source_bytes), train, target)
+    compare("held-out articles", val, train, target, adapt)
+    compare(
+        f"source of Python {platform.python_version()}", python_source(source_bytes), train, target, adapt
+    )
 
 
 if __name__ == "__main__":

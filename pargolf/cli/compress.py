@@ -28,6 +28,8 @@ class CompressArgs:
     run folder."""
     threads: int = 0
     """CPU threads; decompressing takes as many. 0: PyTorch's choice."""
+    adapt: bool = False
+    """Learn from what has been coded: smaller, many times slower, and for this very machine."""
     verify: bool = True
     """Decode and compare before the file is written."""
     tokenizer: OptionalPath = None
@@ -58,7 +60,9 @@ def compress(argv: list[str]) -> None:
 
     target = find_target(args.model, args.tokenizer)
     record = read_record(target.run.folder) if target.run and target.run.result.exists() else None
-    report = compress_file(args.file, args.out, target, args.streams, args.dtype, args.threads, args.verify)
+    report = compress_file(
+        args.file, args.out, target, args.streams, args.dtype, args.threads, args.verify, args.adapt
+    )
     tables.show_compressed(report, record)
 
 

@@ -155,7 +155,9 @@ def show_compressed(report: Report, record: RunRecord | None) -> None:
     """Print what a file was compressed to, where its bytes went, and how it compares with the run's score."""
     header, size = report.header, report.header.bytes
     table = Table(
-        title=f"{size:,} bytes, {header.tokens:,} tokens in {header.streams} streams", title_justify="left"
+        title=f"{size:,} bytes, {header.tokens:,} tokens in {header.streams} streams"
+        + (", learning from what has been coded" if header.rate else ""),
+        title_justify="left",
     )
     for column in ("", "bytes", "bits a byte of the original"):
         table.add_column(column, justify="right" if column else "left")

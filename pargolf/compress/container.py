@@ -4,7 +4,7 @@ import json
 import re
 import struct
 import zlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from pargolf.export.codec import compress, decompress
@@ -17,6 +17,7 @@ CHECKSUM = struct.Struct("<I")  # CRC-32 of everything before
 MAX_RAW_HEADER = 4096
 MAX_STREAMS = 1024
 MAX_THREADS = 256
+MAX_STEPS = 64
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class FileHeader:
     """CPU threads, which may decide in which order floats are added."""
     machine: str
     """Where it was made, for a person whose machine computes other floats."""
+    rate: float = 0.0
+    """Learning rate of the model's weights; 0: nothing learns from what has been coded."""
+    steps: int = 0
+    """Steps of learning whenever a context is full."""
+    probe: str = ""
+    """Hash of a made-up text's distributions, hex: whether a machine computes the same floats."""
 
     def __post_init__(self) -> None:
         """UserError unless every figure is one that can be."""
@@ -49,11 +56,19 @@ class FileHeader:
         require(1 <= self.streams <= MAX_STREAMS, f"streams must lie in 1..{MAX_STREAMS}")
         require(1 <= self.threads <= MAX_THREADS, f"threads must lie in 1..{MAX_THREADS}")
         require(self.dtype in ("float32", "bfloat16"), "dtype must be float32 or bfloat16")
+        require(0 <= self.rate <= 1, "rate must lie in 0..1")
+        require(not self.rate or self.dtype == "float32", "a model learns in float32 alone")
+        require(0 <= self.steps <= MAX_STEPS, f"steps must lie in 0..{MAX_STEPS}")
+
+
+# What a header may leave out: a file that learns nothing says nothing of learning.
+DEFAULTS = {field.name: field.default for field in fields(FileHeader) if field.default is not MISSING}
 
 
 def pack(header: FileHeader, payload: bytes) -> bytes:
     """A whole .pgc file."""
-    text = json.dumps(asdict(header), separators=(",", ":")).encode()
+    values = {name: value for name, value in asdict(header).items() if value != DEFAULTS.get(name)}
+    text = json.dumps(values, separators=(",", ":")).encode()
     small = compress(text, "zlib", 9)
     body = PREFIX.pack(MAGIC, VERSION, len(small), len(text)) + small + payload
     return body + CHECKSUM.pack(zlib.crc32(body))
@@ -79,9 +94,11 @@ def unpack(data: bytes) -> tuple[FileHeader, bytes]:
 
 def _parse(values: Any) -> FileHeader:
     names = {field.name: field.type for field in fields(FileHeader)}
+    needed = names.keys() - DEFAULTS
     require(
-        isinstance(values, dict) and values.keys() == names.keys(), f"header must have {', '.join(names)}"
+        isinstance(values, dict) and needed <= values.keys() <= names.keys(),
+        f"header must have {', '.join(name for name in names if name in needed)}",
     )
-    for name, kind in names.items():
-        require(type(values[name]) is kind, f"{name} of its header is of the wrong type")
+    for name, value in values.items():
+        require(type(value) is names[name], f"{name} of its header is of the wrong type")
     return FileHeader(**values)

@@ -52,13 +52,14 @@ class Layout:
         return tokens
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, whose tensors cannot be learnt from
 def walk(
     model: GPT,
     bos_id: int,
     layout: Layout,
     next_tokens: Callable[[Tensor], Tokens],
     progress: OnProgress = unseen,
+    learn: Callable[[Tensor], None] | None = None,
 ) -> list[Tokens]:
     """Step all streams from their BOS to their ends; returns the tokens (active,) of each step.
 
@@ -67,7 +68,8 @@ def walk(
     arithmetic in the same shapes, which is what makes their floats equal. A stream that is one
     token shorter runs on with the others, and its last logits are not shown.
 
-    When the context holds seq_len tokens, the cache is computed anew from the last `layout.keep`.
+    When the context holds seq_len tokens, the cache is computed anew from the last `layout.keep`. Before
+    that `learn` gets the last seq_len tokens (streams, seq_len) of all streams, and may change the model.
     """
     cache = KVCache(model.config, layout.streams, model.dtype)
     recent = torch.full((layout.streams, 1), bos_id)  # the last seq_len tokens of each stream, or all
@@ -76,6 +78,8 @@ def walk(
     for step in range(layout.steps):
         if cache.length + pending.size(1) > model.config.seq_len:
             cache.length, pending = 0, recent[:, -layout.keep :]
+            if learn is not None:
+                learn(recent)
         states = model.trunk(pending, cache, first=pending.size(1) - 1)
         active = layout.active(step)
         columns.append(next_tokens(model.head(states[:active, 0])))

@@ -3,29 +3,31 @@
 import hashlib
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from pargolf.compress.coder import Decoder, Encoder, bits, counts
+from pargolf.compress import learner
+from pargolf.compress.coder import Counts, Decoder, Encoder, bits
 from pargolf.compress.container import FileHeader, pack, unpack
-from pargolf.compress.contexts import Layout, Tokens, cache_bytes, walk
+from pargolf.compress.contexts import Layout, Tokens, cache_bytes
+from pargolf.compress.steps import layout_of, probe, steps
 from pargolf.config.schema import ModelConfig
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.export.artifact import Artifact
 from pargolf.model.gpt import GPT
 from pargolf.run.target import Target, load_model
-from pargolf.system import machine
 from pargolf.system.console import Bar
 from pargolf.system.errors import UserError, require
 from pargolf.system.files import sha256_file, write_atomic
 
 STREAM_WINDOWS = 4  # a stream for every so many windows of seq_len tokens: a start costs a few bytes
 FASTEST_STREAMS = 128  # more hardly help two cores
+ADAPT_STREAMS = 4  # with fewer, what is learnt serves sooner; with more, a step does more
 MAX_CACHE_BYTES = 2 << 30  # of keys and values, all streams together
+MAX_LOGIT_BYTES = 1 << 30  # the same of logits that are learnt from at once
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,19 @@ class Report:
 
 def compress_file(
     source: Path, out: Path, target: Target,
-    streams: int = 0, dtype: str = "auto", threads: int = 0, verify: bool = True,
+    streams: int = 0, dtype: str = "auto", threads: int = 0, verify: bool = True, adapt: bool = False,
 ) -> Report:  # fmt: skip
     """Write `source`, any file, to `out` in the .pgc format, coded by an artifact's model on the CPU.
 
     streams 0 chooses by the file's size, dtype "auto" takes the run's, threads 0 takes PyTorch's.
-    With `verify`, `out` is decoded and compared before it is written. Raises UserError if a setting
-    is out of range, if streams take too much memory, or if a decoded byte differs.
+    With `adapt`, in float32 alone, model and counts learn from what has been coded. With `verify`, `out`
+    is decoded and compared before it is written. Raises UserError if a setting is out of range, if
+    streams take too much memory, or if a decoded byte differs.
     """
     _refuse_same(source, out)
+    if adapt:
+        require(dtype != "bfloat16", "--adapt learns in float32, too fine for bfloat16: leave out --dtype")
+        dtype = "float32"
     clock = _Clock()
     data = _read(source)
     artifact, tokenizer = target.open()
@@ -64,11 +70,16 @@ def compress_file(
     clock("tokens")
     header = FileHeader(
         sha256_file(target.artifact), hashlib.sha256(data).hexdigest(), len(data), len(tokens),
-        streams or _default_streams(len(tokens), c, model.dtype), keep=-(-c.seq_len // 2),
+        streams or _default_streams(len(tokens), c, model.dtype, adapt), keep=-(-c.seq_len // 2),
         dtype=str(model.dtype).removeprefix("torch."), threads=threads or torch.get_num_threads(),
         machine=_this_machine(),
     )  # fmt: skip
+    if adapt:
+        header = replace(header, rate=learner.RATE, steps=learner.STEPS)
     _require_room(header, c)
+    if adapt:
+        header = replace(header, probe=probe(model, tokenizer.bos_id, header))
+        clock("probe")
     payload, step_bits = _encode(model, tokenizer, header, tokens)
     packed = pack(header, payload)
     clock("encode")
@@ -76,7 +87,9 @@ def compress_file(
         _restore(model, tokenizer, header, payload, source)
         clock("verify")
     write_atomic(out, packed)
-    return Report(header, len(payload), len(packed), clock.seconds, _start_bits(_layout(header), step_bits))
+    # Of a file that learns, early tokens cost more for another reason.
+    starts = 0.0 if adapt else _start_bits(layout_of(header), step_bits)
+    return Report(header, len(payload), len(packed), clock.seconds, starts)
 
 
 def decompress_file(source: Path, out: Path, target: Target) -> Report:
@@ -96,6 +109,12 @@ def decompress_file(source: Path, out: Path, target: Target) -> Report:
         raise UserError(f"{source}: {error}") from None
     model = load_model(artifact, getattr(torch, header.dtype))
     clock("model")
+    if header.rate:
+        require(
+            probe(model, tokenizer.bos_id, header) == header.probe,
+            f"{source}: it learnt as it was coded, and floats come out differently. {_machines(header)}",
+        )
+        clock("probe")
     original = _restore(model, tokenizer, header, payload, source)
     clock("decode")
     write_atomic(out, original)
@@ -106,45 +125,41 @@ def _encode(
     model: GPT, tokenizer: Tokenizer, header: FileHeader, tokens: Tokens
 ) -> tuple[bytes, list[float]]:
     """The coded tokens, and the mean bits of a token at each step of the streams."""
-    layout, coder, step_bits = _layout(header), Encoder(), []
+    layout, coder, step_bits = layout_of(header), Encoder(), []
     columns = iter(layout.columns(tokens))
 
-    def write(logits: Tensor) -> Tokens:
-        table, symbols = counts(logits), next(columns)
+    def write(table: Counts) -> Tokens:
+        symbols = next(columns)
         coder.write(table, symbols)
         step_bits.append(bits(table, symbols) / len(symbols))
         return symbols
 
-    with Bar("compressing") as bar, machine.cpu_threads(header.threads):
-        walk(model, tokenizer.bos_id, layout, write, bar)
+    with Bar("compressing") as bar:
+        steps(model, tokenizer.bos_id, header, layout, write, bar)
     return coder.finish(), step_bits
 
 
 def _restore(model: GPT, tokenizer: Tokenizer, header: FileHeader, payload: bytes, source: Path) -> bytes:
     """The original of the coded tokens; UserError if they give other bytes."""
-    layout = _layout(header)
+    layout = layout_of(header)
     try:
         coder = Decoder(payload)
-        with Bar("decoding") as bar, machine.cpu_threads(header.threads):
-            columns = walk(model, tokenizer.bos_id, layout, lambda logits: coder.read(counts(logits)), bar)
+        with Bar("decoding") as bar:
+            columns = steps(model, tokenizer.bos_id, header, layout, coder.read, bar)
         original = tokenizer.decode_bytes(layout.joined(columns).tolist())
         require(hashlib.sha256(original).hexdigest() == header.sha256, "its SHA-256 is another")
     except UserError as error:
         raise UserError(
             f"{source}: decoding does not give back the original ({error}): floats came out differently."
-            f" It was made by {header.machine}, {header.dtype}, {header.threads} threads; this is"
-            f" {_this_machine()}. Decompress it where it was made"
+            f" {_machines(header)}"
         ) from None
     return original
 
 
-def _layout(header: FileHeader) -> Layout:
-    return Layout(header.tokens, header.streams, header.keep)
-
-
-def _default_streams(tokens: int, c: ModelConfig, dtype: torch.dtype) -> int:
+def _default_streams(tokens: int, c: ModelConfig, dtype: torch.dtype, adapt: bool) -> int:
     fitting = MAX_CACHE_BYTES // cache_bytes(c, dtype)
-    return max(1, min(tokens // (STREAM_WINDOWS * c.seq_len), FASTEST_STREAMS, fitting))
+    most = min(ADAPT_STREAMS, MAX_LOGIT_BYTES // _logit_bytes(c)) if adapt else FASTEST_STREAMS
+    return max(1, min(tokens // (STREAM_WINDOWS * c.seq_len), most, fitting))
 
 
 def _require_room(header: FileHeader, c: ModelConfig) -> None:
@@ -155,6 +170,16 @@ def _require_room(header: FileHeader, c: ModelConfig) -> None:
         cache <= MAX_CACHE_BYTES,
         f"{header.streams} streams need {cache:,} bytes of keys and values, more than {MAX_CACHE_BYTES:,}",
     )
+    logits = header.streams * _logit_bytes(c) if header.rate else 0
+    require(
+        logits <= MAX_LOGIT_BYTES,
+        f"{header.streams} streams learn from {logits:,} bytes of logits, more than {MAX_LOGIT_BYTES:,}",
+    )
+
+
+def _logit_bytes(c: ModelConfig) -> int:
+    """Bytes of the logits of each stream's context, all of which learning looks at."""
+    return 4 * c.seq_len * c.vocab_size
 
 
 def _open_maker(header: FileHeader, target: Target) -> tuple[Artifact, Tokenizer]:
@@ -170,6 +195,11 @@ def _open_maker(header: FileHeader, target: Target) -> tuple[Artifact, Tokenizer
 def _this_machine() -> str:
     """What floats may depend on."""
     return f"torch {torch.__version__}, {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _machines(header: FileHeader) -> str:
+    made = f"{header.machine}, {header.dtype}, {header.threads} threads"
+    return f"It was made by {made}; this is {_this_machine()}. Decompress it where it was made"
 
 
 def _start_bits(layout: Layout, step_bits: list[float]) -> float:

@@ -18,6 +18,7 @@ headers = st.builds(
     st.integers(1, 1024), st.sampled_from(["float32", "bfloat16"]), st.integers(1, MAX_THREADS),
     st.text(max_size=40),
 )  # fmt: skip
+LEARNS = dataclasses.replace(HEADER, rate=0.001, steps=2, probe="c" * 16)
 
 
 def sealed(values: Any, payload: bytes = b"", raw_size: int = 0) -> bytes:
@@ -36,6 +37,14 @@ def test_header_and_payload_come_back(header: FileHeader, payload: bytes) -> Non
 def test_the_layout_is_the_documented_one() -> None:
     assert unpack(sealed(dataclasses.asdict(HEADER), b"coded")) == (HEADER, b"coded")
     assert len(pack(HEADER, b"")) < 250
+
+
+def test_a_file_that_learns_says_so_and_another_says_nothing_of_it() -> None:
+    assert unpack(pack(LEARNS, b"coded")) == (LEARNS, b"coded")
+    plain = {name: value for name, value in dataclasses.asdict(HEADER).items() if getattr(HEADER, name)}
+    assert not plain.keys() & {"rate", "steps", "probe"}
+    assert unpack(sealed(plain, b"coded")) == (HEADER, b"coded")  # as it was before files learnt
+    assert len(pack(HEADER, b"")) <= len(sealed(plain))
 
 
 def test_every_flipped_byte_and_every_cut_is_noticed() -> None:
@@ -62,6 +71,12 @@ def test_every_flipped_byte_and_every_cut_is_noticed() -> None:
         ({"streams": 1025}, "streams must lie"),
         ({"threads": 10**9}, "threads must lie"),
         ({"dtype": "float64"}, "dtype must be"),
+        ({"rate": -0.1}, "rate must lie"),
+        ({"rate": float("nan")}, "rate must lie"),
+        ({"rate": 1}, "wrong type"),
+        ({"steps": 10**9}, "steps must lie"),
+        ({"rate": 0.1, "dtype": "bfloat16"}, "learns in float32"),
+        ({"probe": None}, "wrong type"),
         ({"extra": 1}, "header must have"),
         ({"machine": "x" * 5000}, "too large"),
     ],

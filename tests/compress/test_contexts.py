@@ -80,3 +80,24 @@ def test_the_same_tokens_give_the_same_floats_whether_known_or_answered() -> Non
 def test_cache_bytes_are_those_of_the_cache() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         assert 3 * cache_bytes(CONFIG, dtype) == KVCache(CONFIG, 3, dtype).store.nbytes
+
+
+def test_what_learns_gets_each_full_context_before_it_goes_on() -> None:
+    model, layout = shaken(CONFIG), Layout(50, 2, 4)
+    parts = np.array_split(np.random.default_rng(3).integers(2, 40, 50), 2)
+    columns, seen, learnt = iter(layout.columns(np.concatenate(parts))), [], []
+
+    def known(logits: Tensor) -> Tokens:
+        seen.append(logits)
+        return next(columns)
+
+    def learn(rows: Tensor) -> None:
+        learnt.append((len(seen), rows))
+        model.embed.weight.mul_(0)  # then every token is as likely as every other
+
+    walk(model, BOS, layout, known, learn=learn)
+    assert [steps for steps, _ in learnt] == [8, 13, 18, 23]
+    for steps, rows in learnt:
+        assert rows.tolist() == [part[steps - 8 : steps].tolist() for part in parts]
+    assert all(logits.std() > 0 for logits in seen[:8])
+    assert all(logits.std() == 0 for logits in seen[8:])

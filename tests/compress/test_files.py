@@ -173,3 +173,103 @@ def test_settings_are_kept_in_the_file(text: Path, target: Target) -> None:
         compress_file(text, out, target, threads=-1)
     with pytest.raises(UserError, match="streams must lie"):
         compress_file(text, out, target, streams=-1)
+
+
+@pytest.fixture
+def learnt(text: Path, target: Target, tmp_path: Path) -> Path:
+    compress_file(text, tmp_path / "learnt.pgc", target, verify=False, adapt=True)
+    return tmp_path / "learnt.pgc"
+
+
+@pytest.mark.parametrize("streams", [0, 1, 3])
+@pytest.mark.parametrize(
+    "data", [b"", b"a", b"\xff\xfe\x00 broken", bytes(range(256)) * 2, b"One two. " * 60]
+)
+def test_a_file_that_learns_comes_back(data: bytes, streams: int, target: Target, tmp_path: Path) -> None:
+    file, out, back = (tmp_path / name for name in ("file", "file.pgc", "back"))
+    file.write_bytes(data)
+    report = compress_file(file, out, target, streams, verify=False, adapt=True)
+    assert decompress_file(out, back, target).header == report.header
+    assert back.read_bytes() == data
+
+
+def test_learning_makes_a_file_smaller(text: Path, target: Target) -> None:
+    text.write_text(text.read_text()[:1000] * 3)
+    plain, learnt = (
+        compress_file(text, text.with_name("out"), target, 1, verify=False, adapt=adapt)
+        for adapt in (False, True)
+    )
+    assert learnt.coded_bytes < 0.6 * plain.coded_bytes
+
+
+def test_the_model_and_the_next_file_are_as_without_what_was_learnt(
+    text: Path, learnt: Path, target: Target
+) -> None:
+    again = learnt.with_name("again.pgc")
+    compress_file(text, again, target, adapt=True)
+    assert again.read_bytes() == learnt.read_bytes()
+
+
+def test_a_file_that_learns_is_read_with_its_own_threads(text: Path, target: Target) -> None:
+    coded, back, before = text.with_name("coded"), text.with_name("back"), torch.get_num_threads()
+    text.write_text("A few words.")
+    compress_file(text, coded, target, threads=1, verify=False, adapt=True)
+    torch.set_num_threads(2)
+    try:
+        decompress_file(coded, back, target)
+    finally:
+        torch.set_num_threads(before)
+    assert back.read_bytes() == text.read_bytes()
+
+
+def test_a_machine_with_other_floats_is_refused_before_the_file_is_decoded(
+    learnt: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hours(*arguments: Any) -> Any:
+        raise AssertionError("the file was decoded")
+
+    monkeypatch.setattr(files, "Decoder", hours)
+    monkeypatch.setattr(files, "_this_machine", lambda: "an abacus")
+    learnt.write_bytes(damaged(learnt, probe="0" * 16))
+    refused(learnt, target, "floats come out differently. It was made by torch .* this is an abacus")
+
+
+def test_the_probe_is_of_the_whole_arithmetic(
+    learnt: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = torch.optim.Adam.step
+
+    def nearly(self: torch.optim.Adam, closure: None = None) -> None:
+        step(self, closure)
+        self.param_groups[0]["params"][-1].mul_(1.0001)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", torch.no_grad()(nearly))
+    refused(learnt, target, "floats come out differently")
+
+
+def test_another_model_or_figures_that_are_not_the_file_s_are_refused_though_it_learns(
+    learnt: Path, target: Target
+) -> None:
+    good = learnt.read_bytes()
+    for changes, message in (
+        ({"model": "0" * 64}, "made with another model"),
+        ({"tokens": 300}, "SHA-256 is another"),
+        ({"rate": 0.002}, "floats come out differently"),
+        ({"steps": 3}, "floats come out differently"),
+        ({"rate": 0.0}, "does not give back"),
+    ):
+        learnt.write_bytes(good)
+        learnt.write_bytes(damaged(learnt, **changes))
+        refused(learnt, target, message)
+    learnt.write_bytes(good[:-20])
+    refused(learnt, target, "damaged or cut off")
+
+
+def test_learning_is_in_float32_and_in_bounded_memory(
+    learnt: Path, text: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="leave out --dtype"):
+        compress_file(text, text.with_name("out"), target, dtype="bfloat16", adapt=True)
+    monkeypatch.setattr(files, "MAX_LOGIT_BYTES", 1_000_000)
+    learnt.write_bytes(damaged(learnt, streams=8))
+    refused(learnt, target, "8 streams learn from 1,048,576 bytes of logits, more than 1,000,000")
