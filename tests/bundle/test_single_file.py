@@ -225,8 +225,8 @@ def test_clashing_names_are_told_apart() -> None:
     found = definitions(bundle(SEED))
     assert {"SHARDS_MAGIC", "ARTIFACT_MAGIC", "shards_read_header", "artifact_read_header"} <= found.keys()
     assert not {"MAGIC", "VERSION", "read_header"} & found.keys()
-    # distributed.shared_map has a variable `rank`.
-    assert "rank = launch_rank()" in ast.unparse(found["shared_map"])
+    # distributed.own_share has a variable `rank`.
+    assert "rank = launch_rank()" in ast.unparse(found["own_share"])
 
 
 def test_a_name_that_others_import_stays() -> None:

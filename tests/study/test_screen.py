@@ -133,6 +133,8 @@ def test_repeated_runs_tell_what_is_chance() -> None:
 
 
 def test_the_spread_of_repeated_runs() -> None:
-    assert spread(records([2.0, 2.1, 2.2])) == (pytest.approx(0.1), 2)
+    runs = [RunRecord(f"a-seed{n}", score) for n, score in enumerate([2.0, 2.1, 2.2])]
+    runs += [RunRecord(f"b-seed{n}", score) for n, score in enumerate([3.0, 3.1, 3.2])]
+    assert spread(runs) == (pytest.approx(0.1), 4)
     with pytest.raises(UserError, match="no two"):
-        spread(records([2.0]))
+        spread(runs[2:4])
