@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from pargolf.config.schema import EvalConfig, ModelConfig
+from pargolf.config.validation import validate_eval
 from pargolf.data.text import Text, measured
 from pargolf.fit.budget import Ledger, ledger
 from pargolf.model.gpt import GPT
@@ -126,6 +127,7 @@ class Model:
         if isinstance(adapt, str):
             require(adapt in ("sgd", "lora"), f'adapt must be "off", "sgd" or "lora", is {adapt!r}')
             adapt = replace(settings, adapt=adapt)  # type: ignore[arg-type]
+        validate_eval(adapt)
         return adapted_score(self.gpt, scored, replace(adapt, stride=stride)).val_bpb
 
     def scored(self, text: str, stride: int) -> Text:

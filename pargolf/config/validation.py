@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from pargolf.config.bounds import check_fields
-from pargolf.config.schema import ModelConfig, OptimConfig, RunConfig
+from pargolf.config.schema import EvalConfig, ModelConfig, OptimConfig, RunConfig
 from pargolf.system.errors import require
 
 TOP_LEVEL = {"zstd": 22, "zlib": 9, "brotli": 11, "lzma": 9}
@@ -91,6 +91,15 @@ def validate_optim(o: OptimConfig) -> None:
     )
 
 
+def validate_eval(e: EvalConfig) -> None:
+    """Raise UserError, naming the first fault, if nothing can be scored so, whatever the model."""
+    check_fields(e, "eval")
+    require(
+        e.adapt == "lora" or not e.phases,
+        f"eval.phases {e.phases} are pauses of eval.adapt lora; set that, or eval.phases to 0",
+    )
+
+
 def validate(c: RunConfig) -> RunConfig:
     """Return `c` if its settings fit together; raise UserError naming the first that do not."""
     check_fields(c)
@@ -119,10 +128,7 @@ def validate(c: RunConfig) -> RunConfig:
         e.stride <= c.model.seq_len,
         f"eval.stride {e.stride} is larger than the window, model.seq_len {c.model.seq_len}",
     )
-    require(
-        e.adapt == "lora" or not e.phases,
-        f"eval.phases {e.phases} are pauses of eval.adapt lora; set that, or eval.phases to 0",
-    )
+    validate_eval(e)
     require(
         not (x.model_bytes and x.max_loss),
         "export.model_bytes and export.max_loss both say how fine to round; set one",

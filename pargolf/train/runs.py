@@ -13,7 +13,7 @@ import torch
 
 from pargolf.config.schema import EvalConfig, RunConfig
 from pargolf.config.settings import read_config, with_codec
-from pargolf.config.validation import shared_by, validate
+from pargolf.config.validation import shared_by, validate, validate_eval
 from pargolf.data.dataset import Data, load_data, open_training
 from pargolf.data.prepare import prepare_embedded
 from pargolf.data.text import Text, decoded
@@ -230,9 +230,10 @@ def evaluate(target: Target, settings: EvalConfig, code_bytes: CodeBytes) -> dic
     """Score an artifact as read back from disk; returns the content of result.json.
 
     In a run's folder its checkpoint is scored too, the figures close the log, and result.json is
-    written, where that can be done. Raises UserError as `stages.score_file`. Under torchrun every rank
-    calls this.
+    written, where that can be done. Raises UserError as `stages.score_file` and for settings out of bounds.
+    Under torchrun every rank calls this.
     """
+    validate_eval(settings)
     log = Log(target.run.log if target.run and launch.is_main() else None)
     holding = held(target.run.folder) if target.run else nullcontext()
     with holding, distributed.world(target.device_type) as device:

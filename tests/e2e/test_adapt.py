@@ -38,6 +38,9 @@ def test_an_adapted_run_is_submitted_and_checked(
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert f"adapted_exact val_loss:{scores['adapted']['val_loss']:.8f}" in done.stdout, done.stderr
 
+    assert dispatch(["eval", str(run), "--eval.sgd-chunk", "0"]) == 2
+    assert "eval.sgd_chunk must be at least 1, is 0" in capsys.readouterr().err
+
     # Another setting on the finished run; its score is no longer that of its settings.
     assert dispatch(["eval", str(run), "--eval.adapt", "off", "--eval.tilt", "0"]) == 0
     assert list(json.loads((run / "result.json").read_text())["artifact"]) == ["standard", "sliding"]
