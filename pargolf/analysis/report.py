@@ -52,6 +52,9 @@ class ScoreRow:
     loss: float | None
 
 
+ALONG = ("sliding", "adapted")  # scores that result.json gives part by part
+
+
 @dataclass(frozen=True)
 class Scores:
     """The score that counts, and what to see it against."""
@@ -239,9 +242,23 @@ def _scores(run: Run) -> Scores:
     rows += [ScoreRow(row["name"], row["bpb"], None) for row in result.get("compressors", [])]
     before, after = (result.get(key, {}).get("sliding") for key in ("checkpoint", "artifact"))
     added = after["val_bpb"] - before["val_bpb"] if before and after else None
-    along = result.get("along")
-    picture = figures.along_picture(along["sliding"], along["adapted"]) if along else None
-    return Scores(record, rows, added, picture)
+    return Scores(record, rows, added, _along(run, result))
+
+
+def _along(run: Run, result: dict[str, Any]) -> Picture | None:
+    """What learning gained along the text, if there was any; UserError if the file tells it wrongly."""
+    if "along" not in result:
+        return None
+    try:
+        plain, adapted = ([None if x is None else float(x) for x in result["along"][how]] for how in ALONG)
+    except (LookupError, TypeError, ValueError):
+        plain, adapted = [], []
+    known = any(a is not None and b is not None for a, b in zip(plain, adapted, strict=False))
+    require(
+        known and len(plain) == len(adapted),
+        f"{run.result} does not tell what learning gained; score it again with `pargolf eval`",
+    )
+    return figures.along_picture(plain, adapted)
 
 
 def _compared(records: list[RunRecord] | Missing) -> Comparison | Missing | None:

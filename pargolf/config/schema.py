@@ -428,7 +428,7 @@ class EvalConfig:
     """Decoupled weight decay of the adapters."""
     lora_warm: bool = False
     """The next documents take over the adapters' first matrices, which no score depends on alone."""
-    phases: Natural = 0
+    phases: Annotated[int, Bounds(0, 1000)] = 0
     """With lora, pauses in which all weights learn from documents that are done, by the sgd settings."""
     phase_documents: Count = 2500
     """Documents that are done by the last of these pauses, which come at equal shares of them."""

@@ -41,9 +41,10 @@ def closing_lines(
 
 def taken(result: Mapping[str, Any]) -> dict[str, str]:
     """How each score of a result.json was taken, in words: of "artifact" and "checkpoint", by their keys."""
-    settings = result.get("eval", {})
+    told = result.get("eval")
+    settings = told if isinstance(told, dict) else {}
     apart = " of each document" if settings.get("documents") == "apart" else ""
-    learns = settings.get("adapt", "off").replace("off", "")
+    learns = str(settings.get("adapt", "off")).replace("off", "")
     hints = "hints" if settings.get("tilt") else ""
     return {
         "standard": (f"rows of {result['seq_len']}" if "seq_len" in result else "rows") + apart,

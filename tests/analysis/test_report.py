@@ -175,6 +175,18 @@ def test_the_gain_of_learning_is_drawn_where_there_was_some(html: str, copy: Pat
     assert ">artifact from disk, sgd<" in html
 
 
+@pytest.mark.parametrize(
+    "along", [3, {}, {"sliding": [], "adapted": []}, {"sliding": [2.0], "adapted": ["x"]},
+              {"sliding": [2.0, 2.0], "adapted": [1.0]}, {"sliding": [None], "adapted": [1.0]}],
+)  # fmt: skip
+def test_a_stranger_s_gain_of_learning_is_refused_in_one_line(along: object, copy: Path) -> None:
+    result = json.loads((copy / "result.json").read_text()) | {"along": along, "eval": [1]}
+    (copy / "result.json").write_text(json.dumps(result))
+    page = gather([copy], 100)
+    assert isinstance(page.scores, Missing)
+    assert "does not tell what learning gained" in page.scores.why
+
+
 def test_what_does_not_fit_together_is_not_shown(copy: Path) -> None:
     result = json.loads((copy / "result.json").read_text())
     result["bytes_model"] += 1

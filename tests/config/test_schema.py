@@ -113,3 +113,9 @@ def test_a_file_that_holds_no_settings_is_one_clear_line(tmp_path: Path, text: b
 def test_a_model_from_outside_is_validated() -> None:
     with pytest.raises(UserError, match="n_heads"):
         model_from_dict({"n_heads": 0})
+
+
+def test_a_stranger_s_phases_take_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"eval": {"adapt": "lora", "phases": 1000000000}}')
+    with pytest.raises(UserError, match=r"eval.phases must be in 0..1000, is 1000000000"):
+        read_config(tmp_path / "config.json")
