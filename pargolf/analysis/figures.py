@@ -21,6 +21,8 @@ from pargolf.analysis.weights import Analysis
 from pargolf.fit.budget import Ledger
 from pargolf.score.passages import context_edges
 from pargolf.study.records import RunRecord
+from pargolf.study.screen import Screen
+from pargolf.study.statistics import CONFIDENCE
 
 # Colours of the light page, and the CSS variables that take their place inside the SVG. The dark
 # page gives the variables other values. The last three are what `plots` asks for by name.
@@ -226,6 +228,33 @@ def front_picture(records: Sequence[RunRecord], front: Sequence[RunRecord]) -> P
         f"{f' ({told} bytes)' if told else ''} has both fewer bytes and a lower val_bpb."
     )
     return Picture(svg(figure, "front"), f"Pareto front; {alt or 'no run is within the budget'}", caption)
+
+
+def effects_picture(screens: Sequence[Screen]) -> Picture:
+    """Each change's effect with its interval, the best on top; changes that chance explains are grey."""
+    effects = sorted((e for screen in screens for e in screen.effects), key=lambda e: -e.bpb)
+    with theme():
+        figure = Figure((SMALL[0] * 1.5, 0.9 + 0.2 * len(effects)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color=INK, linewidth=0.8)
+        for place, effect in enumerate(effects):
+            if effect.p_holm is None or effect.p_holm >= 1 - CONFIDENCE:
+                color = MUTED
+            else:
+                color = SERIES[0] if effect.bpb < 0 else SERIES[1]
+            axes.plot((effect.low, effect.high), (place, place), color=color, linewidth=1.8)
+            axes.plot(effect.bpb, place, "o", color=color, markersize=4.5)
+        axes.set_yticks(range(len(effects)), [e.change for e in effects])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(False, axis="y")
+        axes.set_title("effect on val_bpb, bits per byte; left is better")
+    alt = "; ".join(f"{e.change}: {e.bpb:+.4f}" for e in reversed(effects))
+    runs = sum(screen.runs for screen in screens)
+    caption = (
+        f"Effects of {len(effects)} changes in {runs} runs, each beside about half of the others, with 95 %"
+        " intervals. Grey: may be chance (Holm)."
+    )
+    return Picture(svg(figure, "effects"), alt, caption)
 
 
 def position_picture(bits: np.ndarray, sizes: np.ndarray) -> Picture:

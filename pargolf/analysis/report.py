@@ -24,6 +24,7 @@ from pargolf.run.log_lines import taken
 from pargolf.run.target import Target, find_target
 from pargolf.study.compare import Comparison, compare, pareto_front
 from pargolf.study.records import RunRecord, read_json, read_record, read_records, runs_in
+from pargolf.study.screen import Screen, is_screen, read_screen
 from pargolf.system.errors import Mismatch, UserError, require
 from pargolf.system.files import is_locked, write_atomic
 
@@ -78,6 +79,14 @@ class Front:
 
 
 @dataclass(frozen=True)
+class Effects:
+    """What each change of a screen does."""
+
+    picture: Picture
+    screen: Screen
+
+
+@dataclass(frozen=True)
 class Page:
     """Everything on the page; the template adds words and nothing else."""
 
@@ -90,7 +99,9 @@ class Page:
     """What config.json holds: the stack's name, and settings by section."""
     scores: Scores | Missing
     comparison: Comparison | Missing | None
-    """None for a single run."""
+    """None for a single run, and for a screen."""
+    effects: Effects | Missing | None
+    """None where the first folder is no screen's."""
     front: Front | Missing | None
     """None where the first folder is no sweep's."""
     training: list[Picture] | Missing
@@ -167,10 +178,12 @@ def gather(named: Sequence[Path], max_tokens: int, dataset: Path | None = None) 
     records = _part(lambda: read_records(folders)) if len(folders) > 1 else []
     is_study = folders[0] != named[0]
     is_sweep = is_study and not (named[0] / "study.json").exists()
+    screened = is_study and is_screen(named[0])
     if is_sweep and not isinstance(records, Missing):
         records.sort(key=lambda r: (bool(r.budget and r.bytes_total and r.bytes_total > r.budget), r.val_bpb))
         folders = [record.folder for record in records if record.folder] or folders
-    comparison = _compared(records)
+    # Each run of a screen makes other changes: there are no groups to compare.
+    comparison = None if screened else _compared(records)
     runs = [Run(folder) for folder in folders]
     run = runs[0]
     sizes = _part(lambda: _ledger(run))
@@ -181,6 +194,7 @@ def gather(named: Sequence[Path], max_tokens: int, dataset: Path | None = None) 
         settings=_part(lambda: read_json(_existing(run.config))),
         scores=_part(lambda: _scores(run)),
         comparison=comparison,
+        effects=_part(lambda: _effects(named[0])) if screened else None,
         front=_part(lambda: _front(records, named[0])) if is_sweep else None,
         training=_part(lambda: _training(runs, comparison)),
         remark=_remark(run, dataset),
@@ -265,6 +279,12 @@ def _compared(records: list[RunRecord] | Missing) -> Comparison | Missing | None
     if isinstance(records, Missing):
         return records
     return _part(lambda: compare(records)) if records else None
+
+
+def _effects(folder: Path) -> Effects:
+    """UserError if the finished runs are too few to tell."""
+    found = read_screen(folder)
+    return Effects(figures.effects_picture([found]), found)
 
 
 def _front(records: list[RunRecord] | Missing, folder: Path) -> Front:

@@ -13,6 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
+from pargolf.analysis.report import write_report
 from pargolf.cli import dispatch
 from pargolf.config.schema import RunConfig
 from pargolf.run.folder import read_lines, start_run
@@ -205,6 +206,8 @@ def test_a_screen(
     assert dispatch(["compare", str(study), "--json", str(tmp_path / "effects.json")]) == 0
     assert "-0.0900 ± " in capsys.readouterr().out
     assert json.loads((tmp_path / "effects.json").read_text())["effects"][0]["bpb"] == pytest.approx(-0.09)
+    page = write_report([study], tmp_path / "page.html", 200).read_text()
+    assert 'aria-label="+xsa: -0.0900"' in page and "-0.0900 ± " in page and "By configuration" not in page
     assert dispatch([*command, "--one-at-a-time"]) == 2
     assert "choose one" in capsys.readouterr().err
 
