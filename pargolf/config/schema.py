@@ -61,6 +61,9 @@ class ModelConfig:
     """Number of last layers, at most all, that add an embedding of the token to its values."""
     value_embed_dim: Count = 128
     """Width of the values' embedding, before it is projected."""
+    key_offset: Share = 0.0
+    """Share of each key's dimensions, the first ones, that are those of the token before, so that one layer
+    finds what followed a token earlier on (modded-nanogpt, pull request 169)."""
     value_residual: bool = False
     """All layers but the first mix the first one's values into theirs (ResFormer)."""
     softcap_sides: bool = False

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from pargolf.config.schema import ModelConfig
-from pargolf.model.attention import Kept, KVCache
+from pargolf.model.attention import Kept, KVCache, Named
 from pargolf.model.gpt import GPT
 
 
@@ -61,7 +61,8 @@ class GrowingCache(KVCache):
 
     def _layer(self, what: Kept) -> int:
         # As a layer of its own, so that transformers reorders it with the beams.
-        return self.visits + get_args(Kept).index(what)
+        names = get_args(Named)
+        return self.visits + (names.index(what) if isinstance(what, str) else len(names) + what)
 
 
 class PargolfForCausalLM(PreTrainedModel, GenerationMixin):

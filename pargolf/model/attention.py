@@ -12,9 +12,10 @@ from pargolf.model.init import matrix, normal, vector, zero
 from pargolf.model.inputs import GATE_CHANNELS
 from pargolf.model.layers import norm, projection, rotate
 
-# What a cache keeps of the last token, beside keys and values: itself, what it is as a vector, and where
-# its document starts.
-Kept = Literal["token", "embedding", "start"]
+# What a cache keeps of the last token, beside keys and values: itself, what it is as a vector, where its
+# document starts; or, by its number, a visit's key of the token's own.
+Named = Literal["token", "embedding", "start"]
+Kept = Named | int
 
 
 class KVCache:
@@ -68,9 +69,12 @@ class Attention(nn.Module):
     sharpen the softmax otherwise. k and v have `kv_heads` heads, each shared by
     n_heads / kv_heads query heads (GQA, arXiv 2305.13245).
 
-    Options: values with an embedding of the token (`value_embed_layers`) or with those of the first layer
-    (`value_residual`, ResFormer, arXiv 2410.17897); XSA (`xsa_layers`); a gate (`head_gate`).
+    Options: keys that tell the token before as well (`key_offset`); values with an embedding of the token
+    (`value_embed_layers`) or with those of the first layer (`value_residual`, ResFormer, arXiv 2410.17897);
+    XSA (`xsa_layers`); a gate (`head_gate`).
     """
+
+    is_late: Tensor
 
     def __init__(self, c: ModelConfig, layer: int = 0):
         super().__init__()
@@ -82,6 +86,9 @@ class Attention(nn.Module):
         self.out = projection(c.d_model, c.d_model, c.out_rank, kind="attn", init="zero")
         self.q_gain = vector(c.n_heads, c.q_gain)
         self.takes_embedding = layer >= c.n_layers - c.value_embed_layers
+        if c.key_offset:
+            is_late = torch.arange(c.d_kv) % c.d_head < c.key_offset * c.d_head
+            self.register_buffer("is_late", is_late, persistent=False)
         self.value_share = vector(1, 1.0) if c.value_embed_layers and self.takes_embedding else None
         self.value_mix = vector(2, 0.5) if c.value_residual and layer else None
         self.is_exclusive = layer >= c.n_layers - c.xsa_layers
@@ -98,16 +105,21 @@ class Attention(nn.Module):
         embedded: Tensor | None = None,
         first_values: Tensor | None = None,
         starts: Tensor | BlockMask | None = None,
+        follows: Tensor | None = None,
     ) -> Tensor:
         """x (B, T, d_model) -> (B, T - first, d_model), of the positions from `first` on.
 
         cos, sin (T, r / 2) are those of the positions of x; `embedded` and `first_values` (B, T, d_kv) the
         tokens' embeddings for values, and the first layer's values, where the options ask for them. `starts`
         (B, T) int32: the first key that a query may see, where documents are kept apart; in compiled
-        training on a GPU the `document_blocks` of them.
+        training on a GPU the `document_blocks` of them. `follows` (B, T) bool: there is a token before in the
+        document, which `key_offset` asks for.
         """
         q = self._heads(self.q(x[:, first:]), self.n_heads)
-        k = self._heads(self.k(x), self.kv_heads)
+        k = self.k(x)
+        if self.c.key_offset and follows is not None:
+            k = torch.where(follows[..., None] & self.is_late, before(visit, k, cache), k)
+        k = self._heads(k, self.kv_heads)
         v = self.values(x, embedded)
         if self.value_mix is not None and first_values is not None:
             shares = self.value_mix.to(v.dtype)

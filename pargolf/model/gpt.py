@@ -79,12 +79,13 @@ class Block(nn.Module):
         embedded: Tensor | None = None,
         first_values: Tensor | None = None,
         starts: Tensor | BlockMask | None = None,
+        follows: Tensor | None = None,
     ) -> Tensor:
         """x, x0 (B, T, d_model): residual stream and normalized embedding -> new residual stream.
 
         `skip`, the output of the layer that this one mirrors, is added to x first (see `add_skip`). The
         result is (B, T - first, d_model): positions from `first` on, which see all before them. Two
-        lanes are one tensor (2, B, T, d_model). For the last three see `Attention`.
+        lanes are one tensor (2, B, T, d_model). For the last four see `Attention`.
         """
         lanes = None
         if self.c.parallel in ("lanes", "routed") and self.is_parallel:
@@ -93,7 +94,7 @@ class Block(nn.Module):
             x = add_skip(x, skip, skip_weight, skip_gate)
         mixed = self.mixed(x, x0)
         normed = self.attention_input(mixed)
-        attended = self.attn(normed, cos, sin, cache, visit, first, embedded, first_values, starts)
+        attended = self.attn(normed, cos, sin, cache, visit, first, embedded, first_values, starts, follows)
         attended = self.attn_scale.to(x.dtype) * attended
         if lanes is not None:
             return self._in_lanes(x[:, first:], lanes[1][:, first:], attended)
@@ -182,6 +183,7 @@ class GPT(nn.Module):
             starts = self.document_starts(tokens, cache)
             if cache is None and starts.is_cuda and torch.compiler.is_compiling():
                 starts = document_blocks(starts)
+        follows = self.follows(tokens, cache) if c.key_offset else None
         if self.value_embed is not None:
             embedded = self.value_embed(tokens).to(x.dtype)
         if c.value_residual:
@@ -203,7 +205,7 @@ class GPT(nn.Module):
             cut = first if visit == len(visits) - 1 else 0
             entered, x = x, block(
                 x, x0, cos, sin, cache, visit, cut, skip, skip_weight, skip_gate, embedded, first_values,
-                starts,
+                starts, follows,
             )  # fmt: skip
             if self.depth is not None:
                 deltas = [*(delta[:, cut:] for delta in deltas), x - entered[:, cut:]]
@@ -223,12 +225,7 @@ class GPT(nn.Module):
         dtype of activations, and with what the options mix into it."""
         if self.bigram is None and self.smear is None:
             return norm(embedded.to(self.dtype))
-        mixes = tokens != self.config.bos_id
-        if cache is None or not cache.length:  # the first token of a row has none before it
-            mixes = torch.cat((torch.zeros_like(mixes[:, :1]), mixes[:, 1:]), dim=1)
-        if cache is not None and cache.text is not None:  # nor has that after padding
-            places = torch.arange(cache.length - 1, cache.length - 1 + tokens.size(1), device=tokens.device)
-            mixes = mixes & cache.text[:, places.clamp(min=0)]
+        mixes = self.follows(tokens, cache)
         if self.bigram is not None:
             embedded = embedded + self.bigram(
                 tokens, before("token", tokens[..., None], cache)[..., 0], mixes
@@ -240,6 +237,16 @@ class GPT(nn.Module):
         if self.config.smear == "early" and self.smear is not None:
             x = self.smear(x, before("embedding", x, cache), mixes)
         return x
+
+    def follows(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """tokens (B, T) -> (B, T) bool: whether a token of the same document comes before each."""
+        after = tokens != self.config.bos_id
+        if cache is None or not cache.length:  # the first token of a row has none before it
+            after = torch.cat((torch.zeros_like(after[:, :1]), after[:, 1:]), dim=1)
+        if cache is not None and cache.text is not None:  # nor has that after padding
+            places = torch.arange(cache.length - 1, cache.length - 1 + tokens.size(1), device=tokens.device)
+            after = after & cache.text[:, places.clamp(min=0)]
+        return after
 
     def document_starts(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """tokens (B, T) -> (B, T) int32: the place in the row where the document of each token starts."""

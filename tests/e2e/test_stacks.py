@@ -16,7 +16,7 @@ from support import Dataset
 
 EVERYTHING = (
     "demo+leaky-relu+legendre-depth+xsa+partial-rope+ln-scale+smear+bigram+value-embed+value-residual"
-    "+head-gate+skip-gates+orthogonal+documents-apart+muoneq+polar-express+grad-clip+ema"
+    "+key-offset+head-gate+skip-gates+orthogonal+documents-apart+muoneq+polar-express+grad-clip+ema"
 )
 SMALL: dict[str, object] = {
     "model__n_layers": 4, "model__q_rank": 0, "model__rope_dims": 4, "model__xsa_layers": 2,

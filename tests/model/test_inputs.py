@@ -144,7 +144,12 @@ def test_blocks_of_documents_are_seen_as_their_starts_are() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"smear": "late", "bigram_rows": 31}, {"smear": "early", "value_embed_layers": 3}],
+    [
+        {},
+        {"smear": "late", "bigram_rows": 31},
+        {"smear": "early", "value_embed_layers": 3},
+        {"key_offset": 0.5},
+    ],
     ids=str,
 )
 def test_documents_that_are_kept_apart_know_nothing_of_each_other(changes: Any) -> None:

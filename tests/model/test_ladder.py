@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pargolf.config.schema import ModelConfig
 from pargolf.config.validation import validate_model
 from pargolf.model.attention import exclude
 from pargolf.model.gpt import GPT
-from pargolf.model.layers import norm, rope_base
+from pargolf.model.layers import norm, rope_base, rotate
 from pargolf.system.errors import UserError
 from support import shaken
 
@@ -113,6 +114,21 @@ def test_value_residual_mixes_in_the_first_layers_values() -> None:
         same = attention(x, model.cos, model.sin, first_values=own)
     torch.testing.assert_close(kept, same)
     assert not torch.allclose(kept, replaced)
+
+
+def test_an_offset_takes_the_first_dimensions_of_a_key_from_the_token_before() -> None:
+    model = shaken(tiny(key_offset=1 / 3))
+    attention = model.blocks[2].attn
+    x, follows = torch.randn(2, 16, 24), torch.rand(2, 16) < 0.7
+    follows[:, 0] = False
+    with patch.object(attention, "attend", wraps=attention.attend) as attend:
+        attention(x, model.cos, model.sin, follows=follows)
+    own = attention.k(x).unflatten(-1, (2, 6))
+    expected = own.clone()
+    for row, place in follows.nonzero().tolist():
+        expected[row, place, :, :2] = own[row, place - 1, :, :2]
+    placed = rotate(norm(expected).transpose(1, 2), model.cos, model.sin)
+    torch.testing.assert_close(attend.call_args.args[1], placed)
 
 
 def test_partial_rope_leaves_the_other_dimensions() -> None:
