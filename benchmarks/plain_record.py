@@ -205,8 +205,8 @@ class RecordStep:
         self.model = RecordGPT(config.model, dtype).to(device)
         self.compiled = torch.compile(self.model, dynamic=False, fullgraph=True)
         self.orthogonalize = torch.compile(orthogonalize, dynamic=False)
-        self.banks: dict[torch.Size, list[nn.Parameter]] = {}
-        vectors = []
+        self.banks: dict[torch.Size, list[Tensor]] = {}
+        vectors: list[Tensor] = []
         for name, p in self.model.named_parameters():
             if name.startswith("blocks.") and p.ndim == 2 and not any(word in name for word in CONTROLS):
                 self.banks.setdefault(p.shape, []).append(p)
@@ -222,7 +222,8 @@ class RecordStep:
         ]
         betas = (o.adam_beta1, o.adam_beta2)
         self.adam = torch.optim.AdamW(groups, betas=betas, eps=o.adam_eps, fused=True)
-        self.ema_decay, self.weights = config.train.ema_decay, [*self.model.parameters()]
+        self.ema_decay = config.train.ema_decay
+        self.weights: list[Tensor] = [*self.model.parameters()]
         self.means = [p.detach().clone() for p in self.weights]
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -239,7 +240,7 @@ class RecordStep:
             torch._foreach_lerp_(self.means, self.weights, 1 - self.ema_decay)
         return loss.detach()
 
-    def _muon(self, bank: list[nn.Parameter], momenta: Tensor, aspect: float) -> None:
+    def _muon(self, bank: list[Tensor], momenta: Tensor, aspect: float) -> None:
         o = self.o
         gradients = torch.stack([p.grad for p in bank if p.grad is not None])
         momenta.mul_(o.muon_momentum).add_(gradients)

@@ -19,9 +19,11 @@ from support import shaken
 def config() -> RunConfig:
     """The preset with its loop, its two lanes and its skips, in small."""
     config = load_preset("record-0427")
-    sizes = {"vocab_size": 64, "seq_len": 48, "n_layers": 7, "d_model": 96, "n_heads": 4, "kv_heads": 2}
-    layers = {"xsa_layers": 7, "loop_from": 2, "loop_to": 3, "parallel_from": 5}
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes, **layers))
+    small = dataclasses.replace(
+        config.model, vocab_size=64, seq_len=48, n_layers=7, d_model=96, n_heads=4, kv_heads=2, xsa_layers=7,
+        loop_from=2, loop_to=3, parallel_from=5,
+    )  # fmt: skip
+    return dataclasses.replace(config, model=small)
 
 
 @pytest.fixture
