@@ -134,7 +134,7 @@ def main(
     its_dtype: torch.dtype = getattr(torch, dtype)
     config = load_preset(preset)
     full = dataclasses.replace(config, model=dataclasses.replace(config.model, q_rank=0))
-    plain_form = RecordStep if preset == "record-0427" else PlainStep
+    plain_form = RecordStep if preset.partition("+")[0] == "record-0427" else PlainStep
     steps: dict[str, tuple[type[Step], RunConfig]] = {PLAIN: (plain_form, full), FULL: (OurStep, full)}
     if config.model.q_rank:
         steps[f"pargolf, q_rank {config.model.q_rank}"] = OurStep, config
