@@ -34,8 +34,6 @@ from pargolf.system.errors import UserError
 from pargolf.train.qat import quantized
 
 DOCUMENT = 200  # tokens, on average
-
-
 # Beside all overlays: what `small` has is taken out, and partial RoPE leaves its heads of 16 something.
 OTHERS = ("train.ema_decay=0", "optim.grad_clip=0", "+partial-rope+model.rope_dims=4")
 
@@ -88,7 +86,7 @@ def main(args: Args) -> None:
 
 
 def changes(vary: Sequence[str]) -> list[Change]:
-    """What the rows change, each once."""
+    """What the rows change."""
     texts = vary or [*OTHERS, *(f"+{name}" for name in overlay_names() if name != "small")]
     return [change for text in texts for change in read_axis(text) if change != Change()]
 
