@@ -1,44 +1,52 @@
-"""Step time of overlays against the preset below them: python benchmarks/options.py [--preset demo].
+"""What each option of model and training costs in a step, in ms: python benchmarks/options.py.
 
-Each row lays an overlay over the preset and times forward, backward and optimizer of one micro-batch,
-compiled as in training, on random tokens in documents of about 200. Preset and overlay take turns; the
-ratio is the median over the pairs, with its 95 % interval. One process: run nothing else meanwhile.
-On a GPU: not yet run.
+Each row makes one change to the preset and times forward, backward and optimizer of one micro-batch, compiled
+as in training, on random tokens in documents of about 200. Preset and changed preset take turns; differences
+and ratios are medians over the pairs, with 95 % intervals. One process: run nothing else meanwhile. What
+changes a schedule or the start alone costs nothing, and shows how far the others can be believed. On a GPU:
+not yet run.
 """
 
+import platform
+import re
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import tyro
 from rich.table import Table
 from scipy import stats
 
-from pargolf.config.presets import add_overlays, load_preset, overlay_names, validated
+from pargolf.config.presets import load_preset, overlay_names
 from pargolf.config.schema import RunConfig
 from pargolf.kernels import native
 from pargolf.model.gpt import GPT
 from pargolf.optim.averaging import average_of
 from pargolf.optim.groups import Optimizers
+from pargolf.study.ablate import Change, read_axis
 from pargolf.system import machine
 from pargolf.system.console import console
 from pargolf.system.errors import UserError
 from pargolf.train.qat import quantized
 
 DOCUMENT = 200  # tokens, on average
+# Beside all overlays: what `small` has is taken out, and partial RoPE leaves its heads of 16 something.
+OTHERS = ("train.ema_decay=0", "optim.grad_clip=0", "+partial-rope+model.rope_dims=4")
 
 
 @dataclass
 class Args:
-    """Time overlays against the preset without them."""
+    """Time changes of a preset against the preset."""
 
-    preset: str = "demo"
-    overlays: tuple[str, ...] = ()
-    """Names of overlays; default: all that fit the preset and leave its shape."""
-    rows: int = 8
-    """Rows of seq_len in the batch."""
+    preset: str = "full-q+small"
+    vary: tuple[str, ...] = ()
+    """Changes as in `ablate --vary`; default: all overlays that fit the preset and change its training."""
+    rows: int = 0
+    """Rows of seq_len in the batch; 0: a micro-batch of the preset."""
     pairs: int = 20
     """Timed pairs of steps, after three untimed ones."""
     dtype: str = "bfloat16"
@@ -50,39 +58,69 @@ def main(args: Args) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     config = load_preset(args.preset)
-    plain = Step(config, args)
-    table = Table(title=f"{args.preset}, {args.rows} x {config.model.seq_len} tokens, {args.dtype}, CPU")
-    for column in ("overlay", "parameters", "plain ms", "with it ms", "ratio", "95 %"):
-        table.add_column(column, justify="left" if column == "overlay" else "right")
-    table.add_row("none", f"{plain.parameters:,}", "", "", "1", "")
-    for name in args.overlays or [name for name in overlay_names() if name != "small"]:
+    c, t = config.model, config.train
+    rows = args.rows or t.batch_tokens // t.micro_batches // c.seq_len
+    base = Step(config, rows, args.dtype)
+    table = Table(title=f"{args.preset}, {rows} x {c.seq_len} tokens, {args.dtype}, {processor()}")
+    for column in ("change", "parameters", "preset ms", "with it ms", "more ms", "ratio"):
+        table.add_column(column, justify="left" if column == "change" else "right")
+    table.add_row("none", f"{base.parameters:,}")
+    for change in changes(args.vary):
         try:
-            other = Step(validated(add_overlays(config, f"+{name}")), args)
+            changed = change.of(config)
         except UserError as error:
             console.print(f"left out: {error}", highlight=False)
             continue
-        times = [(plain(), other()) for _ in range(args.pairs + 3)][3:]
+        if (changed.model, changed.train, changed.optim) == (c, t, config.optim):
+            console.print(f"left out: {change.name} changes nothing of training", highlight=False)
+            continue
+        other = Step(changed, rows, args.dtype)
+        times = [(1e3 * base(), 1e3 * other()) for _ in range(args.pairs + 3)][3:]
         a, b = (statistics.median(column) for column in zip(*times, strict=True))
-        ratios = [y / x for x, y in times]
-        low, high = stats.quantile_test(ratios, q=1.0, p=0.5).confidence_interval(0.95)
         table.add_row(
-            name, f"{other.parameters:,}", f"{1e3 * a:.1f}", f"{1e3 * b:.1f}",
-            f"{statistics.median(ratios):.3f}", f"{low:.3f} to {high:.3f}",
+            change.name, f"{other.parameters:,}", f"{a:.1f}", f"{b:.1f}",
+            median([y - x for x, y in times], 1), median([y / x for x, y in times], 3),
         )  # fmt: skip
+    console.width = 140  # a file has none
     console.print(table)
+
+
+def changes(vary: Sequence[str]) -> list[Change]:
+    """What the rows change."""
+    texts = vary or [*OTHERS, *(f"+{name}" for name in overlay_names() if name != "small")]
+    return [change for text in texts for change in read_axis(text) if change != Change()]
+
+
+def median(values: Sequence[float], digits: int) -> str:
+    """The median and its 95 % interval, which is known from 6 values on."""
+    low, high = stats.quantile_test(values, q=statistics.median(values), p=0.5).confidence_interval(0.95)
+    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def processor() -> str:
+    """This machine in words."""
+    cpus = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpus.read_text()) if cpus.exists() else None
+    name = found[1] if found else platform.machine()
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{name} ({capability}), {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
 
 
 class Step:
     """One training step of a configuration; calling it returns its seconds."""
 
-    def __init__(self, config: RunConfig, args: Args):
+    def __init__(self, config: RunConfig, rows: int, its_dtype: str):
         machine.keep_memory()
-        c, dtype = config.model, getattr(torch, args.dtype)
+        c, dtype = config.model, getattr(torch, its_dtype)
         self.model = GPT(c, dtype, seed=0)
         self.optimizers = Optimizers(self.model, config.optim, dtype, average_of(self.model, config.train))
         native.install(self.model, self.optimizers)
         self.model.compile_regions()
-        shape = args.rows, c.seq_len + 1
+        # All models here share the code of a layer: each compiles it anew, and at the limit would go without.
+        limits = torch._dynamo.config
+        limits.recompile_limit = limits.accumulated_recompile_limit = 100_000
+        limits.fail_on_recompile_limit_hit = True
+        shape = rows, c.seq_len + 1
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(c.vocab_size, shape, generator=generator)
         begins = torch.rand(shape, generator=generator) < 1 / DOCUMENT

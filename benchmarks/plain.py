@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pargolf.config.schema import ModelConfig, OptimConfig
+from pargolf.config.schema import ModelConfig, RunConfig
 
 
 class CastedLinear(nn.Linear):
@@ -158,8 +158,9 @@ def orthogonalize(gradient: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 class PlainStep:
     """A model, Adam for its vectors and embedding, and Muon for its matrices; called, it takes one step."""
 
-    def __init__(self, c: ModelConfig, o: OptimConfig, dtype: torch.dtype, device: torch.device):
-        self.model, self.o, self.dtype, self.device = PlainGPT(c, dtype).to(device), o, dtype, device
+    def __init__(self, config: RunConfig, dtype: torch.dtype, device: torch.device):
+        o = self.o = config.optim
+        self.model, self.dtype, self.device = PlainGPT(config.model, dtype).to(device), dtype, device
         self.compiled = torch.compile(self.model, dynamic=False, fullgraph=True)
         self.orthogonalize = torch.compile(orthogonalize, dynamic=False)
         self.matrices = [m.weight for m in self.model.modules() if isinstance(m, CastedLinear)]

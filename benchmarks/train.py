@@ -1,8 +1,13 @@
-"""A training step against the plain form of the challenge's scripts: python benchmarks/train.py.
+"""A training step against the plain form of the challenge's scripts.
 
-Three steps take turns on the same random tokens: the plain form (plain.py) and pargolf's of the preset
-with full queries, and pargolf's of the preset as it is. Each is a process of its own, for what one asks
-of its process must not serve the others. Run nothing else meanwhile.
+    python benchmarks/train.py
+    python benchmarks/train.py record-0427 --rows 4
+
+Steps take turns on the same random tokens: the plain form and pargolf's of the preset with full queries, and
+pargolf's of the preset as it is if its queries are not full. The plain form is plain.py's, that of
+record-0427 plain_record.py's. Each is a process of its own, for what one asks of its process must not serve
+the others. Run nothing else meanwhile; where other work cannot be helped, OMP_NUM_THREADS=1 and `--clock
+processor` time what one thread computed.
 """
 
 import dataclasses
@@ -17,6 +22,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from plain import PlainStep
+from plain_record import RecordStep
 from rich.table import Table
 from scipy import stats
 from torch import Tensor
@@ -25,12 +31,17 @@ from pargolf.config.presets import load_preset
 from pargolf.config.schema import RunConfig
 from pargolf.kernels.native import install
 from pargolf.model.gpt import GPT
+from pargolf.optim.averaging import average_of
 from pargolf.optim.groups import Optimizers
 from pargolf.plan.roofline import model_flops
 from pargolf.system import machine
 from pargolf.system.console import console
 
 PLAIN, FULL = "plain, full q", "pargolf, full q"
+DOCUMENT = 1000  # tokens, on average, where documents are kept apart: about that of the challenge's text
+
+Clock = Literal["wall", "processor"]
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 class OurStep:
@@ -39,7 +50,7 @@ class OurStep:
     def __init__(self, config: RunConfig, dtype: torch.dtype, device: torch.device):
         machine.keep_memory()
         self.model = GPT(config.model, dtype, seed=0).to(device)
-        self.optimizers = Optimizers(self.model, config.optim, dtype)
+        self.optimizers = Optimizers(self.model, config.optim, dtype, average_of(self.model, config.train))
         install(self.model, self.optimizers)
         self.model.compile_regions()
         self.momentum = config.optim.muon_momentum
@@ -51,29 +62,39 @@ class OurStep:
         return loss.detach()
 
 
-def serve(pipe: Connection, config: RunConfig, plain: bool, dtype: torch.dtype, rows: int) -> None:
+Step = OurStep | PlainStep | RecordStep
+
+
+def batch(config: RunConfig, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random tokens and targets (rows, seq_len); in documents, if the model keeps them apart."""
+    torch.manual_seed(0)
+    c = config.model
+    span = torch.randint(c.vocab_size, (rows, c.seq_len + 1))
+    if c.documents == "apart":
+        span[torch.rand(span.shape) < 1 / DOCUMENT] = c.bos_id
+    span = span.to(device)
+    return span[:, :-1].contiguous(), span[:, 1:].contiguous()
+
+
+def serve(
+    pipe: Connection, form: type[Step], config: RunConfig, dtype: torch.dtype, rows: int, clock: Clock
+) -> None:
     """Make steps whenever the other end of `pipe` says so, and send it the second's loss and seconds a step.
 
     The first, not timed, finds the caches full of what another process did. A GPU then makes ten in a row.
     """
     device = torch.device(machine.resolve_device("auto"))
-    step: PlainStep | OurStep
-    if plain:
-        step = PlainStep(config.model, config.optim, dtype, device)
-        step.model.load_state_dict(GPT(config.model, seed=0).state_dict())
-    else:
-        step = OurStep(config, dtype, device)
-    torch.manual_seed(0)
-    span = torch.randint(config.model.vocab_size, (rows, config.model.seq_len + 1)).to(device)
-    tokens, targets = span[:, :-1].contiguous(), span[:, 1:].contiguous()
+    step, now = form(config, dtype, device), CLOCKS[clock]
+    step.model.load_state_dict(GPT(config.model, seed=0).state_dict())
+    tokens, targets = batch(config, rows, device)
     repeats = 10 if device.type == "cuda" else 1
     while pipe.recv():
         step(tokens, targets)
         machine.synchronize(device)
-        start = time.perf_counter()
+        start = now()
         losses = [step(tokens, targets) for _ in range(repeats)]
         machine.synchronize(device)
-        pipe.send((float(losses[0]), (time.perf_counter() - start) / repeats))
+        pipe.send((float(losses[0]), (now() - start) / repeats))
 
 
 def peak(dtype: torch.dtype, device: torch.device) -> float:
@@ -100,10 +121,11 @@ def times_faster(slow: Sequence[float], fast: Sequence[float]) -> str:
 
 
 def main(
-    preset: str = "lowrank-q192",
+    preset: tyro.conf.Positional[str] = "lowrank-q192",
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     rows: int = 8,
     turns: int = 15,
+    clock: Clock = "wall",
 ) -> None:
     """Print tokens/s, the ratios to the plain form and to full queries, and the share of the multiply's peak.
 
@@ -112,9 +134,10 @@ def main(
     its_dtype: torch.dtype = getattr(torch, dtype)
     config = load_preset(preset)
     full = dataclasses.replace(config, model=dataclasses.replace(config.model, q_rank=0))
-    steps = {PLAIN: (full, True), FULL: (full, False)}
+    plain_form = RecordStep if preset.partition("+")[0] == "record-0427" else PlainStep
+    steps: dict[str, tuple[type[Step], RunConfig]] = {PLAIN: (plain_form, full), FULL: (OurStep, full)}
     if config.model.q_rank:
-        steps[f"pargolf, q_rank {config.model.q_rank}"] = config, False
+        steps[f"pargolf, q_rank {config.model.q_rank}"] = OurStep, config
     device = torch.device(machine.resolve_device("auto"))
     name_of_it = (
         torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
@@ -122,9 +145,9 @@ def main(
     top = peak(its_dtype, device)
     spawn = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
-    for name, (its, plain) in steps.items():
+    for name, (form, its) in steps.items():
         pipes[name], end = spawn.Pipe()
-        spawn.Process(target=serve, args=(end, its, plain, its_dtype, rows), daemon=True).start()
+        spawn.Process(target=serve, args=(end, form, its, its_dtype, rows, clock), daemon=True).start()
     losses: dict[str, list[float]] = {name: [] for name in steps}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(turns + 1):  # the first one compiles
@@ -140,7 +163,7 @@ def main(
     tokens = rows * config.model.seq_len
     console.print(
         f"{preset}: {rows} x {config.model.seq_len} tokens, {dtype}, {name_of_it},"
-        f" median of {turns}; matrix multiply {top / 1e9:,.0f} GFLOP/s",
+        f" median of {turns} by the clock of the {clock}; matrix multiply {top / 1e9:,.0f} GFLOP/s",
         highlight=False,
         soft_wrap=True,
     )
@@ -148,7 +171,7 @@ def main(
     table = Table("")
     for column in columns:
         table.add_column(column, justify="right")
-    for name, (its, _) in steps.items():
+    for name, (_, its) in steps.items():
         median = statistics.median(times[name])
         share = model_flops(its) * tokens / median / top
         table.add_row(

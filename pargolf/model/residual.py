@@ -52,6 +52,5 @@ class Routes(nn.Module):
 
     def forward(self, lanes: Tensor, attended: Tensor, fed: Tensor) -> Tensor:
         """lanes (2, B, T, d_model), what attention and MLP add (B, T, d_model) -> the lanes after them."""
-        keep, add = self.keep.to(lanes.dtype), self.add.to(lanes.dtype)
-        added = torch.stack((attended, fed))
-        return keep[:, None, None, None] * lanes + torch.einsum("ls,sbtd->lbtd", add, added)
+        keep, add = (w.to(lanes.dtype)[..., None, None, None] for w in (self.keep, self.add))
+        return keep * lanes + add[:, 0] * attended + add[:, 1] * fed
