@@ -62,8 +62,9 @@ class ModelConfig:
     value_embed_dim: Count = 128
     """Width of the values' embedding, before it is projected."""
     key_offset: Share = 0.0
-    """Share of each key's dimensions, the first ones, that are those of the token before, so that one layer
-    finds what followed a token earlier on (modded-nanogpt, pull request 169)."""
+    """Share of the key heads, the first ones, whose keys are those of the token before: one layer then finds
+    what followed a token earlier on. After the partial key offset of modded-nanogpt (pull request 169), there
+    of some dimensions of all heads."""
     value_residual: bool = False
     """All layers but the first mix the first one's values into theirs (ResFormer)."""
     softcap_sides: bool = False

@@ -87,7 +87,7 @@ class Attention(nn.Module):
         self.q_gain = vector(c.n_heads, c.q_gain)
         self.takes_embedding = layer >= c.n_layers - c.value_embed_layers
         if c.key_offset:
-            is_late = torch.arange(c.d_kv) % c.d_head < c.key_offset * c.d_head
+            is_late = torch.arange(c.d_kv) < round(c.key_offset * c.kv_heads) * c.d_head
             self.register_buffer("is_late", is_late, persistent=False)
         self.value_share = vector(1, 1.0) if c.value_embed_layers and self.takes_embedding else None
         self.value_mix = vector(2, 0.5) if c.value_residual and layer else None

@@ -116,8 +116,8 @@ def test_value_residual_mixes_in_the_first_layers_values() -> None:
     assert not torch.allclose(kept, replaced)
 
 
-def test_an_offset_takes_the_first_dimensions_of_a_key_from_the_token_before() -> None:
-    model = shaken(tiny(key_offset=1 / 3))
+def test_an_offset_takes_the_keys_of_the_first_heads_from_the_token_before() -> None:
+    model = shaken(tiny(key_offset=0.5))
     attention = model.blocks[2].attn
     x, follows = torch.randn(2, 16, 24), torch.rand(2, 16) < 0.7
     follows[:, 0] = False
@@ -126,7 +126,7 @@ def test_an_offset_takes_the_first_dimensions_of_a_key_from_the_token_before() -
     own = attention.k(x).unflatten(-1, (2, 6))
     expected = own.clone()
     for row, place in follows.nonzero().tolist():
-        expected[row, place, :, :2] = own[row, place - 1, :, :2]
+        expected[row, place, 0] = own[row, place - 1, 0]
     placed = rotate(norm(expected).transpose(1, 2), model.cos, model.sin)
     torch.testing.assert_close(attend.call_args.args[1], placed)
 
