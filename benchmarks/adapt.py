@@ -105,9 +105,9 @@ def main(runs: tyro.conf.Positional[list[Path]], dataset: Path | None = None, st
         text = target.validation()
         losses: dict[str, np.ndarray] = {}
         for name, form in forms(model, text, target.scoring, stride).items():
-            start = time.perf_counter()
+            start = time.process_time()
             losses[name] = by_token(text, form())
-            seconds.setdefault(name, []).append(time.perf_counter() - start)
+            seconds.setdefault(name, []).append(time.process_time() - start)
             scores.setdefault(name, []).append(losses[name].sum() / np.log(2) / text.sizes[1:].sum())
             if name not in (BESIDE, "sliding, documents apart"):
                 apart = name.startswith("lora")
@@ -134,7 +134,7 @@ def main(runs: tyro.conf.Positional[list[Path]], dataset: Path | None = None, st
         table.add_row(name, *(f"{value:.3f}" for value in np.mean(rows, axis=0)))
     console.print(table)
     threads, processor = torch.get_num_threads(), target.device_type
-    say(f"{threads} threads, {processor}; seconds of the clock, each form once for each run")
+    say(f"{threads} threads, {processor}; seconds of the processor, each form once for each run")
 
 
 if __name__ == "__main__":
