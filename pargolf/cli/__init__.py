@@ -38,6 +38,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": study.compare,
     "ablate": study.ablate,
     "sweep": study.sweep,
+    "predict": study.predict,
     "report": study.report,
     "submit": submit.submit,
     "check": submit.check,

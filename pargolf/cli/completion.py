@@ -13,7 +13,7 @@ from pargolf.cli.explain import ExplainArgs
 from pargolf.cli.export import ExportArgs
 from pargolf.cli.parse import RunArgs, TrainArgs, parse
 from pargolf.cli.runs import DataArgs, EvalArgs, FinewebArgs, ListArgs, PackArgs, PlanArgs, SampleArgs
-from pargolf.cli.study import AblateArgs, AnalyzeArgs, CompareArgs, ReportArgs, SweepArgs
+from pargolf.cli.study import AblateArgs, AnalyzeArgs, CompareArgs, PredictArgs, ReportArgs, SweepArgs
 from pargolf.cli.submit import CheckArgs, ImportLogArgs, SubmitArgs, VerifyArgs
 
 
@@ -52,6 +52,7 @@ ARGUMENTS: dict[str, Any] = {
     "compare": CompareArgs,
     "ablate": AblateArgs,
     "sweep": SweepArgs,
+    "predict": PredictArgs,
     "report": ReportArgs,
     "submit": SubmitArgs,
     "check": CheckArgs,

@@ -12,6 +12,7 @@ from pargolf.study.compare import Comparison
 from pargolf.system.console import console, say
 
 if TYPE_CHECKING:  # brings Optuna, which a comparison does not need
+    from pargolf.study.predict import Prediction
     from pargolf.study.screen import Screen
     from pargolf.study.sweep import Front
 
@@ -97,6 +98,18 @@ def show_front(front: "Front") -> None:
         table.add_row(f"{point.number}", f"{point.val_bpb:.4f}", f"{point.bytes_total:,}", escape(settings))
     console.print(table)
     say(f"{front.complete} trials finished, {front.pruned} were pruned, {front.failed} failed")
+
+
+def show_predictions(predictions: list["Prediction"]) -> None:
+    """Print a line for each run."""
+    table = _table("val_loss at the end", "run", "seen", "beside", "predicted", "90 %", "ended at", "error")
+    for p in predictions:
+        error = "" if p.truth is None else f"{100 * (p.val_loss / p.truth - 1):+.2f} %"
+        table.add_row(
+            escape(p.name), f"{p.step:,} of {p.total:,}", f"{p.beside}", f"{p.val_loss:.4f}",
+            f"{p.low:.4f} - {p.high:.4f}", _number(p.truth, ".4f"), error,
+        )  # fmt: skip
+    console.print(table)
 
 
 def show_runs(runs: list[Listed]) -> None:

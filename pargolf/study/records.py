@@ -58,7 +58,7 @@ def read_record(folder: Path) -> RunRecord:
         if run.config.exists():
             raise UserError(f"{folder} is unfinished: it has no result.json; finish it with `pargolf run`")
         raise UserError(f"{folder} is no run folder: it has no result.json")
-    result, (preset, settings) = read_json(run.result), _read_settings(run)
+    result, (preset, settings) = read_json(run.result), read_settings(run)
     try:
         scores = result["artifact"]
         how = list(scores)[-1]  # "sliding"; of an imported run the score that its log ends with
@@ -141,7 +141,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_settings(run: Run) -> tuple[str, Settings]:
+def read_settings(run: Run) -> tuple[str, Settings]:
     """The stack that a run was made of, "" if it does not tell, and its known settings."""
     if run.imported.exists():
         return "", flatten(read_json(run.imported).get("settings", {}))

@@ -7,6 +7,7 @@ own, named by their settings, and whoever comes next learns from every trial.
 
 import socket
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pargolf.config.schema import RunConfig
-from pargolf.config.settings import Settings, from_dict, read_setting, to_dict, with_settings
+from pargolf.config.settings import Settings, from_dict, read_config, read_setting, to_dict, with_settings
 from pargolf.run.folder import Run, read_lines
 from pargolf.study.children import (
     Job,
@@ -35,6 +36,8 @@ from pargolf.study.children import (
     run_name,
     settle,
 )
+from pargolf.study.predict import Curve as Losses
+from pargolf.study.predict import predict, read_curve
 from pargolf.study.records import read_record
 from pargolf.system.console import say
 from pargolf.system.errors import UserError
@@ -91,12 +94,15 @@ def read_search(text: str) -> tuple[str, BaseDistribution]:
         raise UserError(f"cannot search {text}: {error}") from None
 
 
-def sweep(base: RunConfig, folder: Path, search: Search, trials: int, storage: str = "") -> Front:
+def sweep(
+    base: RunConfig, folder: Path, search: Search, trials: int, storage: str = "", by_prediction: bool = False
+) -> Front:
     """Go on until the study has `trials` that ended by themselves; returns where it then stands.
 
     `storage` is the URL of a database, by default a SQLite file in `folder`; the study in it has
-    the folder's name. Trials that this folder was interrupted in are continued first. Raises
-    UserError if settings, data or database are bad; Stopped by a signal.
+    the folder's name. `by_prediction` also stops trials that are `predicted_worse`. Trials that this
+    folder was interrupted in are continued first. Raises UserError if settings, data or database are bad;
+    Stopped by a signal.
     """
     if trials < 1 or not search:
         raise UserError("a sweep needs at least one --search section.field=low:high and one trial")
@@ -110,7 +116,7 @@ def sweep(base: RunConfig, folder: Path, search: Search, trials: int, storage: s
             trial.set_user_attr("folder", here)
             settings = {name: trial.params[name] for name in search}
             job = Job(with_settings(base, settings), folder / run_name(settings))
-            outcome = _make_run(job, study, lock)
+            outcome = _make_run(job, study, lock, by_prediction)
             said = _tell(study, trial, outcome)
             say(f"{done + 1}/{trials} {job.folder.name}: {said}")
         return _front(study)
@@ -126,6 +132,15 @@ def worse_than_median(curve: Curve, others: list[Curve]) -> bool:
     step = max(curve)
     there = [other[step] for other in others if step in other]
     return len(there) >= ENOUGH and curve[step] > statistics.median(there)
+
+
+def predicted_worse(folder: Path, finished: Sequence[Losses]) -> bool:
+    """Whether the predicted interval of the run's end lies above the best end of the finished ones."""
+    ends = [other.val[other.total] for other in finished if other.total in other.val]
+    try:
+        return bool(ends) and predict(read_curve(folder), beside=finished).low > min(ends)
+    except UserError:  # too few points yet
+        return False
 
 
 def _open(base: RunConfig, folder: Path, search: Search, storage: str) -> tuple[optuna.Study, RunConfig]:
@@ -171,14 +186,35 @@ def _ended(study: optuna.Study) -> list[FrozenTrial]:
     ]
 
 
-def _make_run(job: Job, study: optuna.Study, lock: int | None) -> Outcome:
+def _make_run(job: Job, study: optuna.Study, lock: int | None, by_prediction: bool) -> Outcome:
     """Make the run, unless one of the same settings is there; given up where it falls behind the others."""
     if job.finished:
         return Outcome(job, error="", given_up=False)
     complete = study.get_trials(states=(TrialState.COMPLETE,))
     others = [{step: bpb for step, bpb in trial.user_attrs["curve"]} for trial in complete]
-    (outcome,) = run_jobs([job], 1, lock, lambda job: worse_than_median(_curve(job), others))
+    finished = _finished_beside(job) if by_prediction else []
+    seen = 0  # lines of metrics at the last prediction: the question comes several times a second
+
+    def hopeless(job: Job) -> bool:
+        nonlocal seen
+        if worse_than_median(_curve(job), others):
+            return True
+        lines = len(read_lines(Run(job.folder).metrics)) if finished else 0
+        if lines == seen:
+            return False
+        seen = lines
+        return predicted_worse(job.folder, finished)
+
+    (outcome,) = run_jobs([job], 1, lock, hopeless)
     return outcome
+
+
+def _finished_beside(job: Job) -> list[Losses]:
+    """Curves of the finished trials in this folder whose losses are of the same tokens as the job's."""
+    folders = [path.parent for path in job.folder.parent.glob("*/result.json")]
+    return [
+        read_curve(folder) for folder in folders if read_config(Run(folder).config).data == job.config.data
+    ]
 
 
 def _tell(study: optuna.Study, trial: Trial, outcome: Outcome) -> str:
@@ -191,7 +227,8 @@ def _tell(study: optuna.Study, trial: Trial, outcome: Outcome) -> str:
     trial.set_user_attr("curve", list(curve.items()))
     if outcome.given_up and outcome.error:
         study.tell(trial, state=TrialState.PRUNED)
-        return f"pruned at step {max(curve)}, val_bpb {curve[max(curve)]:.4f}"
+        where = f" at step {max(curve)}, val_bpb {curve[max(curve)]:.4f}" if curve else ""
+        return f"pruned{where}"
     if outcome.error:
         trial.set_user_attr("error", outcome.error)
         study.tell(trial, state=TrialState.FAIL)
