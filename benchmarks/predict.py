@@ -15,7 +15,8 @@ from pargolf.config.schema import TrainConfig
 from pargolf.study.predict import SHAPE, Curve, Prediction, Shape, evidence, predict
 
 # What logs do not name: warm-down (steps or share), least learning rate, Muon's weight decay. From names and
-# READMEs of the records, or usual in their time; the warm-downs of 10L, Mamba3 and Random_Linear from where their whole curves bend.
+# READMEs of the records, or usual in their time; the warm-downs of 10L, Mamba3 and Random_Linear from where
+# their whole curves bend.
 UNNAMED = {
     "2026-03-18_FP16": (3600, 0, 0),
     "2026-03-19_10L": (1200, 0, 0),

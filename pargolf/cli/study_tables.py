@@ -106,7 +106,7 @@ def show_predictions(predictions: list["Prediction"]) -> None:
     for p in predictions:
         error = "" if p.truth is None else f"{100 * (p.val_loss / p.truth - 1):+.2f} %"
         table.add_row(
-            escape(p.name), f"{p.step:,} of {p.total:,}", f"{p.beside}", f"{p.val_loss:.4f}",
+            escape(p.name), f"{100 * p.step / p.total:.0f} %", f"{p.beside}", f"{p.val_loss:.4f}",
             f"{p.low:.4f} - {p.high:.4f}", _number(p.truth, ".4f"), error,
         )  # fmt: skip
     console.print(table)
