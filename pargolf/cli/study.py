@@ -77,9 +77,11 @@ class SweepArgs(RunArgs):
 
     search: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A setting and where to look: "field=a,b,c", "field=low:high", "field=low:high:step" or
-    "field=low:high:log"."""
+    "field=low:high:log"; or overlays to choose from, "base,+a,+a+b"."""
     trials: int = 20
     """Trials of the study in all, with those that it already has."""
+    jobs: int = 1
+    """Runs at once; they share the cores."""
     by_prediction: bool = False
     """Also stop a trial whose val_loss is predicted to end, at its best, above the best finished trial's."""
     storage: OptionalText = ""
@@ -193,7 +195,9 @@ def sweep(argv: list[str]) -> None:
     from pargolf.study.sweep import read_search, sweep
 
     search = dict(read_search(text) for text in args.search)
-    show_front(sweep(args.config, args.folder, search, args.trials, args.storage, args.by_prediction))
+    show_front(
+        sweep(args.config, args.folder, search, args.trials, args.storage, args.by_prediction, args.jobs)
+    )
 
 
 def predict(argv: list[str]) -> None:

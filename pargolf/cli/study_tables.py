@@ -94,8 +94,8 @@ def show_front(front: "Front") -> None:
     """Print the trials that no other beats in both val_bpb and bytes."""
     table = _table("Pareto front, within the budget", "trial", "val_bpb", "bytes", "settings")
     for point in front.points:
-        settings = ", ".join(f"{name}={value}" for name, value in point.settings.items())
-        table.add_row(f"{point.number}", f"{point.val_bpb:.4f}", f"{point.bytes_total:,}", escape(settings))
+        changes = escape(point.name.replace(",", ", "))
+        table.add_row(f"{point.number}", f"{point.val_bpb:.4f}", f"{point.bytes_total:,}", changes)
     console.print(table)
     say(f"{front.complete} trials finished, {front.pruned} were pruned, {front.failed} failed")
 

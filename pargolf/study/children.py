@@ -103,19 +103,21 @@ def locked(folder: Path) -> contextlib.AbstractContextManager[int | None]:
 def run_jobs(
     jobs: Iterable[Job], at_once: int, lock: int | None, hopeless: Callable[[Job], bool] = lambda job: False
 ) -> Iterator[Outcome]:
-    """Run jobs, `at_once` at a time, and yield each one's outcome as it ends.
+    """Run jobs, `at_once` at a time, and yield each one's outcome as it ends; a job is asked for when its
+    turn comes.
 
     A job that `hopeless` says is not worth finishing is stopped. On SIGINT or SIGTERM every
     process is passed the signal, saves its checkpoint and is waited for; then raises Stopped.
     """
-    waiting, running, given_up = list(jobs), dict[subprocess.Popen[bytes], Job](), set[Job]()
+    waiting, running, given_up = iter(jobs), dict[subprocess.Popen[bytes], Job](), set[Job]()
     with _noted_signals() as received:
         passed_on = 0
         try:
-            while running or (waiting and not received):
-                while waiting and len(running) < at_once and not received:
-                    job = waiting.pop(0)
+            while True:
+                while len(running) < at_once and not received and (job := next(waiting, None)):
                     running[_start(job, at_once, lock)] = job
+                if not running:
+                    break
                 time.sleep(POLL_SECONDS)
                 for number in received[passed_on:]:
                     for process in running:

@@ -7,7 +7,7 @@ own, named by their settings, and whoever comes next learns from every trial.
 
 import socket
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from pargolf.config.presets import add_overlays
 from pargolf.config.schema import RunConfig
 from pargolf.config.settings import Settings, from_dict, read_config, read_setting, to_dict, with_settings
 from pargolf.run.folder import Run, read_lines
+from pargolf.study.ablate import BASE, Change, read_axis
 from pargolf.study.children import (
     Job,
     Outcome,
@@ -33,7 +35,6 @@ from pargolf.study.children import (
     locked,
     refuse_incomparable,
     run_jobs,
-    run_name,
     settle,
 )
 from pargolf.study.predict import Curve as Losses
@@ -53,6 +54,8 @@ class Point:
     """A finished trial."""
 
     number: int
+    name: str
+    """What it changes, as in the name of its run's folder."""
     settings: Settings
     val_bpb: float
     bytes_total: int
@@ -70,10 +73,14 @@ class Front:
 
 
 def read_search(text: str) -> tuple[str, BaseDistribution]:
-    """The setting and where to look: "field=a,b,c", "field=low:high", "...:step" or "...:log".
+    """The setting and where to look: "field=a,b,c", "field=low:high", "...:step" or "...:log"; or overlays
+    to choose from, "base,+a,+a+b", as `read_axis` takes them, under their whole text.
 
-    Raises UserError on a setting or value that does not exist, and on a range with nothing in it.
+    Raises UserError on a setting, overlay or value that does not exist, and on a range with nothing in it.
     """
+    if _is_overlays(text):
+        read_axis(text)
+        return text, CategoricalDistribution(tuple(dict.fromkeys(text.split(","))))
     name, equals, values = text.partition("=")
     if not equals:
         raise UserError(f"'{text}' names no range; write section.field=low:high or section.field=a,b,c")
@@ -94,15 +101,34 @@ def read_search(text: str) -> tuple[str, BaseDistribution]:
         raise UserError(f"cannot search {text}: {error}") from None
 
 
+def _is_overlays(text: str) -> bool:
+    return text.startswith("+") or text.split(",")[0] == BASE
+
+
+def change_of(params: Mapping[str, Any]) -> Change:
+    """What a trial changes, by what it has drawn for each --search."""
+    drawn = (
+        read_axis(value)[0] if _is_overlays(name) else Change(settings={name: value})
+        for name, value in params.items()
+    )
+    return sum(drawn, Change())
+
+
 def sweep(
-    base: RunConfig, folder: Path, search: Search, trials: int, storage: str = "", by_prediction: bool = False
+    base: RunConfig,
+    folder: Path,
+    search: Search,
+    trials: int,
+    storage: str = "",
+    by_prediction: bool = False,
+    at_once: int = 1,
 ) -> Front:
     """Go on until the study has `trials` that ended by themselves; returns where it then stands.
 
-    `storage` is the URL of a database, by default a SQLite file in `folder`; the study in it has
-    the folder's name. `by_prediction` also stops trials that are `predicted_worse`. Trials that this
-    folder was interrupted in are continued first. Raises UserError if settings, data or database are bad;
-    Stopped by a signal.
+    `at_once` run side by side. `storage` is the URL of a database, by default a SQLite file in `folder`; the
+    study in it has the folder's name. `by_prediction` also stops trials that are `predicted_worse`. Trials
+    that this folder was interrupted in are continued first. Raises UserError if settings, data or database
+    are bad; Stopped by a signal.
     """
     if trials < 1 or not search:
         raise UserError("a sweep needs at least one --search section.field=low:high and one trial")
@@ -111,14 +137,28 @@ def sweep(
     with locked(folder) as lock:
         study, base = _open(base, folder, search, storage or _sqlite(folder / "study.db"))
         _queue_interrupted(study, here)
-        while (done := len(_ended(study))) < trials:
-            trial = study.ask(search)
-            trial.set_user_attr("folder", here)
-            settings = {name: trial.params[name] for name in search}
-            job = Job(with_settings(base, settings), folder / run_name(settings))
-            outcome = _make_run(job, study, lock, by_prediction)
-            said = _tell(study, trial, outcome)
-            say(f"{done + 1}/{trials} {job.folder.name}: {said}")
+        asked: dict[Path, list[Trial]] = {}  # trials under way, by the run that they wait for
+
+        def jobs() -> Iterator[Job]:
+            while len(_ended(study)) + sum(map(len, asked.values())) < trials:
+                trial = study.ask(search)
+                trial.set_user_attr("folder", here)
+                change = change_of({name: trial.params[name] for name in search})
+                config = add_overlays(base, change.overlays) if change.overlays else base
+                job = Job(with_settings(config, change.settings), folder / change.name)
+                asked.setdefault(job.folder, []).append(trial)
+                if job.finished:
+                    tell(Outcome(job, error="", given_up=False))
+                elif len(asked[job.folder]) == 1:
+                    yield job
+
+        def tell(outcome: Outcome) -> None:
+            for trial in asked.pop(outcome.job.folder):
+                said = _tell(study, trial, outcome)
+                say(f"{len(_ended(study))}/{trials} {outcome.job.folder.name}: {said}")
+
+        for outcome in run_jobs(jobs(), at_once, lock, _hopeless(study, by_prediction)):
+            tell(outcome)
         return _front(study)
 
 
@@ -162,7 +202,7 @@ def _open(base: RunConfig, folder: Path, search: Search, storage: str) -> tuple[
         raise UserError(f"{folder} holds a sweep with another --search; choose another --name")
     study.set_user_attr("settings", {"base": to_dict(base), "search": searched})
     # Each start draws anew: the same seed would repeat the first start's random trials.
-    study.sampler = optuna.samplers.TPESampler(seed=base.train.seed + len(study.trials))
+    study.sampler = optuna.samplers.TPESampler(seed=base.train.seed + len(study.trials), constant_liar=True)
     return study, base
 
 
@@ -186,27 +226,22 @@ def _ended(study: optuna.Study) -> list[FrozenTrial]:
     ]
 
 
-def _make_run(job: Job, study: optuna.Study, lock: int | None, by_prediction: bool) -> Outcome:
-    """Make the run, unless one of the same settings is there; given up where it falls behind the others."""
-    if job.finished:
-        return Outcome(job, error="", given_up=False)
-    complete = study.get_trials(states=(TrialState.COMPLETE,))
-    others = [{step: bpb for step, bpb in trial.user_attrs["curve"]} for trial in complete]
-    finished = _finished_beside(job) if by_prediction else []
-    seen = 0  # lines of metrics at the last prediction: the question comes several times a second
+def _hopeless(study: optuna.Study, by_prediction: bool) -> Callable[[Job], bool]:
+    """Whether a run falls behind the finished trials, asked again and again."""
+    seen: dict[Path, int] = {}  # lines of metrics at the last answer, which nothing but a new line changes
 
     def hopeless(job: Job) -> bool:
-        nonlocal seen
+        lines = len(read_lines(Run(job.folder).metrics))
+        if seen.get(job.folder, 0) == lines:
+            return False
+        seen[job.folder] = lines
+        complete = study.get_trials(states=(TrialState.COMPLETE,))
+        others = [{step: bpb for step, bpb in trial.user_attrs["curve"]} for trial in complete]
         if worse_than_median(_curve(job), others):
             return True
-        lines = len(read_lines(Run(job.folder).metrics)) if finished else 0
-        if lines == seen:
-            return False
-        seen = lines
-        return predicted_worse(job.folder, finished)
+        return by_prediction and predicted_worse(job.folder, _finished_beside(job))
 
-    (outcome,) = run_jobs([job], 1, lock, hopeless)
-    return outcome
+    return hopeless
 
 
 def _finished_beside(job: Job) -> list[Losses]:
@@ -252,10 +287,10 @@ def _curve(job: Job) -> Curve:
 
 
 def _front(study: optuna.Study) -> Front:
-    points = {
-        run_name(trial.params): Point(trial.number, trial.params, trial.values[0], int(trial.values[1]))
-        for trial in study.best_trials
-    }
+    points = {}
+    for trial in study.best_trials:
+        name = change_of(trial.params).name
+        points[name] = Point(trial.number, name, trial.params, trial.values[0], int(trial.values[1]))
     states = [trial.state for trial in _ended(study)]
     return Front(
         tuple(sorted(points.values(), key=lambda point: point.val_bpb)),

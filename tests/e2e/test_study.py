@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import optuna
@@ -185,6 +186,43 @@ def test_a_sweep(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture
 
     assert sweep(9, search="model.q_rank=0:8") == 2
     assert "sweep with another --search" in capsys.readouterr().err
+
+
+def test_a_sweep_of_overlays_side_by_side(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs: dict[str, RunConfig] = {}
+
+    def finish(jobs: Iterator[Job], at_once: int, lock: int, hopeless: object) -> Iterator[Outcome]:
+        """As `run_jobs`, the longest under way first; a score takes the place of training."""
+        running = list(islice(jobs, at_once))
+        while running:
+            assert len({job.folder for job in running}) == len(running) <= at_once == 2
+            job = running.pop(0)
+            configs[job.folder.name] = job.config
+            start_run(job.folder, job.config)
+            score = {"sliding": {"val_bpb": 3 - len(job.config.preset) / 100, "bytes": 7}}
+            sizes = {"bytes_total": 1000 + job.config.model.q_rank}
+            (job.folder / "result.json").write_text(json.dumps({"artifact": score} | sizes))
+            yield Outcome(job, "", given_up=False)
+            running += islice(jobs, at_once - len(running))
+
+    monkeypatch.setattr("pargolf.study.sweep.run_jobs", finish)
+    command = [
+        "sweep", "demo", "--runs", str(tmp_path), "--name", "s", "--trials", "9", "--jobs", "2",
+        "--search", "base,+xsa,+xsa+smear", "--search", "model.q_rank=4,8", *dataset.options(),
+    ]  # fmt: skip
+    assert dispatch(command) == 0
+    out = capsys.readouterr().out
+    assert "9/9 " in out and "9 trials finished" in out
+    for name, config in configs.items():
+        overlays, _, rank = name.rpartition("model.q_rank=")
+        assert config.preset == "demo" + overlays.rstrip(",") and config.model.q_rank == int(rank)
+        assert (config.model.smear, config.model.xsa_layers) == (
+            "late" if "smear" in name else "off", 4 if "xsa" in name else 0
+        )  # fmt: skip
+    assert {name.rpartition("model")[0] for name in configs} <= {"", "+xsa,", "+xsa+smear,"}
+    assert "+xsa+smear,model.q_rank=4" in out
 
 
 def test_a_screen(

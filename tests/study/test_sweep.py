@@ -11,6 +11,7 @@ from optuna.trial import TrialState, create_trial
 
 from pargolf.config.presets import load_preset
 from pargolf.config.settings import with_settings
+from pargolf.study.ablate import Change
 from pargolf.study.sweep import (
     ENOUGH,
     Search,
@@ -18,6 +19,7 @@ from pargolf.study.sweep import (
     _front,
     _open,
     _queue_interrupted,
+    change_of,
     read_search,
     worse_than_median,
 )
@@ -49,9 +51,19 @@ def test_choices(choices: list[int]) -> None:
     assert read_search(f"export.attn_bits={text},{choices[0]}")[1] == CategoricalDistribution(tuple(choices))
 
 
+def test_overlays_are_choices_and_change_what_their_names_say() -> None:
+    text = "base,+xsa,+xsa+smear+model.q_rank=4"
+    name, where = read_search(text)
+    assert (name, where) == (text, CategoricalDistribution(("base", "+xsa", "+xsa+smear+model.q_rank=4")))
+    assert change_of({text: "base"}) == Change()
+    both = change_of({text: "+xsa+smear+model.q_rank=4", "optim.muon_lr": 0.1})
+    assert both == Change("+xsa+smear", {"model.q_rank": 4, "optim.muon_lr": 0.1})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("base,+xss", "did you mean"),
         ("model.q_rnk=0:3", "did you mean model.q_rank"),
         ("model.q_rank", "names no range"),
         ("model.q_rank=5:1", "low <= high"),
