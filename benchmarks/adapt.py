@@ -94,8 +94,13 @@ def interval(values: list[float]) -> str:
     return f"{mean:+.4f} ± {half:.4f}"
 
 
-def main(runs: tyro.conf.Positional[list[Path]], dataset: Path | None = None, stride: int = 64) -> None:
-    """Print both tables."""
+def main(
+    runs: tyro.conf.Positional[list[Path]],
+    dataset: Path | None = None,
+    stride: int = 64,
+    leave_out: tuple[str, ...] = (),
+) -> None:
+    """Print both tables, without the forms `leave_out`."""
     scores: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {}
     along: dict[str, list[list[float]]] = {}
@@ -104,7 +109,8 @@ def main(runs: tyro.conf.Positional[list[Path]], dataset: Path | None = None, st
         model = load_model(target.open()[0], target.dtype)
         text = target.validation()
         losses: dict[str, np.ndarray] = {}
-        for name, form in forms(model, text, target.scoring, stride).items():
+        chosen = forms(model, text, target.scoring, stride)
+        for name, form in ((n, f) for n, f in chosen.items() if n not in leave_out):
             start = time.process_time()
             losses[name] = by_token(text, form())
             seconds.setdefault(name, []).append(time.process_time() - start)
@@ -132,7 +138,7 @@ def main(runs: tyro.conf.Positional[list[Path]], dataset: Path | None = None, st
         table.add_column(f"{low:,}" if low < 1000 else f"{low // 1000} k", justify="right")
     for name, rows in along.items():
         table.add_row(name, *(f"{value:.3f}" for value in np.mean(rows, axis=0)))
-    console.print(table)
+    console.print(table, width=110, crop=False)  # no digit is lost on a narrow terminal
     threads, processor = torch.get_num_threads(), target.device_type
     say(f"{threads} threads, {processor}; seconds of the processor, each form once for each run")
 
