@@ -130,15 +130,10 @@ def main(
         clock = f"{statistics.mean(seconds[name]):.1f}"
         table.add_row(name, f"{statistics.mean(found):.4f}", against, clock, f"{ratio:.1f}")
     console.print(table)
-    table = Table(
-        title="gained after so many bytes, of the stream or (lora) of the document", title_justify="left"
-    )
-    table.add_column("form")
-    for low in EDGES:
-        table.add_column(f"{low:,}" if low < 1000 else f"{low // 1000} k", justify="right")
+    say("gained after so many bytes, of the stream or (lora) of the document:")
+    say(" ".join(f"{low:>7,}" for low in EDGES))
     for name, rows in along.items():
-        table.add_row(name, *(f"{value:.3f}" for value in np.mean(rows, axis=0)))
-    console.print(table, width=110, crop=False)  # no digit is lost on a narrow terminal
+        say(" ".join(f"{value:7.3f}" for value in np.mean(rows, axis=0)) + f"  {name}")
     threads, processor = torch.get_num_threads(), target.device_type
     say(f"{threads} threads, {processor}; seconds of the processor, each form once for each run")
 
