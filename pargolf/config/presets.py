@@ -35,6 +35,8 @@ class Layer:
     """What it changes."""
     about: str
     """What its first comment says, in one line; empty if it does not begin with one."""
+    overlay: bool = False
+    """Laid over a preset. A preset and an overlay may have the same name."""
     above: bool = False
     """Of an overlay: it is laid over all others, wherever the stack names it."""
 
@@ -139,7 +141,7 @@ def _fault(stack: str) -> str:
 
 def _read_preset(name: str) -> list[Layer]:
     """A preset's file; before it the files of the stack that it names as its base, if it does."""
-    if name in overlay_names():
+    if name in overlay_names() and name not in preset_names():
         raise UserError(f"{name} is an overlay; lay it over a preset: {PUBLISHED}+{name}")
     if name not in preset_names() and not name.endswith(".toml"):
         near = did_you_mean(name, preset_names() + overlay_names())
@@ -160,7 +162,7 @@ def _read_preset(name: str) -> list[Layer]:
 
 
 def _read_overlay(name: str) -> Layer:
-    if name in preset_names():
+    if name in preset_names() and name not in overlay_names():
         raise UserError(f"{name} is a preset; a stack begins with it: {name}+{overlay_names()[0]}")
     if name not in overlay_names() and not name.endswith(".toml"):
         near = did_you_mean(name, overlay_names())
@@ -170,7 +172,7 @@ def _read_overlay(name: str) -> Layer:
     require("base" not in values, f"{name} names its base, so it is no overlay; begin the stack with it")
     above = values.pop("above", False)
     require(isinstance(above, bool), f"{name}: above must be true or false, is {above!r}")
-    return dataclasses.replace(_layer(name, values, about), above=above)
+    return dataclasses.replace(_layer(name, values, about), overlay=True, above=above)
 
 
 def _read_file(folder: Traversable, name: str) -> tuple[dict[str, Any], str]:

@@ -42,13 +42,13 @@ def differences(config: RunConfig) -> Differences:
     is then among the settings.
     """
     layers = _layers(config.preset)
-    packaged = [layer.name for layer in layers if layer.name in preset_names()]
+    packaged = [layer.name for layer in layers if _is_packaged(layer)]
     base = packaged[-1] if packaged else PUBLISHED
     mine, theirs = (flatten(to_dict(c)) for c in (config, _as_chosen(load_preset(base), config)))
     files = [
         layer
         for layer in layers
-        if layer.name not in preset_names() and layer.about
+        if not _is_packaged(layer) and layer.about
         if layer.settings.items() <= mine.items()
     ]
     told = NOT_COMPARED.union(*(layer.settings for layer in files))
@@ -64,6 +64,11 @@ def differences(config: RunConfig) -> Differences:
             if before != "auto"
         ],
     )
+
+
+def _is_packaged(layer: Layer) -> bool:
+    """Whether it is a preset of the package, with which differences can begin."""
+    return not layer.overlay and layer.name in preset_names()
 
 
 def _layers(stack: str) -> list[Layer]:
