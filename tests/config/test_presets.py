@@ -18,6 +18,7 @@ from pargolf.config.presets import (
     origins,
     overlay_names,
     preset_names,
+    read_stack,
     validated,
 )
 from pargolf.config.schema import RunConfig
@@ -89,6 +90,12 @@ def test_an_overlay_above_is_laid_over_all_others_wherever_it_is_named() -> None
     assert add_overlays(load_preset("full-q+loop"), "+small") == last
     changed = with_settings(load_preset("full-q+small"), {"model.loop_to": 4})  # by the user, above all
     assert add_overlays(changed, "+loop").model.loop_to == 4
+
+
+def test_a_preset_and_an_overlay_may_have_one_name() -> None:
+    preset, overlay = load_preset("golf"), load_preset("demo+golf")
+    assert (preset.model.n_layers, overlay.model.n_layers) == (11, 4)
+    assert [layer.overlay for layer in read_stack("golf+golf")][-2:] == [False, True]
 
 
 def test_above_is_yes_or_no(tmp_path: Path) -> None:

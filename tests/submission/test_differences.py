@@ -31,6 +31,11 @@ def test_an_overlay_speaks_for_its_settings_and_others_are_named() -> None:
     assert found == Differences("demo", [LEAKY], [rank])
 
 
+def test_an_overlay_with_the_name_of_a_preset_is_no_preset() -> None:
+    found = differences(load_preset("demo+golf"))
+    assert (found.base, [name for name, _ in found.files], found.settings) == ("demo", ["golf"], [])
+
+
 def test_an_overlay_that_an_option_undid_says_nothing() -> None:
     assert changed("demo+leaky-relu", {"model.relu_slope": 0.0}) == Differences("demo", [], [])
     found = changed("demo+leaky-relu", {"model.relu_slope": 0.25})
