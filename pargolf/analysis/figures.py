@@ -135,6 +135,8 @@ def svg(figure: Figure, name: str) -> str:
         lambda match: clips.setdefault(match[0], f"{name}-{len(clips)}"),
         text,
     )
+    # So do the last digits of coordinates, which are millionths of a point.
+    text = re.sub(r"-?\d+\.\d{5,}", lambda number: f"{float(number[0]):.3f}", text)
     # Names of groups would repeat from figure to figure, and nothing refers to them.
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     for color, variable in VARIABLES.items():

@@ -24,7 +24,13 @@ def test_a_full_disk_behind_the_output_is_one_line(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["--help", "config demo", "train demo --help", "plan demo --export.code-form readable"]
+    "command",
+    [
+        "--help",
+        "config demo",
+        "train demo --help",
+        "plan demo --export.code-form readable --train.compile off",
+    ],
 )
 def test_a_reader_that_leaves_ends_it_in_silence(command: str) -> None:
     done = shell(f"pargolf {command} | true")

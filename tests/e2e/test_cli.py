@@ -205,7 +205,7 @@ def test_the_overview_lists_the_commands_in_the_order_of_the_work(capsys: pytest
     lines = capsys.readouterr().out.splitlines()
     _, *shown = lines[1 : lines.index("", 2)]
     assert [line.split()[0] for line in shown] == list(COMMANDS)
-    assert any(line.startswith("presets: baseline, demo, full-q, lowrank-q192") for line in lines)
+    assert any(line.startswith("presets: baseline, demo, full-q, golf, lowrank-q192") for line in lines)
     assert "overlays: adapt-lora, " in " ".join(lines)
     assert " depth-attention, " in " ".join(lines)
 

@@ -47,7 +47,9 @@ def test_a_stack_goes_through_every_command(
     module_cache: None,
 ) -> None:
     run = tmp_path / "stacked"
-    options = dataset.options(eval__stride=16, train__iterations=8, **changes)
+    options = dataset.options(
+        eval__stride=16, train__iterations=8, export__calibration_tokens=2048, **changes
+    )
     assert dispatch(["plan", stack, *options]) == 0
     assert dispatch(["run", stack, "--runs", str(tmp_path), "--name", "stacked", *options]) == 0
     config = json.loads((run / "config.json").read_text())
