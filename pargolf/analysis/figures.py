@@ -144,6 +144,14 @@ def svg(figure: Figure, name: str) -> str:
     return text
 
 
+def on_paper(picture: str) -> str:
+    """What `svg` made, as a file of its own: on white, in the light page's colours."""
+    for color, variable in VARIABLES.items():
+        picture = picture.replace(f"var({variable})", color)
+    paper = '<rect width="100%" height="100%" fill="white"/>'
+    return picture.replace(">", f">{paper}", 1).replace("<svg", '<svg font-family="sans-serif"', 1)
+
+
 def loss_picture(lines: Sequence[Line]) -> Picture:
     """Training and validation loss (nats a token) and learning rate by step, from each run's metrics."""
     shown, caption = _shown(lines)
