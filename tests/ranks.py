@@ -10,9 +10,9 @@ import socket
 import sys
 import time
 
-import torch._inductor.standalone_compile  # the slow part of what `pargolf train` loads
+import torch._inductor.standalone_compile  # noqa: F401  # the slow part of what `pargolf train` loads
 import torch.distributed as dist
-import tyro  # noqa: F401  # as well
+import tyro  # noqa: F401  # the next slowest
 
 
 def rank_of(number: int, world: int, port: int, arguments: list[str]) -> int:

@@ -8,7 +8,6 @@ import gc
 import inspect
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -64,18 +63,15 @@ def world(device_type: str) -> Iterator[torch.device]:
         yield device
     except BaseException as error:
         if not _fails_first(notes):
-            sys.exit(2)
+            os._exit(2)  # at once: ranks that wait for this one learn by it that they wait in vain
         launch.take_the_word()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others by it, maybe before the word
+        if device_type == "cpu":  # NCCL might wait for a rank that is gone, and the word with it
+            _part()
         if lost := _lost_rank(error):
             raise UserError(f"{lost}; {AGAIN}") from None
         raise
-    finally:
-        if dist.is_initialized():
-            # DDP holds the group in reference cycles; one that is freed at the interpreter's exit
-            # finds its threads still running, and then gloo aborts the process now and then.
-            gc.collect()
-            dist.destroy_process_group()
+    _part()
 
 
 def _wait_for_all(notes: dist.Store) -> None:
@@ -87,9 +83,17 @@ def _wait_for_all(notes: dist.Store) -> None:
     except dist.DistStoreError:
         missing = ", ".join(str(rank) for rank, note in ranks.items() if not notes.check([note]))
         raise UserError(
-            f"rank {missing} of {len(ranks)} did not come within {JOIN_LIMIT.seconds} s: see whether its machine"
-            " runs and what its process says, then start all ranks again"
+            f"rank {missing} of {len(ranks)} did not come within {JOIN_LIMIT.seconds} s: see whether its"
+            " machine runs and what its process says, then start all ranks again"
         ) from None
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        # DDP holds the group in reference cycles; one that is freed at the interpreter's exit
+        # finds its threads still running, and then gloo aborts the process now and then.
+        gc.collect()
+        dist.destroy_process_group()
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -97,7 +101,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _fails_first(notes: dist.Store) -> bool:
-    """Whether this rank is the first one to ask; where the store is gone, whether it is its machine's first."""
+    """Whether this rank is the first to ask; where the store is gone, whether it is its machine's first."""
     try:
         return notes.add("failed", 1) == 1
     except RuntimeError:
@@ -107,7 +111,8 @@ def _fails_first(notes: dist.Store) -> bool:
 def _lost_rank(error: BaseException) -> str:
     """What has become of another rank, if `error` is of an exchange; "" if it is not."""
     # gloo has no class of its own for its errors; each names the file of gloo that it comes from.
-    if not isinstance(error, RuntimeError) or not (isinstance(error, dist.DistError) or "gloo/" in str(error)):
+    of_gloo = isinstance(error, RuntimeError) and "gloo/" in str(error)
+    if not (of_gloo or isinstance(error, dist.DistError)):
         return ""
     if "timed out" in str(error).lower():
         return f"a rank has not answered for {EXCHANGE_LIMIT.seconds // 60} minutes"

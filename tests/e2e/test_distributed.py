@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ RANKS = 8
 FULL = ["bash", "-c", 'ulimit -f 100; exec "$@"', "-"]  # no file may become longer than 100 KiB
 
 
-def start(*arguments: object, under: list[str] = [], late: float = 0) -> subprocess.Popen[str]:  # noqa: B006
+def start(*arguments: object, under: Sequence[str] = (), late: float = 0) -> subprocess.Popen[str]:
     """The command line on eight ranks, the last of which comes so many seconds late."""
     command = [*under, sys.executable, ranks.__file__, RANKS, *arguments]
     return subprocess.Popen(
