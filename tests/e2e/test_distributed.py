@@ -131,6 +131,7 @@ def test_eight_ranks_pack_the_same_weights_as_one(trained: Trained, tmp_path: Pa
     assert_same_scores(scores(trained.one, "artifact"), scores(copy, "artifact"))
 
 
+@pytest.mark.slow
 def test_killed_and_then_without_space_the_run_ends_the_same(trained: Trained, tmp_path: Path) -> None:
     words, run = trained.words("train", tmp_path), tmp_path / "x"
     killed = start(*words)
