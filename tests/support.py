@@ -68,14 +68,10 @@ class Dataset:
         return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 
-def pargolf(*arguments: object, cwd: Path | None = None, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user would, in its own process, under torchrun if ranks > 1."""
-    command = [sys.executable, "-m", "pargolf"]
-    if ranks > 1:
-        launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        command = [sys.executable, "-m", *launcher, "-m", "pargolf"]
+def pargolf(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user would, in its own process."""
     return subprocess.run(
-        [*command, *map(str, arguments)],
+        [sys.executable, "-m", "pargolf", *map(str, arguments)],
         cwd=cwd, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 

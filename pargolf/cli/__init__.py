@@ -1,5 +1,6 @@
 """The command line: which commands there are, and what becomes of their errors."""
 
+import errno
 import os
 import signal
 import sys
@@ -75,7 +76,8 @@ def dispatch(argv: list[str]) -> int:
     except OSError as error:  # a full disk, a folder without permission
         _let_go(sys.stdout)  # it may be what is full
         message = (error.strerror or str(error)) + (f": {error.filename}" if error.filename else "")
-        return _fail(visible(message, " "))
+        room = "; free some space, then give the same command again" if error.errno == errno.ENOSPC else ""
+        return _fail(visible(message, " ") + room)
     except RuntimeError as error:  # of PyTorch, which has a class of its own for a GPU's memory only
         full = next((line for line in str(error).splitlines() if "No space left" in line), "")
         if full:  # said by the compiler that PyTorch calls
@@ -103,7 +105,7 @@ def _answer(argv: list[str]) -> None:
 
 
 def _fail(message: str, kind: str = "error") -> int:
-    if not launch.is_main():
+    if not launch.speaks():
         # Mostly the first rank failed the same way; it says so, and torchrun then ends this one. Did this
         # one leave first, torchrun would end the first before it speaks. Who is still here speaks.
         time.sleep(PATIENCE)

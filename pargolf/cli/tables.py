@@ -86,6 +86,8 @@ def show_needs(machine: str, needs: Needs, price: float | None) -> None:
     say("On top: set-up, download, compiling, packing. Not yet run on several GPUs.")
     if needs.variant:
         say(f"data: pargolf data fineweb --variant {needs.variant} --train-shards {needs.train_shards}")
+    say("before paying, look at fits and memory above, and run every stage on CPUs:")
+    say("torchrun --standalone --nproc_per_node=2 -m pargolf run demo")
 
 
 def show_ledger(ledger: Ledger) -> None:

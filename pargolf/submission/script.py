@@ -106,11 +106,11 @@ def score_artifact(config: RunConfig, path: Path, device: torch.device, log: Log
 
 
 def main() -> None:
-    """Run, with exit code 2 and one line on stderr for bad input."""
+    """Run, with exit code 2 and one line on stderr for bad input and full disks."""
     try:
         run(sys.argv[1:], os.environ)
-    except UserError as error:
-        if launch.is_main():
+    except (UserError, OSError) as error:
+        if launch.speaks():
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -20,7 +20,7 @@ LOCK = ".lock"
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data` in one step: temporary file in the same folder, fsync, rename.
 
-    Raises OSError (disk full, read-only folder); the old file is then untouched.
+    Raises OSError (disk full, read-only folder), which names `path`; the old file is then untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -31,8 +31,10 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a full disk does not say which file it has no space for
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

@@ -2,6 +2,8 @@
 
 import os
 
+_has_the_word = False
+
 
 def rank() -> int:
     """This process's number among all; 0 without torchrun."""
@@ -16,3 +18,14 @@ def world_size() -> int:
 def is_main() -> bool:
     """True on the one rank that writes files and prints."""
     return rank() == 0
+
+
+def take_the_word() -> None:
+    """Have this rank, whatever its number, say why the run has failed."""
+    global _has_the_word
+    _has_the_word = True
+
+
+def speaks() -> bool:
+    """True on the rank that says why the run has failed: the first one, or the one that took the word."""
+    return _has_the_word or is_main()

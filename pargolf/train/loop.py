@@ -207,6 +207,10 @@ class Training:
         if t.compile == "on" and t.compile_warmup_steps:
             seconds = self.warm_up(t.compile_warmup_steps)
             log(f"compiled in {seconds:.1f} s, {t.compile_warmup_steps} warm-up steps undone")
+        elif self.replica is not self.model:
+            # DDP's first step adds gradients in another order than all later ones. Undone, it makes a run
+            # that is continued the very same as one that was never interrupted.
+            self.warm_up(1)
 
     def _score(self, scorer: GPT, data: Data) -> Score:
         """The validation rows, with the weights of now."""

@@ -101,7 +101,9 @@ def score_file(
     read = time.perf_counter() - start
     scores = score_text(model, text, settings, "artifact", bars)
     log(seconds_line(read, scores))
-    finished = Finished(artifact, scores, code_bytes(artifact), path.stat().st_size, sha256_file(path))
+    # One rank makes the code, which may take seconds of a core.
+    (code,) = distributed.agree(float(code_bytes(artifact)) if launch.is_main() else 0.0)
+    finished = Finished(artifact, scores, int(code), path.stat().st_size, sha256_file(path))
     sizes = (finished.code_bytes, finished.model_bytes)
     for line in closing_lines(artifact.export, *sizes, scores, text.doubt):
         log(line)

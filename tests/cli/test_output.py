@@ -20,7 +20,8 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
 def test_a_full_disk_behind_the_output_is_one_line(command: str) -> None:
     done = shell(f"pargolf {command} >/dev/full")
     assert done.returncode == 2
-    assert done.stderr == "pargolf: error: No space left on device\n"
+    full = "No space left on device; free some space, then give the same command again"
+    assert done.stderr == f"pargolf: error: {full}\n"
 
 
 @pytest.mark.parametrize(
