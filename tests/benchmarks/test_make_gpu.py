@@ -73,15 +73,18 @@ def test_a_part_that_fails_is_one_line_and_the_others_go_on(
     assert "failed: bad" in capsys.readouterr().out
 
 
-def test_the_same_command_goes_on_with_what_failed(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    waits = "import os, sys; (os.path.exists('{0}') or sys.exit('not yet')) and " + FINE
-    _, parts = run({"good": FINE, "late": waits.format("/nonexistent")})
-    first = parts["good"]
-    assert parts["late"]["error"] == "not yet"
+def test_the_same_command_goes_on_with_what_failed(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = tmp_path / "there"
+    programs = {"good": FINE, "late": f"import os\nassert os.path.exists({str(there)!r}), 'not yet'\n{FINE}"}
+    _, before = run(programs)
+    assert before["late"]["error"] == "AssertionError: not yet"
+    there.touch()
     capsys.readouterr()
-    code, parts = run({"good": FINE, "late": waits.format("/")})
+    code, parts = run(programs)
     assert code == 0
-    assert parts["good"] == first and "error" not in parts["late"]
+    assert parts["good"] == before["good"] and "error" not in parts["late"]
     assert "has 1 of 2 parts" in capsys.readouterr().out
 
 
