@@ -155,6 +155,7 @@ def data_and_training(args: Args, gpus: int) -> tuple[Part, Part]:
 
 
 def first_gpu() -> str:
+    """What CUDA_VISIBLE_DEVICES is for the first GPU of those that this process may use."""
     return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
@@ -221,7 +222,8 @@ def finish(
     try:
         process.wait(ASKED * seconds)
     except subprocess.TimeoutExpired:
-        return stop(process, (1 - ASKED) * seconds), True
+        code = stop(process, (1 - ASKED) * seconds)
+        return code, code != 0  # it may just have ended by itself
     except BaseException:
         stop(process, (1 - ASKED) * seconds)
         raise
@@ -259,7 +261,8 @@ def run_part(part: Part, log: Path, limit: float, lock: int | None) -> Figures:
     if stopped:
         return found | {"error": f"ran over its limit of {limit:g} s"}
     if code:
-        return found | {"error": last_words(log) or f"exit code {code}"}
+        killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
+        return found | {"error": killed or last_words(log) or f"exit code {code}"}
     return found | {"figures": part.read(part.left)}
 
 

@@ -73,6 +73,11 @@ def test_a_part_that_fails_is_one_line_and_the_others_go_on(
     assert "failed: bad" in capsys.readouterr().out
 
 
+def test_a_part_that_is_killed_says_so(run: Run) -> None:
+    _, parts = run({"killed": "print('all is well', flush=True)\nimport os; os.kill(os.getpid(), 9)"})
+    assert parts["killed"]["error"] == "killed by SIGKILL"
+
+
 def test_the_same_command_goes_on_with_what_failed(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,8 +201,8 @@ def rehearse(dataset: Dataset, folder: Path, only: tuple[str, ...]) -> dict[str,
 
 
 def test_two_parts_in_rehearsal(dataset: Dataset, tmp_path: Path) -> None:
-    parts = rehearse(dataset, tmp_path, ("kernels-lowrank-q192", "data"))
-    assert set(parts) == {"kernels-lowrank-q192", "data"}
+    parts = rehearse(dataset, tmp_path, ("kernels-record-0427", "data"))
+    assert set(parts) == {"kernels-record-0427", "data"}
     page = (tmp_path / "out/gpu.html").read_text()
     assert "aten::mm" in page and "A rehearsal" in page
 
