@@ -50,6 +50,11 @@ SEED, RECORD = "lowrank-q192", "record-0427"
 SEED_GOAL, RECORD_GOAL = 38.0, 106.0
 GOAL_CARDS = ("H100", "H200")
 ASKED = 11 / 12  # of a part's limit: then it is asked to end, and at the limit killed
+# A training in rehearsal
+LITTLE = (
+    "--model.q-rank=0", "--train.iterations=4", "--train.batch-tokens=512", "--train.dtype=float32",
+    "--train.compile=off",
+)  # fmt: skip
 LEFT_OUT = ("tilt 2", "lora, warm", "lora, 3 phases", "lora, tilt 2")  # of the forms of scoring
 
 
@@ -144,7 +149,7 @@ def data_and_training(args: Args, gpus: int) -> tuple[Part, Part]:
         sys.executable, *ranks, *pargolf, "run", args.preset + ("+small" if args.rehearse else ""),
         f"--data={dataset}", f"--runs={run.parent}", f"--name={run.name}",
         f"--train.max-seconds={60 * args.gpu_minutes:g}",
-        *(["--model.q-rank=0", "--train.iterations=4", "--train.compile=off"] if args.rehearse else []),
+        *(LITTLE if args.rehearse else ()),
     ]  # fmt: skip
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if args.rehearse else {}
     again = math.ceil(60 * args.gpu_minutes / (ASKED * args.limit)) + 1
