@@ -2,7 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint clean
+# Of `make gpu`: text to train on (default: the embedded articles), minutes of training, and other options.
+TEXT ?=
+GPU_MINUTES ?= 10
+OPTIONS ?=
+
+.PHONY: demo test test-slow gpu lint clean
 
 demo: .venv/installed
 	$(BIN)/pargolf run demo
@@ -13,6 +18,9 @@ test: lint
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+gpu: .venv/installed
+	$(BIN)/python benchmarks/gpu.py --gpu-minutes $(GPU_MINUTES) $(if $(TEXT),--text $(TEXT)) $(OPTIONS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

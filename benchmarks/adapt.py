@@ -9,15 +9,16 @@ sliding window.
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
-from rich.table import Table
+from figures import Figures, Rows, hand_on
 from scipy import stats
+from train import processor
 
 from pargolf.config.schema import EvalConfig
 from pargolf.data.text import Text
@@ -25,9 +26,9 @@ from pargolf.model.gpt import GPT
 from pargolf.run.target import find_target, load_model
 from pargolf.score.adapt import adapted_losses
 from pargolf.score.windows import Window, document_windows, documents, window_losses, windows
-from pargolf.system.console import console, say
+from pargolf.system.console import say
 
-BESIDE = "sliding"
+BESIDE, APART = "sliding", "sliding, documents apart"
 EDGES = (0, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000)  # bytes read
 
 Losses = Iterator[tuple[Window, np.ndarray]]
@@ -47,7 +48,7 @@ def forms(model: GPT, text: Text, settings: EvalConfig, stride: int) -> dict[str
     lora = {"adapt": "lora", "documents": "apart", "tilt": 0.0, "phases": 0}
     return {
         BESIDE: plain(windows(len(text) - 1, length, stride)),
-        "sliding, documents apart": plain(document_windows(text, length, stride)),
+        APART: plain(document_windows(text, length, stride)),
         "tilt 2": learning(**off | {"tilt": 2.0}),
         "sgd": learning(**sgd),
         "lora": learning(**lora | {"lora_warm": False}),
@@ -85,57 +86,115 @@ def gains(text: Text, plain: np.ndarray, learnt: np.ndarray, apart: bool) -> lis
     return found
 
 
-def interval(values: list[float]) -> str:
+def interval(values: list[float]) -> Figures:
     """Mean, and half of its 95 % interval where there are two values or more."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:+.4f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:+.4f} ± {half:.4f}"
+    half = None
+    if len(values) > 1:
+        half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return {"mean": statistics.mean(values), "half": half}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one form scored: a value a run."""
+
+    bpb: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    along: list[list[float]] = field(default_factory=list)
+    """`gains`; of the forms that learn."""
+
+
+def scored(
+    run: Path,
+    dataset: Path | None,
+    stride: int,
+    tokens: int,
+    leave_out: tuple[str, ...],
+    found: dict[str, Found],
+) -> str:
+    """Score a run in each form into `found`; returns what was scored where."""
+    target = find_target(run, dataset=dataset)
+    device = torch.device(target.device_type)
+    model = load_model(target.open()[0], target.dtype).to(device)
+    text = target.validation()
+    text = text.first(tokens) if tokens else text
+    now = time.process_time if device.type == "cpu" else time.perf_counter  # a GPU's work is not the host's
+    losses: dict[str, np.ndarray] = {}
+    for name, form in forms(model, text, target.scoring, stride).items():
+        if name in leave_out:
+            continue
+        start = now()
+        losses[name] = by_token(text, form())
+        its = found.setdefault(name, Found())
+        its.seconds.append(now() - start)
+        its.bpb.append(losses[name].sum() / np.log(2) / text.sizes[1:].sum())
+        if name not in (BESIDE, APART):
+            apart = name.startswith("lora")
+            its.along.append(gains(text, losses[APART if apart else BESIDE], losses[name], apart))
+        say(f"{run}, {name}: {its.bpb[-1]:.4f} in {its.seconds[-1]:.1f} s")
+    clock = "seconds of the processor" if device.type == "cpu" else "seconds"
+    return (
+        f"{len(text):,} tokens, {text.sizes[1:].sum():,} bytes, stride {stride}; {processor(device)}, {clock}"
+    )
+
+
+def measure(
+    runs: list[Path], dataset: Path | None, stride: int, tokens: int, leave_out: tuple[str, ...]
+) -> Figures:
+    """Of each form bits per byte, what it gains on the sliding window, seconds, and gains along the text."""
+    found: dict[str, Found] = {}
+    for run in runs:
+        where = scored(run, dataset, stride, tokens, leave_out, found)
+    beside = found[BESIDE]
+    measured = [
+        {
+            "form": name,
+            "bpb": statistics.mean(its.bpb),
+            "against": interval([a - b for a, b in zip(its.bpb, beside.bpb, strict=True)]),
+            "seconds": statistics.mean(its.seconds),
+            "times_sliding": statistics.mean(a / b for a, b in zip(its.seconds, beside.seconds, strict=True)),
+            "along": [None if np.isnan(gain) else float(gain) for gain in np.mean(its.along, axis=0)]
+            if its.along
+            else None,
+        }
+        for name, its in found.items()
+    ]
+    return {"title": f"{len(runs)} runs, {where}", "edges": EDGES, "forms": measured}
+
+
+def in_rows(figures: Figures) -> Rows:
+    """One row a form."""
+    rows = [["form", "bits per byte", "against sliding", "seconds", "sliding's"]]
+    for form in figures["forms"]:
+        mean, half = form["against"]["mean"], form["against"]["half"]
+        against = f"{mean:+.4f}" + (f" ± {half:.4f}" if half is not None else "")
+        rows.append([
+            form["form"], f"{form['bpb']:.4f}", against if form["form"] != BESIDE else "",
+            f"{form['seconds']:.1f}", f"{form['times_sliding']:.1f}",
+        ])  # fmt: skip
+    return rows
 
 
 def main(
     runs: tyro.conf.Positional[list[Path]],
     dataset: Path | None = None,
     stride: int = 64,
+    tokens: int = 0,
     leave_out: tuple[str, ...] = (),
+    figures: Path | None = None,
 ) -> None:
-    """Print both tables, without the forms `leave_out`."""
-    scores: dict[str, list[float]] = {}
-    seconds: dict[str, list[float]] = {}
-    along: dict[str, list[list[float]]] = {}
-    for run in runs:
-        target = find_target(run, dataset=dataset)
-        model = load_model(target.open()[0], target.dtype)
-        text = target.validation()
-        losses: dict[str, np.ndarray] = {}
-        chosen = forms(model, text, target.scoring, stride)
-        for name, form in ((n, f) for n, f in chosen.items() if n not in leave_out):
-            start = time.process_time()
-            losses[name] = by_token(text, form())
-            seconds.setdefault(name, []).append(time.process_time() - start)
-            scores.setdefault(name, []).append(losses[name].sum() / np.log(2) / text.sizes[1:].sum())
-            if name not in (BESIDE, "sliding, documents apart"):
-                apart = name.startswith("lora")
-                plain = losses["sliding, documents apart" if apart else BESIDE]
-                along.setdefault(name, []).append(gains(text, plain, losses[name], apart))
-            say(f"{run}, {name}: {scores[name][-1]:.4f} in {seconds[name][-1]:.1f} s")
-    table = Table(title=f"{len(runs)} runs, {text.sizes[1:].sum():,} bytes", title_justify="left")
-    for column in ("form", "bits per byte", "against sliding", "seconds", "sliding's"):
-        table.add_column(column, justify="right" if column != "form" else "left")
-    for name, found in scores.items():
-        paired = [a - b for a, b in zip(found, scores[BESIDE], strict=True)]
-        ratio = statistics.mean(a / b for a, b in zip(seconds[name], seconds[BESIDE], strict=True))
-        against = interval(paired) if name != BESIDE else ""
-        clock = f"{statistics.mean(seconds[name]):.1f}"
-        table.add_row(name, f"{statistics.mean(found):.4f}", against, clock, f"{ratio:.1f}")
-    console.print(table)
+    """Print both tables, of the first `tokens` (0: of all), without the forms `leave_out`.
+
+    Write what `measure` finds to the file `figures`.
+    """
+    found = measure(runs, dataset, stride, tokens, leave_out)
+    hand_on(found, in_rows(found), figures)
     say("gained after so many bytes, of the stream or (lora) of the document:")
     say(" ".join(f"{low:>7,}" for low in EDGES))
-    for name, rows in along.items():
-        say(" ".join(f"{value:7.3f}" for value in np.mean(rows, axis=0)) + f"  {name}")
-    threads, processor = torch.get_num_threads(), target.device_type
-    say(f"{threads} threads, {processor}; seconds of the processor, each form once for each run")
+    for form in found["forms"]:
+        if form["along"]:
+            values = " ".join("       " if gain is None else f"{gain:7.3f}" for gain in form["along"])
+            say(f"{values}  {form['form']}")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 import tyro
+from figures import in_words, spread
 from rich.table import Table
-from scipy import stats
 
 from pargolf.config.presets import load_preset, overlay_names
 from pargolf.config.schema import RunConfig
@@ -79,7 +79,7 @@ def main(args: Args) -> None:
         a, b = (statistics.median(column) for column in zip(*times, strict=True))
         table.add_row(
             change.name, f"{other.parameters:,}", f"{a:.1f}", f"{b:.1f}",
-            median([y - x for x, y in times], 1), median([y / x for x, y in times], 3),
+            in_words(spread([y - x for x, y in times]), 1), in_words(spread([y / x for x, y in times]), 3),
         )  # fmt: skip
     console.width = 140  # a file has none
     console.print(table)
@@ -89,12 +89,6 @@ def changes(vary: Sequence[str]) -> list[Change]:
     """What the rows change."""
     texts = vary or [*OTHERS, *(f"+{name}" for name in overlay_names() if name != "small")]
     return [change for text in texts for change in read_axis(text) if change != Change()]
-
-
-def median(values: Sequence[float], digits: int) -> str:
-    """The median and its 95 % interval, which is known from 6 values on."""
-    low, high = stats.quantile_test(values, q=statistics.median(values), p=0.5).confidence_interval(0.95)
-    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def processor() -> str:

@@ -66,7 +66,13 @@ class Attention(nn.Module):
         cos, sin = self.rotary(length, x.dtype)
         q = self._rotate(normed(q), cos, sin) * self.q_gain.to(x.dtype)[:, None, None]
         k = self._rotate(normed(k), cos, sin)
-        y = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
+        keys, values = k, v
+        if (
+            x.is_cuda
+        ):  # enable_gqa with a mask would keep T x T weights of each head there: no memory for 17 visits
+            group = self.c.n_heads // self.c.kv_heads
+            keys, values = (h.repeat_interleave(group, dim=1) for h in (k, v))
+        y = F.scaled_dot_product_attention(q, keys, values, mask, enable_gqa=not x.is_cuda)
         own = F.normalize(v, dim=-1).to(x.dtype)[:, :, None]
         y = y.view(batch, self.c.kv_heads, -1, length, self.c.d_head)
         y = (y - (y * own).sum(-1, keepdim=True) * own).flatten(1, 2).transpose(1, 2)

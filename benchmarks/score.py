@@ -16,13 +16,13 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import tyro
-from rich.table import Table
+from figures import Figures, Rows, hand_on
 from torch import Tensor
+from train import processor
 
 from pargolf.model.gpt import GPT
 from pargolf.run.target import find_target, load_model
 from pargolf.score import windows as scoring
-from pargolf.system.console import console
 
 OURS = "pargolf: and the last layer"
 
@@ -36,7 +36,7 @@ def naive(model: GPT, tokens: np.ndarray, stride: int, rows: int) -> float:
         group = list(same)
         for batch in (group[i : i + rows] for i in range(0, len(group), rows)):
             spans = np.stack([tokens[w.start : w.start + length + 1] for w in batch]).astype(np.int64)
-            span = torch.from_numpy(spans)
+            span = torch.from_numpy(spans).to(model.embed.weight.device)
             losses = model.loss(model.trunk(span[:, :-1]), span[:, 1:], reduction="none")
             nats += sum(float(row[w.first :].double().sum()) for row, w in zip(losses, batch, strict=True))
     return nats / (len(tokens) - 1)
@@ -47,13 +47,11 @@ def head_where_scored(model: GPT, rows: Tensor, first: int) -> Tensor:
     return model.loss(model.trunk(rows[:, :-1])[:, first:], rows[:, first + 1 :], reduction="none")
 
 
-def main(
-    run: tyro.conf.Positional[Path], stride: int = 64, tokens: int = 16_384, rows: int = 32, repeats: int = 5
-) -> None:
-    """Print the table for a run's artifact on the first `tokens` of its validation stream."""
+def measure(run: Path, stride: int, tokens: int, rows: int, repeats: int) -> Figures:
+    """Of each method val_loss, median seconds and ratio to pargolf's, on the first `tokens` of the text."""
     target = find_target(run)
-    artifact, _ = target.open()
-    model = load_model(artifact, target.dtype)
+    device = torch.device(target.device_type)
+    model = load_model(target.open()[0], target.dtype).to(device)
     text = target.validation().first(tokens)
 
     def ours() -> float:
@@ -76,23 +74,44 @@ def main(
             start = time.perf_counter()
             losses[name] = method()
             seconds[name].append(time.perf_counter() - start)
-
-    fastest = seconds[OURS]
-    console.print(
+    measured = [
+        {
+            "method": name,
+            "val_loss": losses[name],
+            "seconds": statistics.median(times),
+            "times_ours": statistics.median(a / b for a, b in zip(times, seconds[OURS], strict=True)),
+        }
+        for name, times in seconds.items()
+    ]
+    title = (
         f"{run}: {len(text):,} tokens, window {model.config.seq_len}, stride {stride}, {model.dtype},"
-        f" {torch.get_num_threads()} CPU threads, median of {repeats}",
-        highlight=False,
-        soft_wrap=True,
+        f" {processor(device)}, median of {repeats}"
     )
-    table = Table()
-    for column in ("", "val_loss", "seconds", "times ours", "GPU"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, times in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(times, fastest, strict=True))
-        table.add_row(
-            name, f"{losses[name]:.6f}", f"{statistics.median(times):.2f}", f"{ratio:.2f}", "not yet run"
-        )
-    console.print(table)
+    return {"title": title, "methods": measured}
+
+
+def in_rows(figures: Figures) -> Rows:
+    """One row a method."""
+    return [
+        ["", "val_loss", "seconds", "times ours"],
+        *(
+            [m["method"], f"{m['val_loss']:.6f}", f"{m['seconds']:.2f}", f"{m['times_ours']:.2f}"]
+            for m in figures["methods"]
+        ),
+    ]
+
+
+def main(
+    run: tyro.conf.Positional[Path],
+    stride: int = 64,
+    tokens: int = 16_384,
+    rows: int = 32,
+    repeats: int = 5,
+    figures: Path | None = None,
+) -> None:
+    """Print the table for a run's artifact, and write its figures to the file `figures`."""
+    found = measure(run, stride, tokens, rows, repeats)
+    hand_on(found, in_rows(found), figures)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_record import RecordStep
 from torch import Tensor
 
+from pargolf.config.presets import load_preset
 from pargolf.config.schema import ExportConfig, ModelConfig, OptimConfig
 from pargolf.model.gpt import GPT
 from pargolf.train.clock import Clock
@@ -102,3 +104,15 @@ def test_a_run_on_the_gpu_is_scored_alike_on_the_cpu(
     assert scores[0] == pytest.approx(scores[1], rel=2e-3)
     config = json.loads((tmp_path / "tiny/config.json").read_text())
     assert config["train"]["device"] == "cuda"
+
+
+def test_the_plain_form_of_a_record_has_the_loss_of_the_model() -> None:
+    """Its attention within documents takes another kernel there than on a CPU."""
+    config = load_preset("record-0427+small")
+    model = shaken(config.model).to(GPU)
+    plain = RecordStep(config, torch.float32, GPU).model
+    plain.load_state_dict(model.state_dict())
+    rows = torch.randint(2, config.model.vocab_size, (2, config.model.seq_len + 1), device=GPU)
+    rows[:, ::50] = config.model.bos_id
+    loss, same = (its(rows[:, :-1], rows[:, 1:]) for its in (plain, model))
+    torch.testing.assert_close(loss, same, rtol=1e-4, atol=0)

@@ -1,6 +1,7 @@
 """dataset.json: what a dataset folder says of itself, and whether shards and tokenizer agree with it."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -111,7 +112,9 @@ def find_dataset(name: str, root: Path) -> tuple[Path, Path]:
     "mine" finds mine_sp1024, too, if no other vocabulary of it is there. Raises UserError if there is no
     such dataset, or several, or if it has no dataset.json.
     """
-    places = [Path(name), root / "datasets" / name, *sorted((root / "datasets").glob(f"{name}_sp[0-9]*"))]
+    its = re.compile(re.escape(name) + "_sp[0-9]")  # no pattern of files: an absolute path is none
+    named = [path for path in sorted((root / "datasets").glob("*_sp*")) if its.match(path.name)]
+    places = [Path(name), root / "datasets" / name, *named]
     found = [place for place in places if place.is_dir()]
     if not found:
         there = sorted(path.name for path in (root / "datasets").glob("*/"))

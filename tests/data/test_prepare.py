@@ -271,3 +271,6 @@ def test_the_next_command_trains_on_it(
         "there is no dataset novle_sp320 in data/datasets; did you mean novel_sp320?"
         in capsys.readouterr().err
     )
+    absolute = str(tmp_path / "data/datasets/novel_sp320")
+    assert dispatch(["config", "demo", "--data", absolute]) == 0
+    assert absolute in capsys.readouterr().out
