@@ -25,7 +25,8 @@ def figure(demo: dict[str, Any], others: list[dict[str, Any]]) -> Figure:
         axes = drawn.subplots()
         for name, bpb in lines:
             axes.axhline(bpb, color=MUTED, linewidth=0.9, linestyle="dashed")
-            axes.text(points[-1][0], bpb, name, color=MUTED, ha="right", va="bottom", fontsize=8)
+            side = "top" if name.startswith("xz") else "bottom"  # zstd's line is close above
+            axes.text(points[0][0], bpb, name, color=MUTED, va=side, fontsize=8)
         axes.plot(*zip(*points, strict=True), "o-", color=SERIES[0])
         for at in points:
             axes.annotate(f"{at[1]:.2f}", at, (0, -13), textcoords="offset points", ha="center", color=INK)
