@@ -67,9 +67,8 @@ class Attention(nn.Module):
         q = self._rotate(normed(q), cos, sin) * self.q_gain.to(x.dtype)[:, None, None]
         k = self._rotate(normed(k), cos, sin)
         keys, values = k, v
-        if (
-            x.is_cuda
-        ):  # enable_gqa with a mask would keep T x T weights of each head there: no memory for 17 visits
+        # On a GPU enable_gqa with a mask would keep T x T weights of each head: no memory for 17 visits.
+        if x.is_cuda:
             group = self.c.n_heads // self.c.kv_heads
             keys, values = (h.repeat_interleave(group, dim=1) for h in (k, v))
         y = F.scaled_dot_product_attention(q, keys, values, mask, enable_gqa=not x.is_cuda)

@@ -232,19 +232,8 @@ def times_faster(slow: Sequence[float], fast: Sequence[float]) -> Figures | None
 
 def in_rows(figures: Figures) -> Rows:
     """One row a form."""
-    rows = [
-        [
-            "",
-            "ms",
-            "tokens/s",
-            "times plain",
-            "times full q",
-            "of peak",
-            "peak GB",
-            "loss, step 2",
-            "next turn",
-        ]
-    ]
+    columns = ", ms, tokens/s, times plain, times full q, of peak, peak GB, loss (step 2), next turn"
+    rows = [columns.split(", ")]
     for form in figures["forms"]:
         ratios = (form["times_plain"], form["times_full_q"])
         peak = form["peak_bytes"]
