@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from pargolf.system.console import console, say
+from pargolf.system.console import say
 from pargolf.system.files import write_json
 
 # What a benchmark measured, as JSON has it; "title" says what and how, in a line.
@@ -45,5 +46,4 @@ def hand_on(figures: Figures, rows: Rows, path: Path | None) -> None:
         table.add_column(column, justify="right")
     for row in rows[1:]:
         table.add_row(*row)
-    console.width = 160  # a file has none
-    console.print(table)
+    Console(width=160).print(table)  # a file has no width
