@@ -53,12 +53,14 @@ def world(device_type: str) -> Iterator[torch.device]:
     # torchrun may start all ranks again (--max-restarts) at the same store.
     notes = dist.PrefixStore(f"pargolf/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     try:
-        _wait_for_all(notes)
+        _wait_for_all(notes, "here")
         # CPU tensors go through gloo even beside NCCL: agreeing on the clock must not wait for the GPU.
         backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
         dist.init_process_group(
             backend, store=store, rank=launch.rank(), world_size=launch.world_size(), timeout=EXCHANGE_LIMIT
         )
+        # Did one leave by an error while others still connect to it, gloo would print a line of its own.
+        _wait_for_all(notes, "connected")
         signal.signal(signal.SIGTERM, _stop)
         yield device
     except BaseException as error:
@@ -74,9 +76,9 @@ def world(device_type: str) -> Iterator[torch.device]:
     _part()
 
 
-def _wait_for_all(notes: dist.Store) -> None:
-    """Return once every rank has come here; UserError that names those that have not."""
-    ranks = {rank: f"rank {rank} is here" for rank in range(launch.world_size())}
+def _wait_for_all(notes: dist.Store, state: str) -> None:
+    """Return once every rank has come here in this state; UserError that names those that have not."""
+    ranks = {rank: f"rank {rank} is {state}" for rank in range(launch.world_size())}
     notes.set(ranks[launch.rank()], "")
     try:
         notes.wait([*ranks.values()], JOIN_LIMIT)

@@ -124,7 +124,9 @@ def test_every_matrix_of_a_model_is_there_with_its_role() -> None:
 
 def test_any_projection_may_be_low_rank() -> None:
     model = shaken(TINY)
-    model.blocks[1].attn.k = LowRank(16, 8, 3, "attn")
+    model.blocks[1].attn.k = low = LowRank(16, 8, 3, "attn")
+    for p in low.parameters():  # a model starts its own; these were never given a value
+        torch.nn.init.orthogonal_(p)
     rows = [row for row in model_spectra(model, "checkpoint", 0.01) if row.role == "k" and row.layer == 1]
     assert [(row.part, row.rows, row.cols) for row in rows] == [
         ("product", 8, 16),
