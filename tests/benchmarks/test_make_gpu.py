@@ -201,8 +201,8 @@ def rehearse(dataset: Dataset, folder: Path, only: tuple[str, ...]) -> dict[str,
 
 
 def test_two_parts_in_rehearsal(dataset: Dataset, tmp_path: Path) -> None:
-    parts = rehearse(dataset, tmp_path, ("kernels-record-0427", "data"))
-    assert set(parts) == {"kernels-record-0427", "data"}
+    parts = rehearse(dataset, tmp_path, ("kernels-lowrank-q192", "data"))
+    assert set(parts) == {"kernels-lowrank-q192", "data"}
     page = (tmp_path / "out/gpu.html").read_text()
     assert "aten::mm" in page and "A rehearsal" in page
 
