@@ -73,7 +73,7 @@ def main(args: Args) -> None:
         if (changed.model, changed.train, changed.optim) == (c, t, config.optim):
             console.print(f"left out: {change.name} changes nothing of training", highlight=False)
             continue
-        torch._dynamo.reset()  # to tell why one model's code fits another fails where a layer has a buffer more
+        torch._dynamo.reset()  # to compare a layer's code with that of one of other buffers can fail
         base, other = Step(config, rows, args.dtype), Step(changed, rows, args.dtype)
         times = [(1e3 * base(), 1e3 * other()) for _ in range(args.pairs + 3)][3:]
         a, b = (statistics.median(column) for column in zip(*times, strict=True))
