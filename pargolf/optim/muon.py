@@ -174,10 +174,16 @@ class Muon(torch.optim.Optimizer):
             if self.o.soap != "off" and batch.soap and self.steps:  # in place, what this rank orthogonalizes
                 own = nesterov[distributed.own_share(len(nesterov))]
                 own.copy_(whitened(own, batch.own_state(), self.o.soap_beta2))
-            update = distributed.shared_map(self._orthogonal, nesterov).to(momenta.dtype)
-            if self.o.muon_neuron_norm:
-                update = neuron_normed(update, batch.state["neuron_squares"], self.o.muon_neuron_beta2)
-            self._move(batch.members, update, group["lr"], group["weight_decay"])
+            update = distributed.shared_map(self._orthogonal, nesterov)
+            # A GPU takes all in one launch; on a CPU what lies between stays in the cache, one by one.
+            size = 1 if update.is_cpu else len(update)
+            for start in range(0, len(update), size):
+                some = slice(start, start + size)
+                part = update[some].to(momenta.dtype)
+                if self.o.muon_neuron_norm:
+                    squares = batch.state["neuron_squares"][some]
+                    part = neuron_normed(part, squares, self.o.muon_neuron_beta2)
+                self._move(batch.members[some], part, group["lr"], group["weight_decay"])
             if self.o.soap != "off" and batch.soap:
                 self._learn(batch)
         if self.o.soap != "off":
@@ -205,7 +211,6 @@ class Muon(torch.optim.Optimizer):
         o = self.o
         rows, cols = members[0].shape
         aspect = max(1.0, rows / cols) ** 0.5
-        # On a GPU one launch serves many matrices.
         if not o.muon_cautious_decay:
             torch._foreach_mul_(members, 1 - lr * decay)
         if o.outward_brake or o.update_floor or o.radius_pin or o.muon_cautious_decay:

@@ -70,5 +70,6 @@ def test_two_steps_lead_to_the_same_weights_and_means(
     assert optimizers.average is not None
     means = dict(zip(dict(plain.model.named_parameters()), plain.means, strict=True))
     for name, weight in plain.model.named_parameters():
-        torch.testing.assert_close(weight, dict(model.named_parameters())[name], rtol=0, atol=1e-4)
-        torch.testing.assert_close(means[name], optimizers.average.means[name], rtol=0, atol=1e-6)
+        # A tenth of the shortest step: Adam makes whole steps of what is little more than rounding.
+        torch.testing.assert_close(weight, dict(model.named_parameters())[name], rtol=0, atol=3e-4)
+        torch.testing.assert_close(means[name], optimizers.average.means[name], rtol=0, atol=3e-6)
