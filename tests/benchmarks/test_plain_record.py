@@ -59,6 +59,8 @@ def test_loss_and_gradients_are_those_of_the_model(config: RunConfig, batch: tup
 def test_two_steps_lead_to_the_same_weights_and_means(
     config: RunConfig, batch: tuple[Tensor, Tensor]
 ) -> None:
+    # With the preset's 1e-8 Adam makes whole steps of gradients that are little more than rounding.
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, adam_eps=1e-6))
     model = shaken(config.model)
     plain = plain_step(config, model)
     optimizers = Optimizers(model, config.optim, torch.float32, average_of(model, config.train))
@@ -70,6 +72,5 @@ def test_two_steps_lead_to_the_same_weights_and_means(
     assert optimizers.average is not None
     means = dict(zip(dict(plain.model.named_parameters()), plain.means, strict=True))
     for name, weight in plain.model.named_parameters():
-        # A tenth of the shortest step: Adam makes whole steps of what is little more than rounding.
-        torch.testing.assert_close(weight, dict(model.named_parameters())[name], rtol=0, atol=3e-4)
-        torch.testing.assert_close(means[name], optimizers.average.means[name], rtol=0, atol=3e-6)
+        torch.testing.assert_close(weight, dict(model.named_parameters())[name], rtol=0, atol=1e-4)
+        torch.testing.assert_close(means[name], optimizers.average.means[name], rtol=0, atol=1e-6)
