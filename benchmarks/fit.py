@@ -29,7 +29,7 @@ from pargolf.export import artifact
 from pargolf.export.quantize import dequantize_state
 from pargolf.fit.gptq import PreparedMatrix
 from pargolf.fit.pack import calibrated, rounded, with_corrections
-from pargolf.fit.price import Prepared, Stored, fit_bytes, fit_loss, prepare_state, state_at
+from pargolf.fit.price import Prepared, Stored, expected_bits, fit_bytes, fit_loss, prepare_state, state_at
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.run.target import find_target
 from pargolf.score.windows import score
@@ -81,7 +81,7 @@ def main(run: tyro.conf.Positional[Path], stride: int = 0, records: bool = False
             export = with_(settings)
             return pack(with_corrections(state_at(ready, price), state, export, calibration), export)
 
-        return at(fit_bytes(lambda price: len(at(price)), limit))
+        return at(fit_bytes(lambda price: len(at(price)), limit, expected_bits(ready)))
 
     before = val_bpb(state)
 

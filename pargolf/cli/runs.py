@@ -26,8 +26,8 @@ from pargolf.cli.parse import (
     run_args,
 )
 from pargolf.config.presets import origins
-from pargolf.config.schema import EvalConfig
-from pargolf.config.settings import read_config, to_toml
+from pargolf.config.schema import EvalConfig, ExportConfig
+from pargolf.config.settings import read_config, to_toml, with_codec
 from pargolf.config.validation import validate_world
 from pargolf.system.errors import require
 
@@ -98,7 +98,10 @@ class PlanArgs(RunArgs):
 
 @dataclass
 class PackArgs:
-    """Quantize and compress a trained run into model.pgz, and show where every byte went."""
+    """Quantize and compress a trained run into model.pgz, and show where every byte went.
+
+    The defaults of --export.NAME are those of the run.
+    """
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
@@ -121,6 +124,7 @@ class PackArgs:
     """Instead of --fit: make the smallest file that loses at most so many bits per byte of training text."""
     dataset: OptionalPath = None
     """Folder of the training shards that --fit and --max-loss read; default: the run's."""
+    export: ExportConfig = field(default_factory=ExportConfig)
 
 
 @dataclass
@@ -249,15 +253,17 @@ def train(argv: list[str]) -> None:
 def pack(argv: list[str]) -> None:
     """Quantize and compress a trained run into model.pgz, with its byte ledger."""
     args = parse(PackArgs, argv, "pargolf pack")
+    default = PackArgs(args.run, export=read_config(args.run / "config.json").export)
+    args = parse(PackArgs, argv, "pargolf pack", default)
     from pargolf.bundle.single_file import code_bytes
     from pargolf.cli import tables
     from pargolf.fit.budget import check_budget
-    from pargolf.run.folder import open_run
     from pargolf.train import runs
 
-    sizes = runs.pack(args.run, code_bytes, args.codec, args.layout, args.fit, args.max_loss, args.dataset)
+    export = with_codec(args.export, args.codec, args.layout)
+    sizes = runs.pack(args.run, code_bytes, export, args.fit, args.max_loss, args.dataset)
     tables.show_ledger(sizes)
-    check_budget(sizes, open_run(args.run)[1].export.budget)
+    check_budget(sizes, export.budget)
 
 
 def evaluate(argv: list[str]) -> None:

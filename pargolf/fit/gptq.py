@@ -46,6 +46,8 @@ class PreparedMatrix:
     """(cols, cols): `inverse_factor` of the inputs in `order`."""
     unit_step: Tensor
     """(rows,): the step of each row at a price of 1 nat a bit."""
+    finest: Tensor
+    """(rows,): the least step of each row, at which its largest value takes 8 bits."""
 
 
 def prepare(weight: Tensor, moments: Moments) -> PreparedMatrix:
@@ -61,7 +63,8 @@ def prepare(weight: Tensor, moments: Moments) -> PreparedMatrix:
     outputs = moments.outputs + SMOOTHING * moments.outputs.mean()
     stiffness = outputs * factor.diagonal().pow(-2).mean()
     unit_step = (12 / (math.log(2) * stiffness.clamp_min(torch.finfo(torch.float32).tiny))).sqrt()
-    return PreparedMatrix((weight.float() * (squares > 0))[:, order], order, factor, unit_step)
+    ordered = (weight.float() * (squares > 0))[:, order]
+    return PreparedMatrix(ordered, order, factor, unit_step, ordered.abs().amax(dim=1) / top_value(8))
 
 
 def inverse_factor(inputs: Tensor) -> Tensor:
@@ -78,10 +81,10 @@ def quantize_at(prepared: PreparedMatrix, price: float, name: str = "weight") ->
     No value is clipped: a row whose largest would not fit 8 bits has a larger step. Price 0 is the
     finest that there is. Raises UserError, naming the tensor, on a row too large for a float16 scale.
     """
-    weight = prepared.weight
-    finest = weight.abs().amax(dim=1) / top_value(8)
+    finest = prepared.finest
     step = torch.minimum(math.sqrt(price) * prepared.unit_step, ALL_ZERO * finest)
-    scale = stored_scale(torch.maximum(of_digits(step, scale_digits(weight.size(1))), finest), name)
+    digits = scale_digits(prepared.weight.size(1))
+    scale = stored_scale(torch.maximum(of_digits(step, digits), finest), name)
     values = round_at(prepared, scale, top_value(8))
     bits = max(2, int(values.abs().max()).bit_length() + 1)
     return Quantized(values, scale, bits)

@@ -22,7 +22,7 @@ from pargolf.fit.calibrate import bits_per_byte, calibrate, spread_rows
 from pargolf.fit.choose import Choice, as_floats, choose
 from pargolf.fit.gptq import Moments, with_second_order
 from pargolf.fit.lqer import corrected
-from pargolf.fit.price import Prepared, Stored, fit_bytes, fit_loss, prepare_state, state_at
+from pargolf.fit.price import Prepared, Stored, expected_bits, fit_bytes, fit_loss, prepare_state, state_at
 from pargolf.fit.smallest import pack_smallest
 from pargolf.model.gpt import GPT, tensor_kinds
 from pargolf.system import launch
@@ -158,7 +158,8 @@ def _fitted(
 
         with bars(f"searching the steps for {goal}") as bar:
             if x.model_bytes:
-                return at(fit_bytes(lambda price: len(file_of(at(price))), x.model_bytes, bar))
+                bits = expected_bits(prepared)
+                return at(fit_bytes(lambda price: len(file_of(at(price))), x.model_bytes, bits, bar))
             return at(fit_loss(lambda price: loss_of(at(price)), x.max_loss, bar))
 
     prepared = prepare_state(state, slots, calibration.moments)

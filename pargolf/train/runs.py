@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from pargolf.config.schema import EvalConfig, RunConfig
-from pargolf.config.settings import read_config, with_codec
+from pargolf.config.schema import EvalConfig, ExportConfig, RunConfig
+from pargolf.config.settings import read_config
 from pargolf.config.validation import shared_by, validate, validate_eval
 from pargolf.data.dataset import Data, load_data, open_training
 from pargolf.data.prepare import prepare_embedded
@@ -170,29 +170,27 @@ def train_pack_and_score(config: RunConfig, folder: Path, code_bytes: CodeBytes)
 def pack(
     folder: Path,
     code_bytes: CodeBytes,
-    codec: str = "",
-    layout: str = "",
+    export: ExportConfig,
     fit: int | None = None,
     max_loss: float | None = None,
     dataset: Path | None = None,
 ) -> Ledger:
     """Quantize and compress a run's checkpoint into its model.pgz; returns where every byte went.
 
-    `codec`, at its highest level, and `layout` replace those of the run's settings. `fit` (bytes of code
-    and model to fill) or `max_loss` (as `export.max_loss`) replaces the settings' goal; packing to a goal
-    reads training text from the folder `dataset`, by default the run's. Raises UserError if there is no
-    finished checkpoint, or no file that meets the goal. A file over the budget is written, too, so that it
+    `export` stands for that of the run's settings. `fit` (bytes of code and model to fill) or `max_loss`
+    (as `export.max_loss`) replaces its goal; packing to a goal reads training text from the folder
+    `dataset`, by default the run's. Raises UserError on settings that do not fit together, if there is no
+    finished checkpoint, and if no file meets the goal. A file over the budget is written, too, so that it
     can be looked at; `fit.budget.check_budget` refuses it.
     """
     with held(open_run(folder)[0].folder):
-        return _pack(folder, code_bytes, codec, layout, fit, max_loss, dataset)
+        return _pack(folder, code_bytes, export, fit, max_loss, dataset)
 
 
 def _pack(
     folder: Path,
     code_bytes: CodeBytes,
-    codec: str,
-    layout: str,
+    export: ExportConfig,
     fit: int | None,
     max_loss: float | None,
     dataset: Path | None,
@@ -205,7 +203,7 @@ def _pack(
             f"{folder}: training stopped at step {progress.step} of {config.train.iterations};"
             " finish it with `pargolf train` first"
         )
-    config = replace(config, export=with_codec(config.export, codec, layout))
+    config = validate(replace(config, export=export))
     if fit is not None or max_loss is not None:
         config = with_goal(config, fit, max_loss, code_bytes)
     tokenizer = Tokenizer(run.tokenizer)

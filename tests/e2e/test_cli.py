@@ -410,6 +410,19 @@ def test_pack_takes_the_smallest_form_when_asked(finished: Path, tmp_path: Path)
     assert (copy / "config.json").read_text() == settings
 
 
+def test_pack_takes_other_settings_for_one_packing(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    settings, before = (copy / "config.json").read_text(), (copy / "model.pgz").stat().st_size
+    assert dispatch(["pack", str(copy), "--export.mlp-bits", "4", "--export.attn-bits", "4"]) == 0
+    assert read_artifact(copy / "model.pgz").export.mlp_bits == 4
+    assert (copy / "model.pgz").stat().st_size < 0.9 * before
+    assert (copy / "config.json").read_text() == settings
+    assert "export.mlp_sigmas must be" in failure(capsys, "pack", copy, "--export.mlp-sigmas", "-1")
+
+
 def test_data_from_files_is_made_once(articles: list[str], tmp_path: Path) -> None:
     source = tmp_path / "two.txt"
     source.write_text("<|end|>".join(articles))

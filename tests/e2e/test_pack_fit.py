@@ -113,7 +113,7 @@ def test_it_is_never_larger_and_worse_than_plain_rounding(finished: Path, copy: 
 def test_plain_rounding_is_kept_where_fitting_finds_nothing_better(
     finished: Path, copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pargolf.fit.pack.fit_bytes", lambda size, limit, progress: math.exp(5))  # zeros
+    monkeypatch.setattr("pargolf.fit.pack.fit_bytes", lambda *_: math.exp(5))  # zeros
     assert dispatch(["pack", str(copy), "--fit", "16000000"]) == 0
     assert "plain rounding is kept, as the best: fitted" in capsys.readouterr().out
     kept, plain = (read_artifact(run / "model.pgz").state for run in (copy, finished))
