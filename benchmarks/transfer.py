@@ -17,12 +17,14 @@ from scipy import stats
 from pargolf.study.screen import Effect, read_screen
 from pargolf.system.console import console
 
+HALF_OF_PAIR = -0.00115
 # Change as a screen names it -> (bits per byte, where it is published).
 PUBLISHED = {
     "+smear": (-0.0017, "thread 1851 against the log of 04-23, 2 seeds"),
     "+xsa": (-0.0020, "03-20, last 3 layers"),
-    "+partial-rope,model.rope_dims=4": (-0.00115, "03-21, half of -0.0023 with LN scale"),
-    "+ln-scale": (-0.00115, "03-21, half of -0.0023 with partial RoPE"),
+    "+partial-rope": (HALF_OF_PAIR, "03-21, half of -0.0023 with LN scale"),
+    "+partial-rope,model.rope_dims=4": (HALF_OF_PAIR, "the same"),
+    "+ln-scale": (HALF_OF_PAIR, "03-21, half of -0.0023 with partial RoPE"),
     "model.q_gain=3.0": (-0.0024, "thread 1418, one GPU, short"),
     "+head-gate": (-0.0017, "04-19, dense; sparse is no worse by 04-23"),
     "+value-residual": (-0.0151, "thread 413, 9 layers, 1,000 steps"),

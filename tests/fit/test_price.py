@@ -4,8 +4,13 @@ import math
 from collections.abc import Callable
 
 import pytest
+import torch
 
-from pargolf.fit.price import fit_bytes, fit_loss
+from pargolf.config.kinds import Slot
+from pargolf.export.entropy import encode_matrix
+from pargolf.export.quantize import Quantized
+from pargolf.fit.gptq import Moments
+from pargolf.fit.price import Stored, expected_bits, fit_bytes, fit_loss, prepare_state, state_at
 
 Curve = Callable[[float], float]
 # Bytes by the logarithm of the price: flat at both ends as real ones, with a knee, with a cliff.
@@ -51,3 +56,33 @@ def test_a_loss_is_spent_and_never_passed() -> None:
     assert 0.0019 < (price := fit_loss(lambda price: 1000 * price - 0.0001, 0.002)) * 1000 - 0.0001 <= 0.002
     assert price < 0.0000021
     assert fit_loss(lambda price: 0.0021, 0.002) == pytest.approx(math.exp(-40))
+
+
+def test_what_gaussian_rows_would_take_shortens_the_search() -> None:
+    generator = torch.Generator().manual_seed(0)
+    state, slots, moments = {}, {}, {}
+    for layer, (rows, cols) in enumerate([(256, 64), (64, 256)]):
+        name = f"blocks.{layer}.mlp.fc.weight"
+        state[name] = torch.randn(rows, cols, generator=generator) * 2.0 ** (-4 * layer)
+        slots[name] = Slot("mlp", layer)
+        x = torch.randn(512, cols, generator=generator)
+        moments[name] = Moments(x.T @ x / 512, torch.rand(rows, generator=generator))
+    state["blocks.0.mlp.fc.weight"][7] = 0.0  # a row that has no steps
+    prepared = prepare_state(state, slots, moments)
+    bits, calls = expected_bits(prepared), []
+
+    def size(price: float) -> int:
+        calls.append(price)
+        return coded(state_at(prepared, price))
+
+    def coded(stored: Stored) -> int:
+        forms = [x for x in stored.values() if isinstance(x, Quantized)]
+        return sum(len(encode_matrix(x.values.numpy(), x.bits)[0]) for x in forms)
+
+    assert bits(1e-9) > bits(1e-5) > bits(1e-3) > 0
+    for limit in (4_000, 12_000):
+        calls.clear()
+        price = fit_bytes(size, limit, bits)
+        assert 0.9995 * limit - 4 <= size(price) <= limit  # a code is a whole number of words
+        assert len(calls) <= 10
+        assert 0.7 < bits(price) / (8 * limit) < 1.3
