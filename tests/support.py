@@ -6,9 +6,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import pytest
 import torch
 from torch import Tensor
 
+from pargolf.cli import dispatch
 from pargolf.config.schema import (
     DataConfig,
     EvalConfig,
@@ -74,6 +76,15 @@ def pargolf(*arguments: object, cwd: Path | None = None) -> subprocess.Completed
         [sys.executable, "-m", "pargolf", *map(str, arguments)],
         cwd=cwd, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line that a command which must fail prints."""
+    assert dispatch([str(a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("pargolf: error: ")
+    assert error.count("\n") == 1
+    return error
 
 
 def model_options() -> list[dict[str, Any]]:
