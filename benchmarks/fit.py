@@ -44,8 +44,13 @@ LQER = {"export.lqer_rank": 4, "export.lqer_matrices": 3}
 WEIGHTED = LQER | {"export.lqer_weighted": True}
 
 
-def main(run: tyro.conf.Positional[Path], stride: int = 0, records: bool = False) -> None:
-    """Print the table for a run's checkpoint, scored by plain rows, or windows every `stride`."""
+def main(
+    run: tyro.conf.Positional[Path], stride: int = 0, records: bool = False, calibration_tokens: int = 0
+) -> None:
+    """Print the table for a run's checkpoint, scored by plain rows, or windows every `stride`.
+
+    All ways calibrate on the same training text: as much as the run's settings say, or `calibration_tokens`.
+    """
     target = find_target(run)
     assert target.config is not None and target.run is not None
     config, tokenizer = target.config, Tokenizer(target.tokenizer)
@@ -53,7 +58,11 @@ def main(run: tyro.conf.Positional[Path], stride: int = 0, records: bool = False
     model, scored = GPT(config.model), GPT(config.model, target.dtype)
     load_weights(target.run.checkpoint, model)
     state, slots = dict(model.state_dict()), tensor_kinds(model)
-    calibration = calibrated(with_settings(config, {"export.rounding": "gptq"}), model, target.training)
+    calibrate = {
+        "export.rounding": "gptq",
+        "export.calibration_tokens": calibration_tokens or config.export.calibration_tokens,
+    }
+    calibration = calibrated(with_settings(config, calibrate), model, target.training)
     assert calibration is not None
     prepared = prepare_state(state, slots, calibration.moments)
     nearest = {
