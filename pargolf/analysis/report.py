@@ -125,6 +125,7 @@ def write_report(
     max_tokens: int,
     dataset: Path | None = None,
     watch: int = 0,
+    curves: Path | None = None,
 ) -> Path:
     """Write the page about the first of the runs, compared with the others, and return its path.
 
@@ -133,7 +134,8 @@ def write_report(
     The page shows what there is: a part whose files are missing or broken says so. Raises UserError if
     a folder holds nothing of a run, or if there are no folders or no tokens, and Mismatch if dataset,
     tokenizer and artifact do not belong together. With `watch` the page is written anew every so many
-    seconds, and loads itself anew, until the run is finished.
+    seconds, and loads itself anew, until the run is finished. `curves` takes the curves of the run that the
+    page is about (`write_curves`).
     """
     path = (out or folders[0] / "report.html") if folders else Path()
     while True:
@@ -142,6 +144,8 @@ def write_report(
         page = replace(page, reload=watch if goes_on else 0)
         # JSON can spell lone surrogates, which no UTF-8 text can hold: they are shown as escapes.
         write_atomic(path, render(page).encode(errors="backslashreplace"))
+        if curves:
+            write_curves(page.run, curves)
         if not goes_on:
             return path
         time.sleep(watch)

@@ -130,7 +130,8 @@ class ReportArgs:
     """Write the page of a running run anew every so many seconds, until the run ends; the page reloads
     itself. 0: write it once."""
     csv: OptionalPath = None
-    """Also write the first run's curves to this file: losses, rates, seconds and scores by step."""
+    """Also write curves of the run that the page is about to this file: losses, rates, seconds and scores by
+    step."""
 
 
 def analyze(argv: list[str]) -> None:
@@ -224,14 +225,12 @@ def predict(argv: list[str]) -> None:
 def report(argv: list[str]) -> None:
     """Write one HTML page about a run, or about several side by side."""
     args = parse(ReportArgs, argv, "pargolf report")
-    from pargolf.analysis.report import write_curves, write_report
+    from pargolf.analysis.report import write_report
     from pargolf.system.errors import require
 
     require(args.watch >= 0, f"--watch must be a number of seconds, is {args.watch}")
-    if args.csv and args.runs:
-        write_curves(args.runs[0], args.csv)
     try:
-        print(write_report(args.runs, args.out, args.tokens, args.dataset, args.watch))
+        print(write_report(args.runs, args.out, args.tokens, args.dataset, args.watch, args.csv))
     except KeyboardInterrupt:
         if not args.watch:
             raise

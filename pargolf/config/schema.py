@@ -397,7 +397,7 @@ class EvalConfig:
     adapt: Literal["off", "sgd", "lora"] = "off"
     """Score once more while the model learns from what it has scored (see score.adapt). sgd: all its weights,
     chunk by chunk of the stream. lora: small adapters, in each document anew."""
-    tilt: NotNegative = 0.0
+    tilt: Annotated[float, Bounds(0, 100)] = 0.0
     """Most that a phrase which comes again adds to the logit of the token that followed it (see score.tilt).
     0: nothing."""
     sgd_chunk: Count = 32_768
@@ -408,17 +408,17 @@ class EvalConfig:
     """Share of sgd_lr at which that fall ends."""
     sgd_momentum: Decay = 0.9
     """Momentum of these updates."""
-    sgd_epochs: Count = 3
+    sgd_epochs: Annotated[int, Bounds(1, 1000)] = 3
     """Updates from each chunk."""
     sgd_clip: NotNegative = 1.0
     """Longest gradient of such an update (L2). 0: any."""
     lora_chunk: Count = 48
     """Tokens of each document scored between two updates of its adapters."""
-    lora_documents: Count = 64
+    lora_documents: Annotated[int, Bounds(1, 1024)] = 64
     """Documents scored at once on each rank, with adapters of their own."""
     lora_places: Literal["all", "q-v-head"] = "all"
     """Where adapters are put: at q, k, v, past attention, past the MLP and at the head; or fewer."""
-    lora_rank: Count = 80
+    lora_rank: Annotated[int, Bounds(1, 1024)] = 80
     """Rank of each adapter."""
     lora_alpha: NotNegative = 144.0
     """What adapters add is scaled by lora_alpha / lora_rank."""

@@ -179,14 +179,13 @@ inline int64_t first_key(const int32_t* starts, int64_t query) {
 template <typename E>
 constexpr int64_t kPairs = std::is_same_v<E, float> ? 1 : 2;
 
-// Causal attention: q (B, T, H, D), k and v (B, T, G, D) -> out (B, T, H, D) and, of the scores, the logarithms
-// of the sums of their exponentials (B, H, T). D is a multiple of 2; starts (B, T) may be null. The blocks are those of FlashAttention
-// (arXiv 2205.14135 and 2307.08691), sized for the cache of a core: no weight of attention is kept, backward makes
-// them again from the logarithms.
+// Causal attention: q (B, T, H, D), k and v (B, T, G, D) -> out (B, T, H, D) and, of the scores, which are
+// products times `scale`, the logarithms of the sums of their exponentials (B, H, T). D is a multiple of 2; starts
+// (B, T) may be null. The blocks are those of FlashAttention (arXiv 2205.14135 and 2307.08691), sized for the cache
+// of a core: no weight of attention is kept, backward makes them again from the logarithms.
 template <typename E>
-void forward(const E* q, const E* k, const E* v, const int32_t* starts, E* out, float* log_sums, int64_t B,
-             int64_t T, int64_t H, int64_t G, int64_t D) {
-  const float scale = 1 / std::sqrt(float(D));
+void forward(const E* q, const E* k, const E* v, const int32_t* starts, E* out, float* log_sums, float scale,
+             int64_t B, int64_t T, int64_t H, int64_t G, int64_t D) {
 #pragma omp parallel
   {
     const int64_t ld = T + kPad;
@@ -234,8 +233,8 @@ void forward(const E* q, const E* k, const E* v, const int32_t* starts, E* out, 
 // the five multiplies find them as they need them, and the third after interleaving.
 template <typename E>
 void backward(const E* q, const E* k, const E* v, const int32_t* starts, const E* out, const float* log_sums,
-              const E* d_out, E* d_q, E* d_k, E* d_v, int64_t B, int64_t T, int64_t H, int64_t G, int64_t D) {
-  const float scale = 1 / std::sqrt(float(D));
+              const E* d_out, E* d_q, E* d_k, E* d_v, float scale, int64_t B, int64_t T, int64_t H, int64_t G,
+              int64_t D) {
 #pragma omp parallel
   {
     Scratch<E> keys_t((T + kPad) * D), q_t(kQueries * D), q_pairs(kQueries * D), d_out_t(kQueries * D);
@@ -341,20 +340,21 @@ void symmetric(const E* a, const E* b, const E* c, E* pairs, E* out, float alpha
 }  // namespace
 
 // What Python calls, for each type of element
-#define FUNCTIONS(E)                                                                                      \
-  extern "C" int can_multiply_##E() { return can_multiply<E>(); }                                         \
-  extern "C" void forward_##E(const E* q, const E* k, const E* v, const int32_t* starts, E* out,          \
-                              float* log_sums, int64_t B, int64_t T, int64_t H, int64_t G, int64_t D) {   \
-    forward(q, k, v, starts, out, log_sums, B, T, H, G, D);                                               \
-  }                                                                                                       \
-  extern "C" void backward_##E(const E* q, const E* k, const E* v, const int32_t* starts, const E* out,   \
-                               const float* log_sums, const E* d_out, E* d_q, E* d_k, E* d_v, int64_t B,  \
-                               int64_t T, int64_t H, int64_t G, int64_t D) {                              \
-    backward(q, k, v, starts, out, log_sums, d_out, d_q, d_k, d_v, B, T, H, G, D);                        \
-  }                                                                                                       \
-  extern "C" void symmetric_##E(const E* a, const E* b, const E* c, E* pairs, E* out, float alpha,        \
-                                float beta, int64_t n, int64_t M, int64_t K) {                            \
-    symmetric(a, b, c, pairs, out, alpha, beta, n, M, K);                                                 \
+#define FUNCTIONS(E)                                                                                       \
+  extern "C" int can_multiply_##E() { return can_multiply<E>(); }                                          \
+  extern "C" void forward_##E(const E* q, const E* k, const E* v, const int32_t* starts, E* out,           \
+                              float* log_sums, float scale, int64_t B, int64_t T, int64_t H, int64_t G,    \
+                              int64_t D) {                                                                 \
+    forward(q, k, v, starts, out, log_sums, scale, B, T, H, G, D);                                         \
+  }                                                                                                        \
+  extern "C" void backward_##E(const E* q, const E* k, const E* v, const int32_t* starts, const E* out,    \
+                               const float* log_sums, const E* d_out, E* d_q, E* d_k, E* d_v, float scale, \
+                               int64_t B, int64_t T, int64_t H, int64_t G, int64_t D) {                    \
+    backward(q, k, v, starts, out, log_sums, d_out, d_q, d_k, d_v, scale, B, T, H, G, D);                  \
+  }                                                                                                        \
+  extern "C" void symmetric_##E(const E* a, const E* b, const E* c, E* pairs, E* out, float alpha,         \
+                                float beta, int64_t n, int64_t M, int64_t K) {                             \
+    symmetric(a, b, c, pairs, out, alpha, beta, n, M, K);                                                  \
   }
 FUNCTIONS(bf16)
 FUNCTIONS(float)

@@ -118,7 +118,9 @@ def test_a_study_s_curves_are_those_of_its_groups(finished: Path, tmp_path: Path
         (run / "config.json").write_text(json.dumps(config))
     unfinished = Path(shutil.copytree(finished, study / "optim.muon_lr=0.02-seed3"))
     (unfinished / "result.json").unlink()
-    html = write_report([study], None, 200).read_text()
+    html = write_report([study], None, 200, curves=tmp_path / "study.csv").read_text()
+    write_curves(study / "optim.muon_lr=0.01-seed1", tmp_path / "run.csv")
+    assert (tmp_path / "study.csv").read_bytes() == (tmp_path / "run.csv").read_bytes()
     for rate in (0.01, 0.02):
         assert f"optim.muon_lr={rate}, mean of 2 runs: training loss" in html
         assert html.count(f">optim.muon_lr={rate}</text>") == 2  # in the legends of both curves

@@ -57,12 +57,20 @@ def inputs(
 @both_types
 @pytest.mark.parametrize(
     ("length", "heads", "kv_heads", "d_head", "size"),
-    [(32, 4, 2, 6, 1), (96, 1, 1, 64, 1), (160, 6, 2, 20, 3), (288, 4, 4, 32, 10), (1024, 2, 1, 64, 1)],
+    [
+        (32, 4, 2, 6, 1),
+        (96, 1, 1, 64, 1),
+        (160, 6, 2, 20, 3),
+        (288, 4, 4, 32, 10),
+        (1024, 2, 1, 64, 1),
+        (96, 2, 1, 46, 1),
+    ],
 )
 def test_attention_and_its_gradients(
     dtype: torch.dtype, length: int, heads: int, kv_heads: int, d_head: int, size: float
 ) -> None:
-    kernel = attention_kernel(dataclasses.replace(C, seq_len=length), dtype, CPU)
+    c = dataclasses.replace(C, seq_len=length, d_model=heads * d_head, n_heads=heads, kv_heads=kv_heads)
+    kernel = attention_kernel(c, dtype, CPU)
     assert kernel is not None
     mine = inputs(dtype, length, heads, kv_heads, d_head, size)
     exact = [x.detach().double().requires_grad_() for x in mine]
@@ -76,6 +84,11 @@ def test_attention_and_its_gradients(
         error = float((a.double() - b).norm().detach() / b.norm().detach())
         # In float32 it is mostly the rounding of the scores, and these grow with the square of the size.
         assert error < TOLERANCE[dtype] * (size**2 if dtype == torch.float32 else 1), (name, error)
+
+
+def test_heads_are_filled_up_where_they_would_be_multiplied_two_by_two() -> None:
+    sizes = {6: 6, 30: 30, 34: 36, 38: 40, 42: 42, 46: 48, 48: 48, 62: 64, 64: 64, 68: 70, 94: 96, 254: 256}
+    assert {size: native.quick_size(size) for size in sizes} == sizes
 
 
 @both_types
@@ -99,7 +112,7 @@ def test_pytorch_finds_nothing_wrong_with_the_operators(dtype: torch.dtype) -> N
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     starts = torch.zeros(2, 32, dtype=torch.int32)
     for given in (None, starts):
-        arguments = (q, k, v, given)
+        arguments = (q, k, v, given, 0.5)
         torch.library.opcheck(torch.ops.pargolf.attention.default, arguments, test_utils=tests)
 
 
