@@ -20,7 +20,7 @@ from pargolf.optim.groups import Optimizers
 from pargolf.optim.schedule import adam_lr_scale, ahead_by, decay_scale, lr_scale, muon_momentum, progress
 from pargolf.score.windows import Score, score
 from pargolf.system import distributed, launch, machine
-from pargolf.system.errors import UserError
+from pargolf.system.errors import UserError, require
 from pargolf.train.clock import Clock
 from pargolf.train.qat import quantized
 from pargolf.train.recorder import Recorder
@@ -237,9 +237,14 @@ def step_line(t: TrainConfig, step: int, train_loss: float, scale: float, second
 def resolve(config: RunConfig, device: str) -> RunConfig:
     """`config` with every "auto" replaced by what this machine offers, and its device by `device`.
 
-    All ranks get the same; UserError if compilation is asked for and impossible.
+    All ranks get the same; UserError if compilation or an optimizer is asked for that the device has not.
     """
     t = config.train
+    require(
+        device != "mps" or config.optim.soap == "off",
+        "optim.soap needs eigenvectors in float64, which Apple's GPUs do not compute; use --optim.soap off"
+        " or --train.device cpu",
+    )
     dtype = t.dtype
     if t.dtype == "auto":
         (bfloat16,) = distributed.agree(float(machine.resolve_dtype("auto", device) == "bfloat16"))

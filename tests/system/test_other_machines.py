@@ -35,6 +35,13 @@ def test_apple_s_gpu_is_taken_and_named(monkeypatch: pytest.MonkeyPatch) -> None
         machine.resolve_device("mps")
 
 
+def test_apple_s_gpu_finds_no_eigenvectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    has(monkeypatch, cuda=False, mps=True)
+    with pytest.raises(UserError, match=r"--optim.soap off"):
+        resolve(load_preset("demo+soap"), "mps")
+    assert resolve(load_preset("demo+soap"), "cpu").optim.soap == "mlp"
+
+
 def test_apple_s_gpu_is_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="without torchrun"), distributed.world("mps"):
