@@ -1,4 +1,4 @@
-"""Every setting of a run, with its type and bounds; and what must hold between several."""
+"""Every setting of a run, with its type and bounds; validation.py says what must hold between several."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
