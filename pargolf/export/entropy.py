@@ -13,6 +13,8 @@ is summed up; constriction gets whole numbers, which float64 holds exactly.
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
 from typing import Any
 
 import constriction
@@ -27,6 +29,7 @@ LEVELS = 128
 QUARTERS = np.sqrt(np.sqrt(np.array([1.0, 2.0, 4.0, 8.0])))  # of an octave
 TAILS = range(1, 8)
 ENDS = range(1, 21)
+SHAPES = list(product(TAILS, ENDS))
 ROUNDS = 2  # of fitting columns, rows and shape in turn; a third saves less than 0.01 %
 FINE = 1024  # parts of a bit in which the fit counts: whole numbers, whose sums have no order
 
@@ -115,7 +118,7 @@ def fit(magnitudes: NDArray[np.uint8], top: int) -> ValueModel:
     model = ValueModel(rows.astype(np.uint8), np.full(magnitudes.shape[1], middle, np.uint8), 7, 8)
     turned = np.ascontiguousarray(magnitudes.T)
     for _ in range(ROUNDS):
-        costs = _costs(np.arange(LEVELS), model.tail, model.ends, top)
+        costs = _costs(top)[SHAPES.index((model.tail, model.ends))]
         cols = _best_levels(turned, model.rows, costs)
         rows = _best_levels(magnitudes, cols, costs)
         model = _best_shape(magnitudes, rows, cols, top)
@@ -132,10 +135,11 @@ def _by_level(model: ValueModel, top: int) -> tuple[list[NDArray[np.int64]], lis
     return places, [constriction.stream.model.Categorical(weights, perfect=False) for weights in table]
 
 
-def _costs(levels: NDArray[np.integer], tail: int, ends: int, top: int) -> NDArray[np.float64]:
-    """(len(levels), top + 1): what a value of each magnitude costs, in whole parts of a bit."""
-    found = frequencies(levels, tail, ends, top)
-    return np.rint(FINE * np.log2(found.sum(axis=1, keepdims=True) / found[:, top:]))
+@cache
+def _costs(top: int) -> NDArray[np.float64]:
+    """(shapes, LEVELS, top + 1): the cost of each magnitude by shape and level, in whole parts of a bit."""
+    found = np.stack([frequencies(np.arange(LEVELS), tail, ends, top) for tail, ends in SHAPES])
+    return np.rint(FINE * np.log2(found.sum(axis=2, keepdims=True) / found[:, :, top:]))
 
 
 def _best_levels(
@@ -162,8 +166,5 @@ def _best_shape(
 ) -> ValueModel:
     cells = (rows[:, None] + cols).astype(np.int64) * (top + 1) + magnitudes
     counts = np.bincount(cells.reshape(-1), minlength=LEVELS * (top + 1)).reshape(LEVELS, top + 1)
-    used = np.flatnonzero(counts.any(axis=1))
-    cost = {
-        (tail, ends): (counts[used] * _costs(used, tail, ends, top)).sum() for tail in TAILS for ends in ENDS
-    }
-    return ValueModel(rows, cols, *min(cost, key=lambda shape: cost[shape]))
+    cost = np.tensordot(_costs(top), counts)
+    return ValueModel(rows, cols, *SHAPES[cost.argmin()])

@@ -30,12 +30,15 @@ SMALL: dict[str, object] = {
         (EVERYTHING, SMALL, ("smear", "late"), "class SmearGate"),
         (
             "record-0427+small",
-            {"model__n_layers": 7, "model__rope_dims": 4, "model__q_rank": 0},
+            {
+                "model__n_layers": 7, "model__rope_dims": 4, "model__q_rank": 0,
+                "model__seq_len": 128, "eval__lora_chunk": 128,
+            },
             ("loop_times", 2),
             "class Routes",
         ),
     ],
-)
+)  # fmt: skip
 def test_a_stack_goes_through_every_command(
     stack: str,
     changes: dict[str, object],
