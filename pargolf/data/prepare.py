@@ -208,7 +208,11 @@ def _notes(text: TextFiles, found: Survey, sides: np.ndarray, recipe: Recipe) ->
     if left_out := int((sides == LEFT_OUT).sum()):
         notes.append(f"{left_out:,} training documents equal validation documents and are left out")
     if "val_bytes" in recipe.source:
-        notes.append(f"validation text is limited to {recipe.source['val_bytes']:,} bytes (--val-bytes)")
+        most, held = recipe.source["val_bytes"], int(found.sizes[sides == VAL].sum())
+        limited = f"validation text is limited to {most:,} bytes (--val-bytes)"
+        notes.append(
+            limited if held <= most else f"{limited}, but the least that can be held out has {held:,}"
+        )
     if found.sizes[sides == TRAIN].sum() > TOKENIZER_BYTES and "tokenizer_sha256" not in recipe.source:
         notes.append(f"the tokenizer learns from {TOKENIZER_BYTES:,} bytes of the training text")
     return tuple(notes)

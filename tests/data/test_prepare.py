@@ -186,6 +186,11 @@ def test_a_cap_holds_out_less(files: list[Path], tmp_path: Path) -> None:
     assert capped.record.splits["val"].bytes is not None and capped.record.splits["val"].bytes <= 800
     assert any("limited to 800 bytes" in note for note in capped.notes) and not whole.notes
     assert make(files, tmp_path / "whole", val_bytes=1_000_000).record == whole.record
+    one = make(files, tmp_path / "one", val_bytes=1)
+    assert one.record.splits["val"].documents == 1
+    assert any(
+        f"but the least that can be held out has {one.record.splits['val'].bytes}" in n for n in one.notes
+    )
 
 
 def test_fixed_validation_text_is_never_trained_on(files: list[Path], tmp_path: Path) -> None:
