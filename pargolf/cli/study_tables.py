@@ -9,6 +9,7 @@ from rich.table import Table
 from pargolf.challenge import RECORD_LEVEL, RECORD_NATS
 from pargolf.run.listing import Listed
 from pargolf.study.compare import Comparison
+from pargolf.study.statistics import TTest
 from pargolf.system.console import console, say
 
 if TYPE_CHECKING:  # brings Optuna, which a comparison does not need
@@ -41,28 +42,36 @@ def _show_differences(comparison: Comparison) -> None:
     compared = [(n, g.difference) for n, g in enumerate(comparison.groups, 1) if g.difference]
     tested = sum(d.test is not None for _, d in compared)
     several = tested > 1
-    pairs = any(d.p_paired is not None for _, d in compared)
-    more = [*(["Holm"] if several else []), *(["paired"] if pairs else [])]
-    columns = ["", "bpb ± 95 %", "nats", "t", "df", "p", *more, "record"]
-    table = _table(f"difference from {escape(comparison.reference)}; negative is better", *columns)
+    pairs = any(d.paired for _, d in compared)
+    # Lines of 80 characters have room for the details of one test.
+    columns = ["", "bpb ± 95 %", "nats", *([] if pairs else ["t", "df"]), "p", *(["Holm"] if several else [])]
+    columns += ["paired ±", "p"] if pairs else []
+    table = _table(f"difference from {escape(comparison.reference)}; negative is better", *columns, "record")
     for number, d in compared:
-        test = ("", "no test", "", "")
-        if d.test:
-            half = (d.test.high - d.test.low) / 2
-            test = (f" ± {half:.4f}", f"{d.test.t:.1f}", f"{d.test.df:.1f}", f"{d.test.p:.2g}")
-        others = [_number(d.p_holm, ".2g")] if several else []
-        others += [_number(d.p_paired, ".2g")] if pairs else []
-        record = "" if d.is_record is None else "yes" if d.is_record else "no"
-        table.add_row(
-            f"{number}", f"{d.bpb:+.4f}{test[0]}", _number(d.nats, "+.4f"), *test[1:], *others, record
-        )
+        cells = [
+            f"{number}",
+            f"{d.bpb:+.4f}{f' ± {_half(d.test)}' if d.test else ''}",
+            _number(d.nats, "+.4f"),
+        ]
+        if not pairs:
+            cells += [f"{d.test.t:.1f}", f"{d.test.df:.1f}"] if d.test else ["", ""]
+        cells += [f"{d.test.p:.2g}" if d.test else "no test"]
+        cells += [_number(d.p_holm, ".2g")] if several else []
+        cells += [_half(d.paired), _number(d.p_paired, ".2g")] if pairs else []
+        table.add_row(*cells, "" if d.is_record is None else "yes" if d.is_record else "no")
     console.print(table)
     console.print(
         f"p: {comparison.method}; record: at least {RECORD_NATS} nats better at p < {RECORD_LEVEL}"
         + (f"\nHolm: corrected for {tested} comparisons, and so is record" if several else "")
-        + ("\npaired: t-test of the differences seed by seed, two-sided, not corrected" if pairs else ""),
+        + ("\npaired: seed by seed, by the spread of all groups" if pairs else "")
+        + ("; p corrected" if pairs and several else ""),
         highlight=False,
     )
+
+
+def _half(test: TTest | None) -> str:
+    """Half of the interval; empty without a test."""
+    return f"{(test.high - test.low) / 2:.4f}" if test else ""
 
 
 def show_screen(screen: "Screen", repeated: bool = False) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from pargolf.challenge import RECORD_LEVEL, RECORD_NATS
 from pargolf.config.settings import Settings
 from pargolf.study.records import RunRecord
-from pargolf.study.statistics import Reference, TTest, holm, p_better_by, p_paired, t_test, why_no_test
+from pargolf.study.statistics import Reference, TTest, holm, p_better_by, paired_tests, t_test, why_no_test
 from pargolf.system.errors import UserError
 
 # Settings that change neither what a model learns nor how it scores, except by the machine's rounding.
@@ -43,8 +43,10 @@ class Difference:
     """Why there is none, or empty."""
     p_holm: float | None
     """The test's p, corrected for all groups tested."""
+    paired: TTest | None
+    """Of `bpb` seed by seed, where both groups have the same seeds; see `paired_tests`."""
     p_paired: float | None
-    """Of the paired test, where both groups have the same seeds; raw."""
+    """Its p, corrected for all groups tested so."""
     p_record: float | None
     """p of "better by less than 0.005 nats", one-sided, corrected likewise."""
     is_record: bool | None
@@ -236,17 +238,23 @@ def _with_differences(groups: list[Group], reference: Group | float) -> list[Gro
     differences = [_difference(group, reference) for group in groups]
     p_holm = holm([d.test.p if d.test else None for d in differences])
     p_record = holm([d.p_record for d in differences])
+    paired = _paired(groups, reference)
+    p_paired = holm([test.p if test else None for test in paired])
     return [
         dataclasses.replace(
             group,
             difference=dataclasses.replace(
                 difference,
                 p_holm=p,
+                paired=test,
+                p_paired=p_pairs,
                 p_record=record,
                 is_record=None if record is None else record < RECORD_LEVEL,
             ),
         )
-        for group, difference, p, record in zip(groups, differences, p_holm, p_record, strict=True)
+        for group, difference, p, test, p_pairs, record in zip(
+            groups, differences, p_holm, paired, p_paired, p_record, strict=True
+        )
     ]
 
 
@@ -262,18 +270,26 @@ def _difference(group: Group, reference: Group | float) -> Difference:
         test=None if no_test else t_test(scores, other),
         no_test=no_test,
         p_holm=None,
-        p_paired=_paired(group, reference) if isinstance(reference, Group) else None,
+        paired=None,
+        p_paired=None,
         p_record=p_better_by(RECORD_NATS, *losses) if losses and not no_test else None,
         is_record=None,
     )
 
 
-def _paired(group: Group, reference: Group) -> float | None:
-    """p of the differences seed by seed, which share the order of the data; None unless all seeds pair up."""
-    ours, theirs = ({r.seed: r.val_bpb for r in g.records} for g in (group, reference))
-    if None in ours or ours.keys() != theirs.keys() or len(ours) < len(group.records):
-        return None
-    return p_paired([ours[seed] - theirs[seed] for seed in ours])
+def _paired(groups: Sequence[Group], reference: Group | float) -> list[TTest | None]:
+    """Tests of the differences seed by seed, of the groups that have the seeds of the reference."""
+    if not isinstance(reference, Group):
+        return [None] * len(groups)
+    by_seed = [{r.seed: r.val_bpb for r in group.records} for group in (reference, *groups)]
+    seeds = by_seed[0].keys() - {None}
+    whole = [
+        scores.keys() == seeds and len(scores) == len(group.records)
+        for scores, group in zip(by_seed, (reference, *groups), strict=True)
+    ]
+    pairs = [scores for scores, pairs in zip(by_seed, whole, strict=True) if pairs]
+    tests = iter(paired_tests([[scores[seed] for seed in seeds] for scores in pairs]) if whole[0] else [])
+    return [next(tests, None) if pairs else None for pairs in whole[1:]]
 
 
 def _losses(group: Group, reference: Group | float) -> tuple[list[float], Reference] | None:

@@ -61,11 +61,28 @@ def p_better_by(margin: float, values: Sequence[float], reference: Reference) ->
     return float(_scipy_test(values, [value - margin for value in reference], "less").pvalue)
 
 
-def p_paired(differences: Sequence[float]) -> float | None:
-    """Two-sided p of the paired t-test, from the difference of each pair; None where no test is possible."""
-    if why_no_test(differences):
-        return None
-    return float(_scipy_test(differences, 0.0, "two-sided").pvalue)
+def paired_tests(scores: Sequence[Sequence[float]]) -> list[TTest]:
+    """The groups after the first against the first, seed by seed; (groups, seeds), each seed at one place.
+
+    Chance is what groups and seeds leave unexplained, over all groups (randomized blocks, Fisher, The
+    Design of Experiments, 1935); of two groups it is the paired t-test. Nothing where no test is possible.
+    """
+    import numpy as np
+    from scipy import stats
+
+    x = np.array(scores, float)
+    df = (x.shape[0] - 1) * (x.shape[1] - 1)
+    unexplained = x - x.mean(axis=1, keepdims=True) - x.mean(axis=0) + x.mean()
+    # Differences that are equal to the last digits are those of copies, as in `why_no_test`.
+    if df == 0 or np.abs(unexplained).max() <= 1e-12 * np.abs(x).max():
+        return []
+    error = float(np.sqrt(2 / x.shape[1] * np.sum(unexplained**2) / df))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * error
+    differences = [float(value) for value in x[1:].mean(axis=1) - x[0].mean()]
+    return [
+        TTest(d - half, d + half, d / error, df, float(2 * stats.t.sf(abs(d) / error, df)))
+        for d in differences
+    ]
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -203,14 +204,37 @@ def test_runs_of_the_same_seeds_are_compared_in_pairs_too() -> None:
     noisy, moved = [1.10, 1.20, 1.30], [1.081, 1.179, 1.280]
     pairs = compare([*runs("a", noisy), *runs("b", moved, model__q_rank=0)])
     d = pairs.groups[1].difference
-    assert d and d.test and d.p_paired is not None
+    assert d and d.test and d.paired
     assert d.test.p > 0.5  # drowned in what the seeds differ by
-    assert d.p_paired == pytest.approx(stats.ttest_rel(moved, noisy).pvalue)
+    oracle = stats.ttest_rel(moved, noisy)
+    assert (d.paired.t, d.paired.df) == pytest.approx((oracle.statistic, oracle.df))
+    assert d.p_paired == pytest.approx(oracle.pvalue)
+    interval = oracle.confidence_interval(0.95)
+    assert (d.paired.low, d.paired.high) == pytest.approx((interval.low, interval.high))
     unpaired = [
         RunRecord(**{**vars(r), "seed": 100 + i}) for i, r in enumerate(runs("c", moved, model__q_rank=7))
     ]
     d = compare([*runs("a", noisy), *unpaired]).groups[1].difference
-    assert d and d.p_paired is None
+    assert d and d.paired is None and d.p_paired is None
+
+
+def test_pairs_of_several_groups_share_their_spread() -> None:
+    """What groups and seeds leave unexplained, by least squares; a group of other seeds has no part."""
+    a, b, c = [1.10, 1.20, 1.30], [1.081, 1.179, 1.280], [1.14, 1.25, 1.33]
+    others = runs("d", [1.2, 1.4], model__q_rank=9)
+    records = [*runs("a", a), *runs("b", b, model__q_rank=0), *runs("c", c, model__q_rank=7), *others]
+    _, *found, short = (group.difference for group in compare(records).groups)
+    assert short and short.paired is None
+    of_group, of_seed = np.kron(np.eye(3), np.ones((3, 1))), np.kron(np.ones((3, 1)), np.eye(3))
+    design = np.column_stack([np.ones(9), of_group[:, 1:], of_seed[:, 1:]])
+    fitted, squares, *_ = np.linalg.lstsq(design, np.array(a + b + c))
+    errors = np.sqrt(squares / 4 * np.diag(np.linalg.inv(design.T @ design)))
+    for n, d in enumerate(found, 1):
+        assert d and d.paired and d.paired.df == 4
+        assert (d.bpb, d.paired.t) == pytest.approx((fitted[n], fitted[n] / errors[n]))
+        assert d.paired.p == pytest.approx(2 * stats.t.sf(abs(d.paired.t), 4))
+    smaller, larger = sorted((d.paired.p, d.p_paired) for d in found if d and d.paired)
+    assert (smaller[1], larger[1]) == pytest.approx((2 * smaller[0], max(2 * smaller[0], larger[0])))
 
 
 def test_the_front_is_what_no_run_within_the_budget_beats_in_both() -> None:
