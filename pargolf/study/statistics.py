@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 CONFIDENCE = 0.95
 
 # What values are compared with: those of another group, or one published figure, taken as exact.
@@ -67,7 +69,6 @@ def paired_tests(scores: Sequence[Sequence[float]]) -> list[TTest]:
     Chance is what groups and seeds leave unexplained, over all groups (randomized blocks, Fisher, The
     Design of Experiments, 1935); of two groups it is the paired t-test. Nothing where no test is possible.
     """
-    import numpy as np
     from scipy import stats
 
     x = np.array(scores, float)
