@@ -45,7 +45,7 @@ def _show_differences(comparison: Comparison) -> None:
     pairs = any(d.paired for _, d in compared)
     # Lines of 80 characters have room for the details of one test.
     columns = ["", "bpb ± 95 %", "nats", *([] if pairs else ["t", "df"]), "p", *(["Holm"] if several else [])]
-    columns += ["paired ±", "paired p"] if pairs else []
+    columns += ["paired ±", "its p"] if pairs else []
     table = _table(f"difference from {escape(comparison.reference)}; negative is better", *columns, "record")
     for number, d in compared:
         cells = [
