@@ -415,7 +415,7 @@ class EvalConfig:
     lora_chunk: Count = 48
     """Tokens of each document scored between two updates of its adapters."""
     lora_documents: Annotated[int, Bounds(1, 1024)] = 64
-    """Documents scored at once on each rank, with adapters of their own."""
+    """Documents scored at once on each rank, with adapters of their own; on a CPU 8192 / seq_len at most."""
     lora_places: Literal["all", "q-v-head"] = "all"
     """Where adapters are put: at q, k, v, past attention, past the MLP and at the head; or fewer."""
     lora_rank: Annotated[int, Bounds(1, 1024)] = 80

@@ -6,6 +6,7 @@ one for each token of the vocabulary before the target is looked at, and no scor
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from pargolf.score.turns import of_rank, plan_turns, require_score_first
 from pargolf.score.windows import Score, Tally, Window, over_windows
 from pargolf.system import launch
 from pargolf.system.progress import OnProgress, unseen
+
+# What a full-size model keeps of a token until it has learnt from it is about a megabyte.
+CPU_TOKENS = 8192
 
 
 def adapted_score(model: GPT, text: Text, settings: EvalConfig, progress: OnProgress = unseen) -> Score:
@@ -52,6 +56,7 @@ def adapted_batches(
 
     T is what the longest of them scores; shorter ones are filled up.
     """
+    settings = side_by_side(model, settings)
     turns = plan_turns(text, model.config.seq_len, settings)
     require_score_first(turns, len(text))
     learner, device = learner_of(model, text, settings), model.embed.weight.device
@@ -77,6 +82,18 @@ def adapted_batches(
             done += len(batch)
             progress(done, count)
         learner.learn(turn, losses)
+
+
+def side_by_side(model: GPT, settings: EvalConfig) -> EvalConfig:
+    """`settings` with no more windows and documents side by side than a CPU's memory holds."""
+    if model.embed.weight.device.type != "cpu":
+        return settings
+    most = max(1, CPU_TOKENS // model.config.seq_len)
+    return replace(
+        settings,
+        batch_rows=min(settings.batch_rows, most),
+        lora_documents=min(settings.lora_documents, most),
+    )
 
 
 def learner_of(model: GPT, text: Text, settings: EvalConfig) -> Fixed:

@@ -184,6 +184,27 @@ def test_every_option_of_the_model_learns(option: dict[str, Any]) -> None:
     assert (found != nats(model, tokens, replace(LORA, lora_lr=0.0))).any()
 
 
+@pytest.mark.parametrize("form", ["sgd", "lora", "phases"])
+def test_a_cpu_learns_from_few_windows_at_once(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens, rows = shaken(TINY), stream(), []
+    trunk = GPT.trunk
+
+    def watched(gpt: GPT, batch: torch.Tensor, *rest: Any, **others: Any) -> torch.Tensor:
+        rows.append(len(batch))
+        return trunk(gpt, batch, *rest, **others)
+
+    monkeypatch.setattr(GPT, "trunk", watched)
+    settings = replace(FORMS[form], batch_rows=4, lora_documents=4)
+    found = {}
+    for windows in (2, 4):
+        monkeypatch.setattr("pargolf.score.adapt.CPU_TOKENS", windows * TINY.seq_len)
+        rows.clear()
+        found[windows] = nats(model, tokens, settings)
+        assert max(rows) == windows
+    if form == "sgd":  # adapters of other batches begin elsewhere
+        assert found[2] == pytest.approx(found[4], abs=1e-5)
+
+
 def test_the_same_twice() -> None:
     model, tokens = shaken(TINY), stream()
     state = torch.get_rng_state()
