@@ -6,6 +6,7 @@ Source: the OpenAI parameter-golf repository, its README and submission rules.
 BUDGET = 16_000_000  # bytes of code + compressed model, decimal
 TIME_LIMIT = 600  # seconds, of training and again of evaluation
 GPUS = 8  # H100s that it trains and evaluates on
+UNLIMITED_TRACK = "non-record-unlimited-compute-16mb"  # how a submission.json says that it asks for no record
 
 VAL_DOCUMENTS = 50_000  # the first of all documents; the rest is training text
 # So many training shards are what the script that prepares CaseOps writes by default: it holds out the first

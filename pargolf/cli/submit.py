@@ -32,6 +32,8 @@ class SubmitArgs:
     ] = ""
     """Form of train_gpt.py: readable (with comments), minified (without comments, with short names) or
     compressed (minified, and unpacks itself); default: what the runs' settings say."""
+    unlimited: bool = False
+    """For the challenge's track without a limit of training time."""
     record_loss: OptionalFloat = None
     """val_loss in nats of the record to beat, for the p-value."""
     positions: int = 64
@@ -99,7 +101,7 @@ def submit(argv: list[str]) -> None:
     from pargolf.cli import tables
     from pargolf.submission.submit import About, submit
 
-    about = About(args.author, args.github_id, args.name, args.blurb)
+    about = About(args.author, args.github_id, args.name, args.blurb, args.unlimited)
     tables.show_submission(
         submit(args.runs, about, args.out, args.form or None, args.record_loss, args.positions, args.dataset)
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pargolf.bundle.single_file import Form, bundle, in_form
-from pargolf.challenge import RECORD_NATS
+from pargolf.challenge import RECORD_NATS, UNLIMITED_TRACK
 from pargolf.config.schema import ExportConfig, RunConfig
 from pargolf.config.settings import to_toml
 from pargolf.export.artifact import read_header
@@ -40,6 +40,8 @@ class About:
     github_id: str
     name: str
     blurb: str = ""
+    unlimited: bool = False
+    """Whether it is for the track without a limit of training time."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,7 @@ def _summary(
         "name": about.name,
         "blurb": about.blurb or about.name,  # published ones are never empty
         "date": date,
+        **({"track": UNLIMITED_TRACK} if about.unlimited else {}),
         "val_loss": mean("val_loss"),
         "val_bpb": mean("val_bpb"),
         "val_bpb_std": statistics.stdev(run.val_bpb for run in seeds) if len(seeds) > 1 else None,

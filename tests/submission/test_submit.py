@@ -1,6 +1,7 @@
 """What cannot be submitted, and the figures of what can."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,18 @@ def test_a_submission_that_changes_nothing_says_so(finished: Path, tmp_path: Pat
         submit([finished], ABOUT, tmp_path / "out", positions=4)
     readme = (tmp_path / "out" / "README.md").read_text()
     assert "## What differs from demo\n\nNothing that could change the score.\n\n## Results\n" in readme
+
+
+def test_hours_of_training_break_no_rule_of_the_unlimited_track(finished: Path, tmp_path: Path) -> None:
+    slow = edited(finished, tmp_path / "slow", "result.json", lambda r: r.update(train_seconds=9000.0))
+    log = slow / "train.log"
+    log.write_text(re.sub(r"train_time:\d+ms", "train_time:9000000ms", log.read_text()))
+    about = ["--author", "A", "--github-id", "G", "--name", "Slow"]
+    for name, more in ("record", []), ("unlimited", ["--unlimited"]):
+        assert dispatch(["submit", str(slow), *about, "--out", str(tmp_path / name), *more]) == 0
+    assert "training time" in faults(check_folder(tmp_path / "record"))
+    assert faults(check_folder(tmp_path / "unlimited")) == []
+    assert "Trained for 9,000 seconds" in (tmp_path / "unlimited" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("form", ["readable", "minified", "compressed"])
