@@ -1,4 +1,4 @@
-"""val_bpb by tokens and by share of steps as an SVG: python docs/full_size_figure.py out.svg runs/lowrank"""
+"""val_bpb of runs by tokens as an SVG: python docs/full_size_figure.py docs/full-size.svg runs/lowrank"""
 
 import json
 import sys
@@ -10,28 +10,23 @@ from pargolf.analysis.figures import on_paper, svg, theme
 from pargolf.run.folder import open_run
 
 
-def looks(folder: Path) -> list[tuple[float, float, float]]:
-    """Millions of tokens, percent of the steps and val_bpb at each look at the validation text."""
+def looks(folder: Path) -> list[tuple[float, float]]:
+    """Millions of tokens and val_bpb at each look at the validation text."""
     run, config = open_run(folder)
-    t = config.train
+    rows = map(json.loads, run.metrics.read_text().splitlines())
     return [
-        (row["step"] * t.batch_tokens / 1e6, 100 * row["step"] / t.iterations, row["val_bpb"])
-        for row in map(json.loads, run.metrics.read_text().splitlines())
-        if "val_bpb" in row
+        (row["step"] * config.train.batch_tokens / 1e6, row["val_bpb"]) for row in rows if "val_bpb" in row
     ]
 
 
 def figure(folders: list[Path]) -> Figure:
     with theme():
-        drawn = Figure((7.2, 3.2), layout="constrained")
-        by_tokens, by_share = drawn.subplots(1, 2, sharey=True)
+        drawn = Figure((6.6, 3.4), layout="constrained")
+        axes = drawn.subplots()
         for folder in folders:
-            tokens, share, bpb = zip(*looks(folder), strict=True)
-            by_tokens.plot(tokens, bpb, ".-", label=folder.name)
-            by_share.plot(share, bpb, ".-")
-        by_tokens.set(xlabel="millions of tokens", title="bits per byte of 14 unseen articles")
-        by_share.set(xlabel="percent of the run, about as long for all")
-        by_tokens.legend()
+            axes.plot(*zip(*looks(folder), strict=True), ".-", label=folder.name)
+        axes.set(xlabel="millions of tokens", title="bits per byte of 14 unseen articles")
+        axes.legend()
     return drawn
 
 
