@@ -19,12 +19,9 @@ from pargolf.model.gpt import GPT
 from pargolf.score.learners import DocumentAdapters, Fixed, WholeModel
 from pargolf.score.tilt import hints, tilted
 from pargolf.score.turns import of_rank, plan_turns, require_score_first
-from pargolf.score.windows import Score, Tally, Window, over_windows
+from pargolf.score.windows import Score, Tally, Window, most_rows, over_windows
 from pargolf.system import launch
 from pargolf.system.progress import OnProgress, unseen
-
-# What a full-size model keeps of a token until it has learnt from it is about a megabyte.
-CPU_TOKENS = 8192
 
 
 def adapted_score(model: GPT, text: Text, settings: EvalConfig, progress: OnProgress = unseen) -> Score:
@@ -86,13 +83,10 @@ def adapted_batches(
 
 def side_by_side(model: GPT, settings: EvalConfig) -> EvalConfig:
     """`settings` with no more windows and documents side by side than a CPU's memory holds."""
-    if model.embed.weight.device.type != "cpu":
-        return settings
-    most = max(1, CPU_TOKENS // model.config.seq_len)
     return replace(
         settings,
-        batch_rows=min(settings.batch_rows, most),
-        lora_documents=min(settings.lora_documents, most),
+        batch_rows=most_rows(model, settings.batch_rows),
+        lora_documents=most_rows(model, settings.lora_documents),
     )
 
 

@@ -20,6 +20,7 @@ from pargolf.system.errors import require
 from pargolf.system.progress import OnProgress, unseen
 
 PARTS = 50  # of a stream, whose scores are told apart
+CPU_TOKENS = 8192  # that go through a model at once, at most
 
 
 @dataclass(frozen=True)
@@ -148,12 +149,22 @@ def window_losses(
 ) -> Iterator[tuple[Window, np.ndarray]]:
     """Each window with the cross-entropies in nats (length - first,), float64, of the targets it scores."""
     device = model.embed.weight.device
-    for batch, rows in over_windows(tokens, plan, batch_rows, progress):
+    for batch, rows in over_windows(tokens, plan, most_rows(model, batch_rows), progress):
         first = batch[0].first
         losses = token_losses(model, torch.from_numpy(rows).to(device), first)
         # To the CPU in one piece; Apple's GPUs have no float64.
         for window, row in zip(batch, losses.cpu().double().numpy(), strict=True):
             yield window, row[: window.length - first]
+
+
+def most_rows(model: GPT, batch_rows: int) -> int:
+    """How many windows go through a model side by side: `batch_rows`; on a CPU fewer if they are long.
+
+    There more are slower: their tensors are too large for memory that the process keeps, and the system
+    clears new memory for each. Of a full-size model that learns, a token fills about a megabyte.
+    """
+    on_cpu = model.embed.weight.device.type == "cpu"
+    return min(batch_rows, max(1, CPU_TOKENS // model.config.seq_len)) if on_cpu else batch_rows
 
 
 def token_losses(model: GPT, rows: Tensor, first: int) -> Tensor:

@@ -234,6 +234,7 @@ def evaluate(target: Target, settings: EvalConfig, code_bytes: CodeBytes) -> dic
     validate_eval(settings)
     log = Log(target.run.log if target.run and launch.is_main() else None)
     holding = held(target.run.folder) if target.run else nullcontext()
+    machine.keep_memory()
     with holding, distributed.world(target.device_type) as device:
         text = target.validation()
         finished = stages.score_file(

@@ -197,7 +197,7 @@ def test_a_cpu_learns_from_few_windows_at_once(form: str, monkeypatch: pytest.Mo
     settings = replace(FORMS[form], batch_rows=4, lora_documents=4)
     found = {}
     for windows in (2, 4):
-        monkeypatch.setattr("pargolf.score.adapt.CPU_TOKENS", windows * TINY.seq_len)
+        monkeypatch.setattr("pargolf.score.windows.CPU_TOKENS", windows * TINY.seq_len)
         rows.clear()
         found[windows] = nats(model, tokens, settings)
         assert max(rows) == windows
