@@ -391,7 +391,7 @@ class EvalConfig:
     stride: Count = 64
     """Tokens each window after the first scores; seq_len means plain rows."""
     batch_rows: Count = 32
-    """Windows scored at once on each rank."""
+    """Windows scored at once on each rank; on a CPU 8192 / seq_len at most."""
     documents: Literal["joined", "apart"] = "joined"
     """joined: windows go over the stream, across documents. apart: each document is scored on its own."""
     adapt: Literal["off", "sgd", "lora"] = "off"
