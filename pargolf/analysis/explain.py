@@ -14,7 +14,7 @@ import torch
 from pargolf.data.tokenizer import Tokenizer
 from pargolf.library import Model
 from pargolf.score.passages import Passage, Span, context_edges, spans
-from pargolf.score.windows import over_windows, windows
+from pargolf.score.windows import most_rows, over_windows, windows
 from pargolf.system.progress import OnProgress, unseen
 
 LIKELIEST = 5  # pieces told for each token
@@ -127,7 +127,8 @@ def _predictions(
         np.zeros(count), np.zeros(count, int), np.zeros(count, int), np.zeros(wide, int), np.zeros(wide)
     )  # fmt: skip
     plan = windows(count, model.config.seq_len, stride)
-    for batch, rows in over_windows(stream, plan, model.target.scoring.batch_rows, progress):
+    rows_at_once = most_rows(gpt, model.target.scoring.batch_rows)
+    for batch, rows in over_windows(stream, plan, rows_at_once, progress):
         first, inputs = batch[0].first, torch.from_numpy(rows).to(gpt.embed.weight.device)
         logprobs = gpt.head(gpt.trunk(inputs[:, :-1], first=first)).log_softmax(-1)
         own = logprobs.gather(-1, inputs[:, first + 1 :, None])
