@@ -278,7 +278,10 @@ def _difference(group: Group, reference: Group | float) -> Difference:
 
 
 def _paired(groups: Sequence[Group], reference: Group | float) -> list[TTest | None]:
-    """Tests of the differences seed by seed, of the groups that have the seeds of the reference."""
+    """Tests of the differences seed by seed, of the groups that have the seeds of the reference.
+
+    Groups that were trained apart share their chance; otherwise each is tested alone.
+    """
     if not isinstance(reference, Group):
         return [None] * len(groups)
     by_seed = [{r.seed: r.val_bpb for r in group.records} for group in (reference, *groups)]
@@ -287,9 +290,29 @@ def _paired(groups: Sequence[Group], reference: Group | float) -> list[TTest | N
         scores.keys() == seeds and len(scores) == len(group.records)
         for scores, group in zip(by_seed, (reference, *groups), strict=True)
     ]
-    pairs = [scores for scores, pairs in zip(by_seed, whole, strict=True) if pairs]
-    tests = iter(paired_tests([[scores[seed] for seed in seeds] for scores in pairs]) if whole[0] else [])
+    if not whole[0]:
+        return [None] * len(groups)
+    first, *rows = [
+        [scores[seed] for seed in seeds] for scores, pairs in zip(by_seed, whole, strict=True) if pairs
+    ]
+    if _trained_apart([g for g, pairs in zip((reference, *groups), whole, strict=True) if pairs]):
+        tests = iter(paired_tests([first, *rows]))
+    else:
+        tests = (next(iter(paired_tests([first, row])), None) for row in rows)
     return [next(tests, None) if pairs else None for pairs in whole[1:]]
+
+
+def _trained_apart(groups: Sequence[Group]) -> bool:
+    """Whether no two groups are one training, packed or scored in two ways, or by a setting without effect.
+
+    Such copies differ by next to no chance, so that they would make all others look sure.
+    """
+    trainings = {
+        repr([item for item in group.settings.items() if not item[0].startswith(("export.", "eval."))])
+        for group in groups
+    }
+    scores = {tuple(record.val_bpb for record in group.records) for group in groups}
+    return len(trainings) == len(scores) == len(groups)
 
 
 def _losses(group: Group, reference: Group | float) -> tuple[list[float], Reference] | None:

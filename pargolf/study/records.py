@@ -21,7 +21,8 @@ class RunRecord:
 
     name: str
     val_bpb: float
-    """Bits per byte of the artifact as read back from disk, by the sliding window."""
+    """Bits per byte of the artifact as read back from disk: of its scores the last, after adaptation if
+    there was one."""
     folder: Path | None = None
     """None for a published figure."""
     settings: Settings = dataclasses.field(default_factory=dict)
@@ -59,6 +60,7 @@ def read_record(folder: Path) -> RunRecord:
             raise UserError(f"{folder} is unfinished: it has no result.json; finish it with `pargolf run`")
         raise UserError(f"{folder} is no run folder: it has no result.json")
     result, (preset, settings) = read_json(run.result), read_settings(run)
+    settings |= _as_done(result, settings)
     try:
         scores = result["artifact"]
         how = list(scores)[-1]  # "sliding"; of an imported run the score that its log ends with
@@ -88,6 +90,15 @@ def read_record(folder: Path) -> RunRecord:
         stale=_stale(run, result),
         preset=preset,
     )
+
+
+def _as_done(result: dict[str, Any], settings: Settings) -> Settings:
+    """How the artifact was packed and scored; `pack` and `eval` may do so otherwise than the run was set to.
+
+    "auto" stays: what it chooses in each run does not tell runs apart.
+    """
+    told = flatten({section: result.get(section) for section in ("export", "eval")})
+    return {name: value for name, value in told.items() if settings.get(name, "auto") != "auto"}
 
 
 def _stale(run: Run, result: dict[str, Any]) -> str:

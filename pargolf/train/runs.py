@@ -281,6 +281,7 @@ def _result(
     result |= {
         "stride": settings.stride,
         "eval": asdict(settings),
+        "export": asdict(artifact.export),
         "seq_len": artifact.model.seq_len,
         "bytes_model": finished.model_bytes,
         "artifact_sha256": finished.sha256,

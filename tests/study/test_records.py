@@ -9,6 +9,7 @@ import pytest
 
 from pargolf.config.schema import RunConfig
 from pargolf.config.settings import to_dict
+from pargolf.study.compare import group_records
 from pargolf.study.records import read_record, read_records, runs_in
 from pargolf.system.errors import UserError
 
@@ -42,6 +43,23 @@ def test_a_run_of_ours(tmp_path: Path) -> None:
     assert (record.bytes_total, record.bytes_model, record.budget) == (100, 90, 1000)
     assert (record.steps, record.train_seconds) == (7, 3.5)
     assert record.step_ms == pytest.approx(200)  # of 1 step at 5000, 10 at 100 and 10 at 200
+
+
+def test_what_was_done_counts_and_not_what_was_set(tmp_path: Path) -> None:
+    """`eval --eval.adapt lora` and `pack --fit` leave config.json as it is."""
+    config = to_dict(RunConfig())
+    config["export"]["codec"] = "auto"
+    done = {
+        "artifact": {"sliding": SCORE, "adapted": {**SCORE, "val_bpb": 1.1}},
+        "eval": {"adapt": "lora", "younger": 1}, "export": {"codec": "zstd", "attn_bits": 3},
+    }  # fmt: skip
+    record = read_record(folder(tmp_path, config=config, result=RESULT | done))
+    assert (record.val_bpb, record.settings["eval.adapt"]) == (1.1, "lora")
+    assert (record.settings["export.codec"], record.settings["export.attn_bits"]) == ("auto", 3)
+    assert "eval.younger" not in record.settings
+    plain = read_record(folder(tmp_path, "plain", config=config, result=RESULT))
+    assert len(group_records([record, plain])) == 2
+    assert read_record(folder(tmp_path, "bare", result=RESULT | done)).settings == {}
 
 
 def test_settings_younger_than_the_run_are_at_their_default(tmp_path: Path) -> None:
