@@ -144,7 +144,7 @@ def write_report(
         page = replace(page, reload=watch if goes_on else 0)
         # JSON can spell lone surrogates, which no UTF-8 text can hold: they are shown as escapes.
         write_atomic(path, render(page).encode(errors="backslashreplace"))
-        if curves:
+        if curves and not (goes_on and not read_lines(Run(page.run).metrics)):
             write_curves(page.run, curves)
         if not goes_on:
             return path

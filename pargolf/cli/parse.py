@@ -78,8 +78,11 @@ class RunArgs:
         stack = "+".join(Path(name).stem for name in self.preset.split("+"))
         preset = load_preset(self.preset)
         if self.own_data:
+            where = ("dataset", "tokenizer", "corpus")
             preset = replace(
-                preset, data=self.data, model=replace(preset.model, vocab_size=self.model.vocab_size)
+                preset,
+                data=replace(preset.data, **{name: getattr(self.data, name) for name in where}),
+                model=replace(preset.model, vocab_size=self.model.vocab_size),
             )
         base, mine = (flatten(to_dict(config)) for config in (preset, self.config))
         changes = [f"{name.split('.')[1]}={value}" for name, value in mine.items() if value != base[name]]

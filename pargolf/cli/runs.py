@@ -49,7 +49,7 @@ class DataArgs:
     """Where plain text is cut into documents, for example "<|endoftext|>" or "\\n\\n"; default: not at all,
     but a single file at its empty lines."""
     name: OptionalText = ""
-    """Name of the dataset; default: "demo", or the first file's."""
+    """Name of the dataset; default: the first file's. The embedded articles are called "demo"."""
     vocab_size: int = 1024
     """Pieces of the tokenizer, trained on the training documents alone."""
     tokenizer: OptionalPath = None
@@ -198,16 +198,15 @@ def data(argv: list[str]) -> None:
             args.root, args.overwrite, partial(Bar, in_bytes=True), args.transform,
         )  # fmt: skip
     else:
+        only = ("separator", "name", "tokenizer", "val", "val_bytes")
+        given = [name for name in only if getattr(args, name) != getattr(DataArgs(), name)]
+        require(
+            not given,
+            f"--{', --'.join(given).replace('_', '-')}: only with --text, not for the embedded articles",
+        )
         done = prepare_embedded(args.vocab_size, args.val_fraction, args.root, args.overwrite, args.transform)
     print(done.summary())
-    print(f"next: pargolf run demo{_data_option(done.dataset, args)}")
-
-
-def _data_option(dataset: Path, args: DataArgs) -> str:
-    """How a training names the dataset just made."""
-    if (args.text, args.vocab_size, args.transform, args.root) == ((), 1024, "none", Path("data")):
-        return ""  # what the demo takes
-    return f" --data {dataset.name if args.root == Path('data') else dataset}"
+    print(f"next: pargolf run demo --data {done.dataset.name if args.root == Path('data') else done.dataset}")
 
 
 def plan(argv: list[str]) -> None:

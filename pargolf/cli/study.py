@@ -6,6 +6,7 @@ from pathlib import Path
 import tyro
 
 from pargolf.cli.parse import OptionalFloat, OptionalPath, OptionalText, Paths, RunArgs, parse, preset_args
+from pargolf.system.errors import require
 
 # SciPy and PyTorch are imported inside the commands that need them, as in the other modules.
 
@@ -159,11 +160,17 @@ def compare(argv: list[str]) -> None:
     from pargolf.system.files import write_json
 
     if len(args.runs) == 1 and is_screen(args.runs[0]):
+        others = (args.baseline, args.against, args.values, args.bytes_per_token)
+        require(
+            others == ("", None, (), None),
+            "a screen has its own baseline and takes --repeats and --json alone",
+        )
         screen = read_screen(args.runs[0], args.repeats)
         show_screen(screen, args.repeats is not None)
         if args.json:
             write_json(args.json, asdict(screen))
         return
+    require(args.repeats is None, "--repeats is for a screen, named alone")
     records = read_records(args.runs)
     for values in args.values:
         records += read_published(values, args.bytes_per_token)
@@ -179,7 +186,6 @@ def ablate(argv: list[str]) -> None:
     from pargolf.cli.study_tables import show_comparison, show_screen
     from pargolf.study.ablate import ablate, read_axis
     from pargolf.study.screen import screen
-    from pargolf.system.errors import require
 
     axes = [read_axis(text) for text in args.vary]
     if args.screen:
@@ -207,7 +213,6 @@ def predict(argv: list[str]) -> None:
     from pargolf.cli.study_tables import show_predictions
     from pargolf.study.predict import predict, read_curve
     from pargolf.study.records import runs_in
-    from pargolf.system.errors import require
     from pargolf.system.files import write_json
 
     require(args.warmdown >= 0, f"--warmdown must be steps or a share, is {args.warmdown}")
@@ -226,7 +231,6 @@ def report(argv: list[str]) -> None:
     """Write one HTML page about a run, or about several side by side."""
     args = parse(ReportArgs, argv, "pargolf report")
     from pargolf.analysis.report import write_report
-    from pargolf.system.errors import require
 
     require(args.watch >= 0, f"--watch must be a number of seconds, is {args.watch}")
     try:

@@ -17,16 +17,41 @@ from pargolf.system.errors import UserError
 from pargolf.system.progress import OnProgress, unseen
 
 BLOCK = 4 << 20  # bytes read at once
+ZSTD_BLOCK = 1 << 16  # packed bytes; what they unpack to is held whole
 PARAGRAPH = "\n\n"
 PLAIN, LINES, PARQUET = (".txt", ".md"), ".jsonl", ".parquet"
 
 
-def _zstd(file: BinaryIO) -> Any:
-    return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+class _Zstd:
+    """Reads a .zst file of any number of frames. Unlike zstandard's reader it says if the last is cut off."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._rest = file, b""
+        self._frame: Any = None  # that has begun and not ended
+
+    def __enter__(self) -> "_Zstd":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._frame = None
+
+    def read(self, size: int) -> bytes:
+        """The next text, however much; b"" at the end. EOFError if that is inside a frame."""
+        while block := self._rest or self._file.read(ZSTD_BLOCK):
+            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            text: bytes = self._frame.decompress(block)
+            self._rest = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+            if text:
+                return text
+        if self._frame is not None:
+            raise EOFError("it ends too early")
+        return b""
 
 
 DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {
-    ".gz": gzip.open, ".zst": _zstd, ".xz": lzma.open, ".bz2": bz2.open,
+    ".gz": gzip.open, ".zst": _Zstd, ".xz": lzma.open, ".bz2": bz2.open,
 }  # fmt: skip
 
 

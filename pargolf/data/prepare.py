@@ -5,8 +5,8 @@ the tokens. However long it is, no more than a batch of it is held.
 """
 
 import operator
-import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -24,6 +24,7 @@ from pargolf.data.text import measured
 from pargolf.data.tokenizer import Tokenizer, Transform, train_tokenizer
 from pargolf.system.errors import UserError, require
 from pargolf.system.files import replaced_folder, sha256_file, write_atomic
+from pargolf.system.launch import cores
 from pargolf.system.progress import Bars, OnProgress, no_bar
 
 DATA_ROOT = Path("data")
@@ -235,8 +236,10 @@ def _prepared(
         if model.exists() and sha256_file(model) == record.tokenizer_sha256 and is_whole(record, dataset):
             return PreparedData(dataset, model, record, made=False, notes=notes)
     # What is there otherwise is a damaged copy of what will be made, or may be overwritten.
-    with replaced_folder(dataset) as folder:
-        record = make(folder, model)
+    with tempfile.TemporaryDirectory() as place, replaced_folder(dataset) as folder:
+        draft = Path(place) / model.name  # nothing is replaced before all is made
+        record = make(folder, draft)
+        write_atomic(model, draft.read_bytes())
     return PreparedData(dataset, model, record, made=True, notes=notes)
 
 
@@ -289,7 +292,7 @@ def _write(
     writers = {side: ShardWriter(folder, split) for side, split in SPLITS.items()}
     sidecar = None if tokenizer.transform == "none" else ShardWriter(folder, SIDECAR)
     counts, sizes, changed = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0), 0
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = cores()
     for batch in _batches(documents):
         for side, writer in writers.items():
             texts = [text for text, goes in batch if goes == side]

@@ -115,7 +115,8 @@ def find_dataset(name: str, root: Path) -> tuple[Path, Path]:
     its = re.compile(re.escape(name) + "_sp[0-9]")  # no pattern of files: an absolute path is none
     named = [path for path in sorted((root / "datasets").glob("*_sp*")) if its.match(path.name)]
     places = [Path(name), root / "datasets" / name, *named]
-    found = [place for place in places if place.is_dir()]
+    there_is = [place for place in places if place.is_dir()]
+    found = [place for place in there_is if (place / RECORD).exists()] or there_is[:1]
     if not found:
         there = sorted(path.name for path in (root / "datasets").glob("*/"))
         raise UserError(

@@ -189,6 +189,11 @@ class Attention(nn.Module):
         if text is not None and mask is not None:
             # Padding sees padding: a query that saw nothing would be no number.
             mask = mask & (text[:, None, None, :] | ~text[:, None, past:, None])
+        if mask is not None and q.is_cuda and self.kv_heads != self.n_heads:
+            # Of kernels that take a mask, those that share keys themselves may be none but the plainest,
+            # which keeps every weight of every query.
+            k, v = (x.repeat_interleave(self.n_heads // self.kv_heads, dim=1) for x in (k, v))
+            return F.scaled_dot_product_attention(q, k, v, mask)
         return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=self.kv_heads != self.n_heads)
 
     def _placed(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

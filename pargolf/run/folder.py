@@ -122,6 +122,13 @@ def start_run(folder: Path, config: RunConfig, may_differ: frozenset[str] = froz
     return run
 
 
+def set_aside(run: Run, step: int) -> None:
+    """Rename artifact and score of a run that goes on from `step`: they are not of what it becomes."""
+    for path in (run.artifact, run.result):
+        if path.exists():
+            path.rename(path.with_stem(f"{path.stem}-{step}"))
+
+
 def first_difference(a: RunConfig, b: RunConfig) -> str:
     """Where the settings `b` ("here") first differ from `a` ("there"), in words."""
     left, right = flatten(to_dict(a)), flatten(to_dict(b))

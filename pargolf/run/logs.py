@@ -16,6 +16,7 @@ from pargolf.system.errors import UserError
 LOSSES: tuple[str, ...] = ("train_loss", "val_loss", "val_bpb", "lr_scale")
 LARGEST_LOG = 16_000_000  # bytes; logs may print the code, and every chunk of test-time training
 LONGEST_LINE = 2000  # characters; what is longer is no line that a training script prints
+SLOWEST = Decimal(1)  # tokens a second of which a time is told: of fewer it could have too many digits
 UNITS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "": Decimal("0.001")}  # in seconds
 
 # Short, so that no arithmetic on a number from a stranger's log can overflow.
@@ -212,7 +213,7 @@ class _Reader:
                 yield step
             elif step.step == self.stopped_at and self.train_exact:
                 yield replace(step, seconds=self.train_seconds, exact=True)
-            elif speed and isinstance(batch, int) and 0 < batch < 10**12:
+            elif speed and speed >= SLOWEST and isinstance(batch, int) and 0 < batch < 10**12:
                 yield replace(step, seconds=round(step.step * batch / speed, 3), exact=True)
             else:
                 yield step

@@ -11,7 +11,17 @@ from typing import Any
 from pargolf.config.presets import add_overlays, read_overlays, validated
 from pargolf.config.schema import RunConfig
 from pargolf.config.settings import Settings, from_dict, read_setting, to_dict, with_settings
-from pargolf.study.children import Job, check_data, locked, refuse_incomparable, run_jobs, run_name, settle
+from pargolf.study.children import (
+    Job,
+    check_at_once,
+    check_data,
+    locked,
+    refuse_changed,
+    refuse_incomparable,
+    run_jobs,
+    run_name,
+    settle,
+)
 from pargolf.study.compare import Comparison, compare, to_json
 from pargolf.study.records import RunRecord, read_record
 from pargolf.system.console import say
@@ -157,8 +167,9 @@ def finish_runs(folder: Path, study: dict[str, Any], jobs: Sequence[Job], at_onc
     again next time. Raises UserError if settings or data are bad, before anything runs, and if
     no run finished; Stopped by a signal.
     """
-    if at_once < 1:
-        raise UserError(f"--jobs {at_once} must be at least 1")
+    check_at_once(at_once)
+    for job in jobs:
+        refuse_changed(job)
     check_data(job.config for job in jobs)
     with locked(folder) as lock:
         write_json(folder / "study.json", study)

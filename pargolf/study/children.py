@@ -14,12 +14,12 @@ from typing import Any
 
 from pargolf.config.presets import load_preset
 from pargolf.config.schema import RunConfig
-from pargolf.config.settings import flatten, to_dict, with_settings
+from pargolf.config.settings import flatten, read_config, to_dict, with_settings
 from pargolf.data.dataset import load_data
 from pargolf.run.folder import Run, first_difference
 from pargolf.study.compare import NOT_COMPARED
-from pargolf.system import files, machine
-from pargolf.system.errors import Stopped, UserError
+from pargolf.system import files, launch, machine
+from pargolf.system.errors import Stopped, UserError, require
 from pargolf.train.runs import prepare_data
 
 POLL_SECONDS = 0.2
@@ -85,6 +85,24 @@ def settle(base: RunConfig, recorded: RunConfig | None, folder: Path) -> RunConf
 
 def _fastest_dtype(config: RunConfig) -> str:
     return machine.resolve_dtype("auto", machine.resolve_device(config.train.device))
+
+
+def refuse_changed(job: Job) -> None:
+    """UserError if a job's folder holds a finished run of other settings, by an overlay since edited."""
+    if not job.finished:
+        return
+    done, asked = (flatten(to_dict(c)) for c in (read_config(Run(job.folder).config), job.config))
+    for name, value in asked.items():
+        require(
+            name in NOT_COMPARED or value in ("auto", done[name]),
+            f"{job.folder} holds a run with other settings ({name} is {done[name]} there, {value} here);"
+            " choose another --name or remove it",
+        )
+
+
+def check_at_once(jobs: int) -> None:
+    """UserError unless so many runs can be made side by side."""
+    require(jobs >= 1, f"--jobs {jobs} must be at least 1")
 
 
 def check_data(configs: Iterable[RunConfig]) -> None:
@@ -156,8 +174,8 @@ def _start(job: Job, at_once: int, lock: int | None) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
     if at_once > 1:  # they share the cores; one alone keeps what the user or PyTorch chose
         threads = environment.get("OMP_NUM_THREADS", "")
-        cores = int(threads) if threads.isdigit() else os.cpu_count() or 1
-        environment["OMP_NUM_THREADS"] = str(max(1, cores // at_once))
+        given = int(threads) if threads.isdigit() else launch.cores()
+        environment["OMP_NUM_THREADS"] = str(max(1, given // at_once))
     command = [
         sys.executable, "-m", "pargolf", "run", job.config.preset,
         "--runs", str(job.folder.parent), "--name", job.folder.name,

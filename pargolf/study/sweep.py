@@ -31,8 +31,10 @@ from pargolf.study.ablate import BASE, Change, read_axis
 from pargolf.study.children import (
     Job,
     Outcome,
+    check_at_once,
     check_data,
     locked,
+    refuse_changed,
     refuse_incomparable,
     run_jobs,
     settle,
@@ -132,6 +134,7 @@ def sweep(
     """
     if trials < 1 or not search:
         raise UserError("a sweep needs at least one --search section.field=low:high and one trial")
+    check_at_once(at_once)
     check_data([base])
     here = f"{socket.gethostname()}:{folder.resolve()}"
     with locked(folder) as lock:
@@ -147,6 +150,7 @@ def sweep(
                 config = add_overlays(base, change.overlays) if change.overlays else base
                 job = Job(with_settings(config, change.settings), folder / change.name)
                 asked.setdefault(job.folder, []).append(trial)
+                refuse_changed(job)
                 if job.finished:
                     tell(Outcome(job, error="", given_up=False))
                 elif len(asked[job.folder]) == 1:

@@ -44,7 +44,13 @@ def world(device_type: str) -> Iterator[torch.device]:
         "train.device mps is one device: start pargolf without torchrun",
     )
     if device_type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        require(
+            number < there,
+            f"rank {launch.rank()} finds no GPU of its own: {there} are visible on its machine; start at most"
+            f" as many ranks there (torchrun --nproc_per_node={there})",
+        )
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     if launch.world_size() == 1 or dist.is_initialized():
         yield device

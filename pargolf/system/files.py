@@ -110,9 +110,14 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         new, old = Path(place) / "new", Path(place) / "old"
         new.mkdir()
         yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        try:
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
 
 
 def sha256_file(path: Path) -> str:

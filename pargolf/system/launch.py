@@ -1,8 +1,13 @@
-"""What torchrun told this process, without importing PyTorch."""
+"""What torchrun and the system gave this process, without importing PyTorch."""
 
 import os
 
 _has_the_word = False
+
+
+def cores() -> int:
+    """Cores that this process may use: a scheduler may have given it a few of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def rank() -> int:

@@ -64,19 +64,25 @@ def _matmul_seconds(dtype: torch.dtype) -> float:
 
 
 def resolve_compile(setting: str, device: str) -> Literal["on", "off"]:
-    """ "on" or "off" for train.compile; UserError if "on" is asked for and a CPU lacks a compiler."""
+    """ "on" or "off" for train.compile; UserError if "on" is asked for and there is no compiler for it.
+
+    On a CPU torch.compile writes C++; on an NVIDIA or AMD GPU Triton compiles its driver, which is in C.
+    """
     if setting == "off" or (setting == "auto" and device == "mps"):
         return "off"
-    missing = _missing_for_compilation() if device == "cpu" else ""
+    missing = "" if device == "mps" else _missing_for_compilation(device)
     if missing and setting == "on":
-        raise UserError(f"train.compile on a CPU needs {missing}; install it or use --train.compile off")
+        raise UserError(f"train.compile on {device} needs {missing}; install it or use --train.compile off")
     return "off" if missing else "on"
 
 
-def _missing_for_compilation() -> str:
-    compilers = (os.environ.get("CXX", ""), "g++", "clang++")
+def _missing_for_compilation(device: str) -> str:
+    language, variable, known = ("C++", "CXX", ("g++", "clang++"))
+    if device == "cuda":
+        language, variable, known = ("C", "CC", ("gcc", "clang"))
+    compilers = (os.environ.get(variable, ""), *known)
     if not any(shutil.which(name) for name in compilers if name):
-        return "a C++ compiler (g++ or clang++)"
+        return f"a {language} compiler ({' or '.join(known)})"
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         return "the headers of Python (Debian's python3-dev)"
     return ""

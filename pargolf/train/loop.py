@@ -102,10 +102,10 @@ class Training:
             if last and average is not None:
                 average.show()  # the run ends with it; the checkpoint keeps the weights beside it
             if recorder.due(step, last):  # before anything that can fail
-                elapsed = clock.pause()
+                (elapsed,) = distributed.agree(clock.pause())
                 recorder.save(step, elapsed, last)
             if last or (t.val_every and step and step % t.val_every == 0):
-                elapsed = clock.pause()
+                (elapsed,) = distributed.agree(clock.pause())
                 recorder.show_stage("scoring")
                 if average is not None and not last:
                     average.show()

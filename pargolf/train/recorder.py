@@ -79,7 +79,8 @@ class FolderRecorder(Recorder):
         self._logged = (0, 0.0)
         self.progress = read_progress(run.checkpoint) if run.checkpoint.exists() else Progress()
         self._bar = Bar("training")
-        self._signal = 0
+        self._signal = 0  # the last one that came; only the handler sets it
+        self._stopping = 0  # the one that all ranks act on
 
     def __enter__(self) -> "FolderRecorder":
         self._handlers = {
@@ -119,7 +120,7 @@ class FolderRecorder(Recorder):
     def due(self, step: int, last: bool) -> bool:
         """True at the end of the run, every `checkpoint_every` steps, and when asked to stop."""
         (stopping,) = distributed.agree(float(self._signal))
-        self._signal = int(stopping)
+        self._stopping = int(stopping)
         every = self.t.checkpoint_every
         return last or bool(stopping) or bool(every and step > self.progress.step and step % every == 0)
 
@@ -130,8 +131,8 @@ class FolderRecorder(Recorder):
         if launch.is_main():
             save_checkpoint(self.run.checkpoint, *self._trained, self.progress)
         distributed.barrier()
-        if self._signal and not finished:
-            raise Stopped(self._signal, f"at step {step}, checkpoint saved")
+        if self._stopping and not finished:
+            raise Stopped(self._stopping, f"at step {step}, checkpoint saved")
 
     def note_loss(self, step: int, train_loss: float, scale: float, seconds: float) -> None:
         rate = step * self.t.batch_tokens / seconds if seconds else 0.0

@@ -23,7 +23,7 @@ from pargolf.fit.budget import Ledger, ledger
 from pargolf.fit.pack import calibrated, pack_model, with_goal
 from pargolf.kernels import native
 from pargolf.model.gpt import GPT
-from pargolf.run.folder import Log, Run, open_run, start_run
+from pargolf.run.folder import Log, Run, open_run, set_aside, start_run
 from pargolf.run.log_lines import Scored
 from pargolf.run.target import Target, find_target, load_model
 from pargolf.score.compressors import compressor_table
@@ -97,11 +97,15 @@ def started(config: RunConfig, folder: Path, device: torch.device, extend: bool 
     data = load_data(config)
     with held(folder):
         run = Run(folder)
+        recorder = FolderRecorder(run, config)
+        note = recorder.extend() if extend else ""
         if launch.is_main():
-            run = start_run(folder, config, LENGTH if extend else frozenset())
+            start_run(folder, config, LENGTH if extend else frozenset())
             write_atomic(run.tokenizer, Path(config.data.tokenizer).read_bytes())
+            if extend:
+                set_aside(run, recorder.progress.step)
         distributed.barrier()
-        x = _started(config, run, data, device, extend)
+        x = _started(config, run, data, device, recorder, note)
         if launch.is_main():
             with tracked(config, run, x.recorder.progress.step) as x.recorder.track:
                 yield x
@@ -109,11 +113,12 @@ def started(config: RunConfig, folder: Path, device: torch.device, extend: bool 
             yield x
 
 
-def _started(config: RunConfig, run: Run, data: Data, device: torch.device, extend: bool) -> Started:
+def _started(
+    config: RunConfig, run: Run, data: Data, device: torch.device, recorder: FolderRecorder, note: str
+) -> Started:
     log = Log(run.log if launch.is_main() else None)
-    recorder = FolderRecorder(run, config)
-    if extend:
-        log(recorder.extend())
+    if note:
+        log(note)
     if config.train.start_from and not recorder.progress.step:
         log(f"starting from the weights of {config.train.start_from}")
     machine.keep_memory()

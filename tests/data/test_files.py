@@ -131,6 +131,12 @@ def test_progress_goes_to_the_end(tmp_path: Path) -> None:
         ("a.jsonl.gz", b"nothing", "is damaged or no .gz file"),
         ("a.jsonl.gz", gzip.compress(b"x" * 999, mtime=0)[:-9], "is damaged or no .gz file"),
         ("a.jsonl.zst", b"nothing", "is damaged or no .zst file"),
+        (
+            "a.txt.zst",
+            zstandard.compress(b"x y z" * 999)[:-1],
+            "no .zst file: it ends too early",
+        ),
+        ("a.txt.zst", zstandard.compress(b"x") + zstandard.compress(b"y")[:5], "it ends too early"),
         ("a.jsonl.xz", b"nothing", "is damaged or no .xz file"),
         ("a.jsonl.bz2", b"nothing", r"a\.jsonl\.bz2"),
         ("missing.txt", None, "cannot read"),

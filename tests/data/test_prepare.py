@@ -276,6 +276,26 @@ def test_the_next_command_trains_on_it(
         "there is no dataset novle_sp320 in data/datasets; did you mean novel_sp320?"
         in capsys.readouterr().err
     )
+    (tmp_path / "novel").mkdir()  # text of that name lies beside
+    assert dispatch(["config", "demo", "--data", "novel"]) == 0
+    assert "novel_sp320" in capsys.readouterr().out
     absolute = str(tmp_path / "data/datasets/novel_sp320")
     assert dispatch(["config", "demo", "--data", absolute]) == 0
     assert absolute in capsys.readouterr().out
+
+
+def test_an_interrupted_overwrite_leaves_the_old_dataset_whole(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make(files, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            make(files, tmp_path, val_fraction=0.5, overwrite=True)
+    first.record.check(first.dataset, Tokenizer(first.tokenizer))
+    assert not make(files, tmp_path).made
+
+
+def test_options_of_text_are_refused_without_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["data", "--name", "mine", "--val-bytes", "9"]) == 2
+    assert "--name, --val-bytes: only with --text" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 from pargolf.config.schema import RunConfig
 from pargolf.run.folder import append_line, read_lines, start_run
 from pargolf.system.errors import UserError
-from pargolf.system.files import write_atomic
+from pargolf.system.files import replaced_folder, write_atomic
 
 
 def test_a_torn_line_is_skipped_and_the_next_one_kept(tmp_path: Path) -> None:
@@ -72,3 +72,20 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write to run folder"):
         start_run(tmp_path / "file" / "run", RunConfig())
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / "mine").write_text("kept")
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError("no")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError, match="no"), replaced_folder(folder) as new:
+        (new / "other").write_text("")
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("mine", "kept")]

@@ -216,6 +216,15 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     assert log.steps or log.scores
 
 
+@pytest.mark.parametrize("speed", ["1e-20", "0.000001", "1", "1e99"])
+def test_a_time_of_any_speed_is_read(speed: str) -> None:
+    log = parse_log(
+        "Hyperparameters:\n  train_batch_tokens: 999999999999\n"
+        f"999999999999/999999999999 train_loss: 3.0 train_time: 1.0m tok/s: {speed}"
+    )
+    assert [step.step for step in log.steps] == [999999999999]
+
+
 @pytest.mark.parametrize("text", ["", "step 3 of 10", "x" * 10_000_000, "step:1/2 train_loss:nan"])
 def test_what_is_no_log_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="no line of it reads"):

@@ -197,7 +197,10 @@ def test_a_newer_artifact_is_said(copy: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_finished_run_is_extended(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (copy / "config.json").read_bytes()
     assert "set more --train.iterations" in refused(capsys, "train", copy, "--extend")
+    refused(capsys, "train", copy, "--extend", "--train.iterations", 15)
+    assert (copy / "config.json").read_bytes() == before
     other = refused(capsys, "train", copy, "--extend", "--train.iterations", 30, "--optim.muon-lr", 0.1)
     assert "holds a run with other settings (optim.muon_lr" in other
     assert "holds a run with other settings" in refused(capsys, "train", copy, "--train.iterations", 30)
@@ -209,6 +212,9 @@ def test_a_finished_run_is_extended(copy: Path, capsys: pytest.CaptureFixture[st
     losses = [r["step"] for r in read_lines(copy / "metrics.jsonl") if "train_loss" in r]
     assert losses == list(range(1, 31))
     assert json.loads((copy / "config.json").read_text())["train"]["iterations"] == 30
+    # What was made of the shorter run is kept, and taken for nothing of the longer one.
+    assert {path.name for path in copy.glob("*-20.*")} == {"model-20.pgz", "result-20.json"}
+    assert "is unfinished" in refused(capsys, "compare", copy)
     for command in ("pack", "eval"):
         assert dispatch([command, str(copy)]) == 0
     assert json.loads((copy / "result.json").read_text())["extended_at"] == [20]

@@ -1,6 +1,7 @@
 """What studies share: names, options, the lock, the one compute dtype."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from pargolf.cli.parse import run_args
 from pargolf.config.presets import load_preset
 from pargolf.config.schema import RunConfig
-from pargolf.config.settings import with_settings
-from pargolf.study.children import LONGEST_NAME, locked, options, run_name, settle
+from pargolf.config.settings import to_dict, with_settings
+from pargolf.study.children import LONGEST_NAME, Job, locked, options, refuse_changed, run_name, settle
 from pargolf.system.errors import UserError
 
 
@@ -63,3 +64,15 @@ def test_a_study_keeps_to_the_settings_it_was_begun_with(tmp_path: Path) -> None
         assert settle(auto, recorded, tmp_path) == recorded
     with pytest.raises(UserError, match=r"model\.q_rank is 192 there, 3 here"):
         settle(with_settings(RunConfig(), {"model.q_rank": 3}), RunConfig(), tmp_path)
+
+
+def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    """As after an edit of an overlay: the folder has the overlay's name, not its content."""
+    job = Job(with_settings(RunConfig(), {"train.compile": "auto"}), tmp_path)
+    refuse_changed(job)  # nothing there
+    done = with_settings(job.config, {"train.compile": "on", "train.log_every": 7})
+    for name, value in (("config", to_dict(done)), ("result", {})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    refuse_changed(job)  # resolved, and of another machine
+    with pytest.raises(UserError, match=r"other settings \(optim.muon_lr is 0.02 there, 0.1 here\)"):
+        refuse_changed(Job(with_settings(job.config, {"optim.muon_lr": 0.1}), tmp_path))

@@ -141,12 +141,16 @@ def test_auto_settings_become_what_the_machine_has(monkeypatch: pytest.MonkeyPat
     assert machine.resolve_dtype("auto", "cpu") == "float32"
 
 
-def test_compilation_needs_a_compiler_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("device", "command", "named"), [("cpu", "g++", "C++"), ("cuda", "gcc", "C")])
+def test_compilation_needs_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, device: str, command: str, named: str
+) -> None:
+    monkeypatch.setattr(machine.shutil, "which", lambda name: name if name == command else None)
+    assert machine.resolve_compile("auto", device) == machine.resolve_compile("on", device) == "on"
     monkeypatch.setattr(machine.shutil, "which", lambda name: None)
-    assert machine.resolve_compile("auto", "cpu") == "off"
-    assert machine.resolve_compile("auto", "cuda") == "on"
-    with pytest.raises(UserError, match="a C\\+\\+ compiler"):
-        machine.resolve_compile("on", "cpu")
+    assert machine.resolve_compile("auto", device) == "off"
+    with pytest.raises(UserError, match=re.escape(f"on {device} needs a {named} compiler")):
+        machine.resolve_compile("on", device)
 
 
 def test_the_compile_cache_is_the_runs_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
