@@ -81,7 +81,7 @@ def find_record(against: str) -> RecordToBeat:
 
 def show_findings(root: Path, findings: list[Finding]) -> None:
     """Print a table of one line a rule."""
-    table = Table(title=f"check of {root}", title_justify="left")
+    table = Table(title=Text(f"check of {root}"), title_justify="left")
     for column in ("rule", "", "what was found"):
         table.add_column(column)
     for found in findings:

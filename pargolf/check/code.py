@@ -13,6 +13,7 @@ from pargolf.check.sources import Newer, Source, aliases, calls, imports, qualif
 from pargolf.check.submission_json import LARGEST_TEXT
 
 REQUIREMENTS = "requirements.txt"
+READERS = ("open", "read_text", "read_bytes")  # of a file's content
 # Packages whose name is not that of the module they bring.
 DISTRIBUTIONS = {"flash_attn_interface": "flash-attn-3", "PIL": "pillow", "sklearn": "scikit-learn",
                  "yaml": "pyyaml"}  # fmt: skip
@@ -42,8 +43,12 @@ def _layers(source: Source) -> list[tuple[str, ast.Module]]:
 
 
 def _is_local(module: str, evidence: Evidence) -> bool:
+    """Whether a module lies in the folder, also in a package without __init__.py."""
     top = module.split(".")[0]
-    return not top or f"{top}.py" in evidence.folder.sizes or f"{top}/__init__.py" in evidence.folder.sizes
+    return not top or any(
+        name == f"{top}.py" or (name.startswith(f"{top}/") and name.endswith(".py"))
+        for name in evidence.folder.sizes
+    )
 
 
 def _runs_files(source: Source) -> list[str]:
@@ -54,7 +59,8 @@ def _runs_files(source: Source) -> list[str]:
         for call in calls(tree):
             function = qualified(call.func, names)
             reads = any(
-                qualified(inner.func, names).split(".")[-1] in ("open", "read_text", "read_bytes")
+                isinstance(inner.func, ast.Attribute | ast.Name)
+                and getattr(inner.func, "attr", getattr(inner.func, "id", "")) in READERS
                 for part in call.args
                 for inner in calls(part)
             )
@@ -139,7 +145,10 @@ def documents(evidence: Evidence) -> Finding:
     rule = "documents"
     if evidence.source is None:
         return finding(rule, "not checked", f"no {CODE} that can be read")
-    mixing = find_mixing(evidence.source)
+    try:
+        mixing = find_mixing(evidence.source)
+    except RecursionError:
+        return finding(rule, "not checked", "expressions are nested too deeply to be followed")
     good = "no gate found that mixes neighbouring tokens"
     if mixing.masked:
         good = "; ".join(f"{line}, masked" for line in mixing.masked[:2])

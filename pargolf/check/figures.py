@@ -143,6 +143,8 @@ def record(evidence: Evidence, against: RecordToBeat | None) -> Finding:
     losses = [float(score.val_loss) for score in scores]
     if len(set(losses)) == 1:
         return finding(rule, "fault", "all seeds have the same val_loss; nothing can be said of chance")
+    if any(score.val_bpb <= 0 for score in scores):
+        return finding(rule, "fault", "a log has a val_bpb of 0 or less, which is no score")
     nats = against.val_bpb * sum(losses) / sum(float(score.val_bpb) for score in scores)
     test = t_test(losses, nats - RECORD_NATS)
     text = (

@@ -24,6 +24,7 @@ TRAINING_NAME = re.compile(
 )
 TRAINING_ATTRIBUTE = re.compile(r"^(train|training)(_|$)")
 CALIBRATION = re.compile(r"calib|hessian|gptq", re.IGNORECASE)
+SCORING_NAME = re.compile(r"(^|_)(eval|evaluate|score|test|validate)(_|$)", re.IGNORECASE)
 SHARD = re.compile(r"fineweb_(train|val)")
 # Asking for these gives a size, and no tokens.
 SIZES = frozenset({"device", "dtype", "ndim", "numel", "shape", "size"})
@@ -238,7 +239,7 @@ class _Flow:
             return
         if name == "backward" or qualified(call.func, self.names) == "torch.autograd.grad":
             yield self._event("train", call.lineno)
-        elif CALIBRATION.search(name):
+        elif CALIBRATION.search(name) and not SCORING_NAME.search(name):
             self._training(call.lineno, f"calls {name} with validation data")
         elif name in self.functions:
             self._give(call, self.functions[name], tainted)

@@ -13,6 +13,8 @@ NETWORK_MODULES = (
     "websocket", "websockets", "xmlrpc",
 )  # fmt: skip
 HARMLESS_CALLS = frozenset({"socket.gethostname", "socket.getfqdn", "http.HTTPStatus"})
+# A socket of its own machine finds a free port for torch.distributed.
+MAYBE_CALLS = ("socket.socket",)
 # Calls that download unless what they want is on the disk already.
 MAYBE_DOWNLOADS = (
     "datasets", "kernels", "tiktoken.encoding_for_model", "tiktoken.get_encoding", "transformers", "wandb",
@@ -36,12 +38,19 @@ def network_use(source: Source) -> tuple[list[str], list[str]]:
     """(calls that are network calls, uses that may be one), one line each."""
     certain: list[str] = []
     suspicious: list[str] = []
-    for tree in source.trees:
-        names = aliases(tree)
+    # Unpacked code may use what the code around it has imported. A name that nothing imports is a variable.
+    layers = [(tree, aliases(tree)) for tree in source.trees]
+    known = {"", *(name for _, names in layers for name in names)}
+    called = {
+        _within(qualified(call.func, names), NETWORK_MODULES)
+        for tree, names in layers
+        for call in calls(tree)
+        if _root(call.func) in known
+    }
+    for tree, names in layers:
         for call in calls(tree):
-            for sure, what in _call(call, names):
+            for sure, what in _call(call, names, known):
                 (certain if sure else suspicious).append(f"line {call.lineno} {what}")
-        called = {_within(qualified(call.func, names), NETWORK_MODULES) for call in calls(tree)}
         suspicious += [
             f"line {found.line} imports {found.module}"
             for found in imports(tree)
@@ -50,12 +59,22 @@ def network_use(source: Source) -> tuple[list[str], list[str]]:
     return certain, suspicious
 
 
-def _call(call: ast.Call, names: dict[str, str]) -> Iterator[tuple[bool, str]]:
+def _root(function: ast.expr) -> str:
+    """The name that a chain of attributes begins with; "" if it begins with something else, as a call."""
+    while isinstance(function, ast.Attribute):
+        function = function.value
+    return function.id if isinstance(function, ast.Name) else ""
+
+
+def _call(call: ast.Call, names: dict[str, str], known: set[str]) -> Iterator[tuple[bool, str]]:
     """(whether it is certain, what) of a call that reaches or may reach the network."""
     function = qualified(call.func, names)
-    if _within(function, NETWORK_MODULES) and function not in HARMLESS_CALLS:
+    of_module = _root(call.func) in known
+    if of_module and _within(function, MAYBE_CALLS):
+        yield False, f"calls {function}, which may reach other machines"
+    elif of_module and _within(function, NETWORK_MODULES) and function not in HARMLESS_CALLS:
         yield True, f"calls {function}"
-    elif _within(function, MAYBE_DOWNLOADS):
+    elif of_module and _within(function, MAYBE_DOWNLOADS):
         yield False, f"calls {function}, which may download"
     elif function.startswith(RUNNERS):
         yield from _program(call, function)

@@ -24,21 +24,27 @@ def size(evidence: Evidence) -> Finding:
     }
     if not sizes:
         return judge("bytes", faults, [], "") if faults else _unknown(evidence)
+    seeds = [str(run.seed) for run in evidence.logs if run.seed is not None]
+    parts_of_one = [name for name in evidence.models if not any(seed in name for seed in ("seed", *seeds))]
+    doubts = []
+    if len(parts_of_one) > 1 and sum(sizes[name] for name in parts_of_one) > BUDGET:
+        listed = ", ".join(sorted(parts_of_one)[:3])
+        doubts = [f"{listed} are more than {BUDGET:,} bytes together: are they the parts of one model?"]
     name, model_bytes = max(sizes.items(), key=lambda item: item[1])
     total = evidence.code_bytes + model_bytes
     parts = f"code {evidence.code_bytes:,} + {name} {model_bytes:,} = {total:,} bytes"
     if not evidence.models:
         parts += " by the logs; there is no model file to measure"
     if total > BUDGET and (counted := _compressed_total(evidence, model_bytes)):
-        doubt = (
+        doubts.append(
             f"{_over(total, parts)}; the logs count the code compressed, as accepted records do: {counted:,}"
         )
-        return judge("bytes", faults, [doubt], "")
+        return judge("bytes", faults, doubts, "")
     if total > BUDGET:
         faults.append(_over(total, parts))
     if not faults and not evidence.models:
         return finding("bytes", "not checked", parts)
-    return judge("bytes", faults, [], parts)
+    return judge("bytes", faults, doubts, parts)
 
 
 def _unknown(evidence: Evidence) -> Finding:

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeGuard
 
 from pargolf.system.errors import UserError
 
@@ -32,6 +32,7 @@ SIZES = ("bytes_total", "bytes_code")
 REQUIRED = ("author", "github_id", "name", "date", "val_bpb")
 LARGEST_TEXT = 1_000_000  # bytes of submission.json, and of the other texts
 LARGEST_SCORE = 100  # nats or bits; above it, it is no score
+LARGEST_COUNT = 10**15  # bytes, steps, milliseconds
 MOST_DECIMALS = 20
 
 
@@ -99,11 +100,9 @@ def _fields(raw: dict[str, Any], faults: list[str]) -> dict[str, Any]:
     for name, aliases in OPTIONAL.items():
         for alias in aliases:
             value = raw.get(alias)
-            if name == "steps" and _is_int(value):
+            if name == "steps" and _is_int(value) and 0 <= value < LARGEST_COUNT:
                 values.setdefault(name, value)
-            elif (
-                name == "ms_per_step" and value is not None and (_is_int(value) or isinstance(value, Decimal))
-            ):
+            elif name == "ms_per_step" and _is_number(value) and 0 < value < LARGEST_COUNT:
                 values.setdefault(name, float(value))
     return values
 
@@ -115,14 +114,18 @@ def _wanted(name: str, value: Any) -> str:
     if name == "date":
         return "" if isinstance(value, str) and _is_date(value) else "an ISO date such as 2026-03-20"
     if name in SIZES:
-        return "" if _is_int(value) and value > 0 else "a whole number of bytes"
-    number = Decimal(value) if _is_int(value) or isinstance(value, Decimal) else Decimal(0)
+        return "" if _is_int(value) and 0 < value < LARGEST_COUNT else "a whole number of bytes"
+    number = Decimal(value) if _is_number(value) else Decimal(0)
     if 0 < number < LARGEST_SCORE and number == round(number, MOST_DECIMALS):
         return ""
     return f"a number between 0 and {LARGEST_SCORE}"
 
 
-def _is_int(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | Decimal]:
+    return _is_int(value) or isinstance(value, Decimal)
+
+
+def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from pargolf.compress.files import Report
 from pargolf.config.schema import RunConfig
@@ -20,7 +21,7 @@ from pargolf.verify.conditions import Verdict
 
 def show_plan(name: str, config: RunConfig, plan: Plan, forecasts: list[Forecast]) -> None:
     """Print the cost of a configuration, and how long it will train where."""
-    table = Table(title=f"plan of {name}", title_justify="left", show_header=False)
+    table = Table(title=Text(f"plan of {name}"), title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for kind, count in plan.parameters.items():

@@ -58,7 +58,7 @@ def adapted_batches(
     require_score_first(turns, len(text))
     learner, device = learner_of(model, text, settings), model.embed.weight.device
     by_document = settings.adapt == "lora"
-    phrases = hints(text, by_document) if settings.tilt else None
+    phrases = hints(text, settings.documents == "apart" or by_document) if settings.tilt else None
     mine = list(of_rank(turns, launch.rank(), launch.world_size()))
     done, count = 0, sum(len(turn.score) for turn in mine)
     for turn in mine:

@@ -28,7 +28,7 @@ def continue_text(
     if min(count, temperature, top_k) < 0:
         raise UserError(f"tokens {count}, temperature {temperature} and top-k {top_k} must not be negative")
     tokens = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    shown = prompt
+    shown = tokenizer.decode(tokens[1:])  # the prompt, or what a tokenizer that rewrites text makes of it
     yield prompt
     for token in generate(model, tokens, count, temperature, top_k, seed):
         if token == tokenizer.bos_id:

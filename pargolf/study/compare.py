@@ -295,10 +295,9 @@ def _paired(groups: Sequence[Group], reference: Group | float) -> list[TTest | N
     first, *rows = [
         [scores[seed] for seed in seeds] for scores, pairs in zip(by_seed, whole, strict=True) if pairs
     ]
-    if _trained_apart([g for g, pairs in zip((reference, *groups), whole, strict=True) if pairs]):
-        tests = iter(paired_tests([first, *rows]))
-    else:
-        tests = (next(iter(paired_tests([first, row])), None) for row in rows)
+    apart = _trained_apart([g for g, pairs in zip((reference, *groups), whole, strict=True) if pairs])
+    families = [rows] if apart else [[row] for row in rows]
+    tests = iter([test for family in families for test in paired_tests([first, *family]) or [None]])
     return [next(tests, None) if pairs else None for pairs in whole[1:]]
 
 

@@ -99,7 +99,7 @@ def verify_adaptive(
     require(len(text) >= 4, f"{len(text)} validation tokens leave no later token to change")
     require(trials >= 1, f"positions must be at least 1, is {trials}")
     generator = np.random.default_rng(seed)
-    alone = getattr(load(), "documents_alone", False)
+    alone = getattr(load(), "documents_alone", False) and len(documents(text)) > 1
     done = 0
 
     def listen(stream: Text) -> Seen:
@@ -145,11 +145,17 @@ def _listen(scorer: AdaptiveScorer, stream: Text, true: Text) -> Seen:
     others = np.random.default_rng(0).integers(0, vocab_size, (size, WATCHED))
     columns = torch.from_numpy(np.column_stack((true.tokens.astype(np.int64), others)))
     for answer, (places, logprobs) in enumerate(scorer.scores(stream)):
-        if tuple(logprobs.shape) != (len(places), vocab_size):
-            raise UserError(
-                f"scores gave {tuple(logprobs.shape)} for {len(places)} places, no tensor of the whole"
-                f" vocabulary, {(len(places), vocab_size)}"
-            )
+        places = np.asarray(places)
+        require(
+            places.ndim == 1 and places.dtype.kind in "iu" and bool(((places >= 0) & (places < size)).all()),
+            f"scores gave places that are no integers from 0 to {size - 1}",
+        )
+        shape = tuple(logprobs.shape) if isinstance(logprobs, Tensor) else type(logprobs).__name__
+        require(
+            shape == (len(places), vocab_size),
+            f"scores gave {shape} for {len(places)} places, no tensor of the whole vocabulary,"
+            f" {(len(places), vocab_size)}",
+        )
         values = logprobs.detach().cpu()
         sums = values.double().exp().sum(-1)
         off = max(off, float((sums - 1).abs().max().nan_to_num(torch.inf)))

@@ -1,6 +1,7 @@
 """What is verified: the artifact's own model, or one or a scorer from a Python file of the user's."""
 
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -117,7 +118,8 @@ def blaming(file: Path) -> Iterator[None]:
         raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+        # The import makes a path absolute, and follows no links.
+        lines = [frame.lineno for frame in frames if frame.filename == os.path.abspath(file)]
         if not lines and not isinstance(error, SyntaxError):
             raise  # not the user's fault
         place = f"{file}, line {lines[-1]}" if lines else str(file)

@@ -62,6 +62,12 @@ def main():
 """
 
 
+def own_package(folder: Path) -> None:
+    (folder / "src").mkdir()
+    (folder / "src/model.py").write_text("class GPT: ...")
+    code(folder, "import zlib\n", "import zlib\nfrom src.model import GPT\n")
+
+
 def adapt_first(folder: Path) -> None:
     code(folder, "\ndef main():\n", ADAPT)
     code(folder, "    blob = zst", "    adapt(model, val_tokens)\n    blob = zst")
@@ -233,6 +239,12 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str, str, set[str]]] = {
         lambda f: code(f, "    blob =", "    stats = collect_hessians(model, val_tokens)\n    blob ="),
         "validation data", "calls collect_hessians", set(),
     ),
+    "code read from a file and run": (
+        lambda f: code(f, "\ndef main():\n", "\nexec(Path('model.txt').read_text())\ndef main():\n"),
+        "train_gpt.py", "runs code from another file",
+        {"documents", "network", "prediction", "score first", "validation data"},
+    ),
+    "a package without __init__.py": (own_package, "train_gpt.py", "src.model", set()),
     "adapting before scoring": (adapt_first, "score first", "scores them after", set()),
     "a gate over packed documents": (
         lambda f: code(f, "\ndef main():\n", GATE), "documents", "with no mask at BOS", set()
@@ -300,3 +312,18 @@ def test_the_record_is_a_number_or_a_folder(good: Path, tmp_path: Path) -> None:
     submission_json(good, val_bpb=None)
     with pytest.raises(UserError, match="states no val_bpb"):
         find_record(str(good))
+
+
+def test_a_model_in_two_files_is_asked_about(good: Path) -> None:
+    model = good / "final_model.int6.ptz"
+    assert by_rule(good)["bytes"].level == "ok"
+    for name in ("part_a.ptz", "part_b.ptz"):
+        (good / name).write_bytes(bytes(9_000_000))
+    assert model.exists() and by_rule(good)["bytes"].level == "warning"
+    assert "parts of one model" in by_rule(good)["bytes"].message
+
+
+def test_a_title_is_no_markup(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = good.rename(good.parent / "[moe] a[")
+    assert dispatch(["check", str(folder)]) == 0
+    assert "[moe] a[" in capsys.readouterr().out.replace("\n", "")

@@ -1,6 +1,7 @@
 """Folders that mean harm: nothing in them is run, followed, or read without end."""
 
 import json
+import re
 import zlib
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def test_nothing_in_the_folder_is_run(good: Path) -> None:
     [
         "x" + "()" * 900,
         "x" + ".y" * 3000,
+        "x" + ".y" * 2500 + " + 1",
         "x" + "[0]" * 900,
         "val_tokens" + "+1" * 900,
         "f(" * 90 + "val_tokens" + ")" * 90,
@@ -63,3 +65,15 @@ def test_a_crowded_folder_is_not_listed_to_its_end(good: Path, monkeypatch: pyte
     assert by_rule(good)["folder"].level == "ok"
     (good / "one more").mkdir()
     assert by_rule(good)["folder"].message == "more than 8 files"
+
+
+@pytest.mark.parametrize("field", ["ms_per_step", "steps", "bytes_total", "bytes_code", "val_bpb"])
+def test_numbers_of_any_length_are_judged(good: Path, field: str) -> None:
+    submission_json(good, **{field: 10**400})
+    assert by_rule(good)["submission.json"].level in ("ok", "fault")
+
+
+def test_a_score_of_zero_is_no_record(good: Path) -> None:
+    for log in good.glob("*.log"):
+        log.write_text(re.sub(r"val_bpb:[0-9.]+", "val_bpb:0.0", log.read_text()))
+    assert by_rule(good)["record"].level == "fault"

@@ -43,6 +43,13 @@ IN_ORDER = {
                 loss.backward()
             print(evaluate(model, val_tokens))
         """,
+    "scoring what was quantized": """
+        def eval_gptq(model, val_tokens):
+            return model(val_tokens).item()
+        def main():
+            val_tokens = load(val_files)
+            print(eval_gptq(model, val_tokens))
+        """,
     "one batch function for both splits": """
         def get_batch(split):
             data = train_data if split == "train" else val_data

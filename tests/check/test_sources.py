@@ -149,6 +149,8 @@ CALLS = [
     ("import pandas\npandas.read_csv('https://x')", False, "an address"),
     ("__import__(name)", False, "only known when"),
     ("import urllib.request", False, "imports urllib.request"),
+    ("import socket\ns = socket.socket()\ns.bind(('', 0))", False, "socket.socket"),
+    ("import requests\nexec('requests.get(1)')", True, "requests.get"),
 ]
 
 
@@ -168,6 +170,7 @@ def test_network_use(code: str, certain: bool, words: str) -> None:
         "import socket\nprint(socket.gethostname())",
         "import torch.distributed as dist\ndist.init_process_group('nccl')",
         "model.eval()\ntorch.compile(model)\nrequests = {}\nlog('see the README')",
+        "requests = []\nrequests.append(1)\nhttp.wait()\ndatasets.append(1)",
     ],
 )
 def test_no_network_use(code: str) -> None:

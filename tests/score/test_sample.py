@@ -46,3 +46,15 @@ def test_text_streams_whole_characters(dataset: Dataset) -> None:
     assert "".join(pieces).startswith("Zürich – ")
     assert len("".join(pieces)) > len("Zürich – ")
     assert "".join(continue_text(shaken(c), tokenizer, "", 5)) is not None
+
+
+def test_a_tokenizer_that_rewrites_the_prompt_loses_none_of_the_text(dataset: Dataset) -> None:
+    c = ModelConfig(vocab_size=512, seq_len=48, n_layers=2, d_model=16, n_heads=2, kv_heads=1, q_rank=0)
+    tokenizer = Tokenizer(dataset.tokenizer)
+    encode = tokenizer.encode
+    tokenizer.encode = lambda text: encode(" ".join(text.split()))  # type: ignore[method-assign]
+    rewritten, plain = (
+        "".join(list(continue_text(shaken(c), tokenizer, prompt, 20, seed=1))[1:])
+        for prompt in ("the   city", "the city")
+    )
+    assert rewritten == plain != ""

@@ -241,13 +241,13 @@ def test_pairs_of_several_groups_share_their_spread() -> None:
 def test_copies_of_one_training_make_no_idea_look_sure(copies: str) -> None:
     base, idea = [2.1603, 2.1589, 2.1631], [2.1560, 2.1598, 2.1570]
     records = [*runs("base", base), *runs("idea", idea, model__q_rank=0)]
-    changes: dict[str, Any] = {
+    alternatives: dict[str, dict[str, Any]] = {
         "export": {"export__attn_bits": 5}, "eval": {"eval__documents": "apart"},
         "no effect": {"optim__muon_lr": 0.5}, "of the idea": {"export__attn_bits": 5, "model__q_rank": 0},
-    }[copies]  # fmt: skip
+    }  # fmt: skip
     off = {"no effect": [0.0] * 3}.get(copies, [1e-3, 1.1e-3, 0.9e-3])
     of = idea if copies == "of the idea" else base
-    copy = runs("copy", [x + d for x, d in zip(of, off, strict=True)], **changes)
+    copy = runs("copy", [x + d for x, d in zip(of, off, strict=True)], **alternatives[copies])
     d = compare([*records, *copy]).groups[1].difference
     assert d and d.paired
     assert d.paired.p == pytest.approx(stats.ttest_rel(idea, base).pvalue)

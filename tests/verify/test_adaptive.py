@@ -33,6 +33,7 @@ FORMS = {
     "lora": LORA,
     "warm, phases": replace(LORA, lora_warm=True, phases=2, phase_documents=5, sgd_chunk=64),
     "tilt": EvalConfig(stride=8, tilt=2.0),
+    "tilt, documents": EvalConfig(stride=8, tilt=2.0, documents="apart"),
 }
 
 
@@ -43,6 +44,15 @@ def text(dataset: Dataset) -> Text:
     tokens = stream.read(0, len(stream))
     begins = np.flatnonzero(tokens == tokenizer.bos_id)[:9]
     return measured(np.concatenate([tokens[b : b + 40] for b in begins]), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def alike(text: Text) -> Text:
+    """Documents that repeat one another and themselves, at places that a window's length does not divide."""
+    documents = np.split(text.tokens, np.flatnonzero(text.tokens == text.tokenizer.bos_id)[1:])
+    phrase = documents[0][1:21]
+    often = [np.concatenate([d[: 1 + n], *[phrase, d[1 : 3 + n]] * 4]) for n, d in enumerate(documents[:5])]
+    return measured(np.concatenate(often), text.tokenizer)
 
 
 def broken(verdict: Verdict) -> set[str]:
@@ -206,3 +216,35 @@ load = Uniform
 def test_too_little_to_try(text: Text) -> None:
     with pytest.raises(UserError, match="no later token"):
         verify_adaptive(lambda: AdaptedGPT(shaken(TINY), SGD), text.first(3), 1, seed=0)
+
+
+@pytest.mark.parametrize("adapt", ["off", "sgd", "lora"])
+def test_a_phrase_of_another_document_is_no_hint(adapt: str, alike: Text) -> None:
+    form = {"off": EvalConfig(stride=8), "sgd": SGD, "lora": LORA}[adapt]
+    settings, gpt = replace(form, tilt=2.0, documents="apart"), shaken(TINY)
+    verdict = verify_adaptive(lambda: AdaptedGPT(gpt, settings), alike, 6, seed=0)
+    assert verdict.valid, verdict
+    plain, hinted = (
+        sum(float(losses.sum()) for _, losses in adapted_losses(gpt, alike, replace(settings, tilt=tilt)))
+        for tilt in (0.0, 2.0)
+    )
+    assert plain != hinted  # phrases of its own document are
+
+
+def test_a_single_document_has_no_others(text: Text) -> None:
+    verdict = verify_adaptive(lambda: AdaptedGPT(shaken(TINY), LORA), text.first(40), 2, seed=0)
+    assert verdict.valid and "documents alone" not in [row.condition for row in verdict.rows]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((np.arange(4), np.zeros((4, 512))), "scores gave ndarray"),
+        ((np.array([1, 99_999]), torch.zeros(2, 512)), "no integers from 0"),
+        ((np.array([0.5]), torch.zeros(1, 512)), "no integers from 0"),
+    ],
+)
+def test_an_answer_of_another_form_is_refused(text: Text, answer: object, message: str) -> None:
+    scorer = type("Scorer", (), {"scores": lambda self, text: iter([answer])})
+    with pytest.raises(UserError, match=message):
+        verify_adaptive(scorer, text, 1, seed=0)

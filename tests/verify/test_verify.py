@@ -387,12 +387,15 @@ def test_a_module_of_one_s_own(
 )
 def test_a_faulty_module_is_one_clear_line(
     text: str, message: str, artifact: Path, dataset: Dataset, own: Callable[[str], Path],
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    assert dispatch(arguments(artifact, dataset, "--module", own(text))) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    file = own(text)
+    monkeypatch.chdir(file.parent)
+    for named in (file, file.name):
+        assert dispatch(arguments(artifact, dataset, "--module", named)) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
