@@ -1,6 +1,7 @@
 """A file to fewer bytes by a model, and back: the whole way of both."""
 
 import hashlib
+import os
 import platform
 import time
 from dataclasses import dataclass, replace
@@ -56,7 +57,7 @@ def compress_file(
     is decoded and compared before it is written. Raises UserError if a setting is out of range, if
     streams take too much memory, or if a decoded byte differs.
     """
-    _refuse_same(source, out)
+    _check_out(source, out)
     if adapt:
         require(dtype != "bfloat16", "--adapt learns in float32, too fine for bfloat16: leave out --dtype")
         dtype = "float32"
@@ -98,7 +99,7 @@ def decompress_file(source: Path, out: Path, target: Target) -> Report:
     Raises UserError, and leaves `out` as it was, if the file is damaged, another model made it, or
     what it decodes to is not its original, which is so where a machine computes other floats.
     """
-    _refuse_same(source, out)
+    _check_out(source, out)
     clock = _Clock()
     data = _read(source)
     try:
@@ -210,7 +211,11 @@ def _start_bits(layout: Layout, step_bits: list[float]) -> float:
     return (layout.streams - 1) * (sum(early) - len(early) * sum(full) / len(full))
 
 
-def _refuse_same(source: Path, out: Path) -> None:
+def _check_out(source: Path, out: Path) -> None:
+    """UserError unless `out` can be written and is not `source`: found out before hours of work."""
+    place = out.parent
+    require(not out.is_dir(), f"{out} is a folder; name a file in it")
+    require(place.is_dir() and os.access(place, os.W_OK), f"cannot write into {place}; name another place")
     require(not out.exists() or not out.samefile(source), f"{out} is the file to be read; name another")
 
 

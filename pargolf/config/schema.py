@@ -47,7 +47,7 @@ class ModelConfig:
     """Logits are softcap * tanh(logits / softcap)."""
     rope_dims: Natural = 0
     """Dimensions of a head that RoPE turns, the first ones; the others know no position. 0: all."""
-    ntk_length: Natural = 0
+    ntk_length: Annotated[int, Bounds(0, 10**9)] = 0
     """Where seq_len is longer than this, rope_base grows with it (NTK rule); 0: nowhere."""
     q_gain: float = 1.5
     """Initial gain of the normalized queries, one learned value a head."""
@@ -59,7 +59,7 @@ class ModelConfig:
     """What a "sparse" gate's logits are multiplied by."""
     value_embed_layers: Natural = 0
     """Number of last layers, at most all, that add an embedding of the token to its values."""
-    value_embed_dim: Count = 128
+    value_embed_dim: Annotated[int, Bounds(1, 65_536)] = 128
     """Width of the values' embedding, before it is projected."""
     key_offset: Share = 0.0
     """Share of the key heads, the first ones, whose keys are those of the token before: one layer then finds
@@ -74,11 +74,11 @@ class ModelConfig:
     smear: Literal["off", "early", "late"] = "off"
     """Mix the token before into each token: by a learned share of each channel ("early"), or by a gate
     computed from the token ("late"). Never across the start of a document."""
-    bigram_rows: Natural = 0
+    bigram_rows: Annotated[int, Bounds(0, 10**9)] = 0
     """Rows of a table that each pair of tokens is hashed into and that is added to the embedding; 0: none."""
-    bigram_dim: Count = 128
+    bigram_dim: Annotated[int, Bounds(1, 65_536)] = 128
     """Width of the table of pairs, before it is projected."""
-    bos_id: Natural = 1
+    bos_id: Annotated[int, Bounds(0, 65_535)] = 1
     """The token that begins a document; must be the tokenizer's. What mixes positions stops there."""
     weight_init: Literal["uniform", "orthogonal"] = "uniform"
     """Initial values of the matrices that do not start at zero."""
@@ -90,11 +90,11 @@ class ModelConfig:
     """How each layer's mix of residual stream and embedding starts, by depth (see model.init)."""
     mix_order: Annotated[int, Bounds(0, 16)] = 2
     """Degree of the polynomial of mix_init "legendre"."""
-    loop_times: Natural = 0
+    loop_times: Annotated[int, Bounds(0, 100)] = 0
     """The layers loop_from .. loop_to are passed through so many more times, one after the other."""
-    loop_from: Natural = 3
+    loop_from: Annotated[int, Bounds(0, 1000)] = 3
     """The first layer that is passed through again."""
-    loop_to: Natural = 5
+    loop_to: Annotated[int, Bounds(0, 1000)] = 5
     """The last layer that is passed through again."""
     ln_scale: bool = False
     """Layer l multiplies what its attention and its MLP read by 1/sqrt(l + 1)."""
@@ -110,7 +110,7 @@ class ModelConfig:
     last (see model.shared); 0: each layer has its own."""
     legendre_mlp: Annotated[int, Bounds(0, 16)] = 0
     """The same of the MLP's matrices."""
-    rotation_rank: Natural = 0
+    rotation_rank: Annotated[int, Bounds(0, 65_536)] = 0
     """Rank of the map from content to the angles that turn attention's input; 0 leaves the rotation out."""
     depth_attention: Literal["off", "softmax", "signed"] = "off"
     """Each layer attends over the outputs of all earlier layers; this replaces mixes and skips."""

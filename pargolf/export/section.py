@@ -100,7 +100,9 @@ def _decode_tensor(
         return floats.float()
     corrections = [parts.pop(part) for part in CORRECTION if part in parts] if export.lqer_rank else []
     for bits in QUANTIZED_BITS:
-        beside, perhaps = (("cols",), ()) if bits == 1 else (LAYOUTS[export.layout], OPTIONAL[export.layout])
+        beside, perhaps = LAYOUTS[export.layout], OPTIONAL[export.layout]
+        if (export.attn_bits == 1 or export.mlp_bits == 1) and bits == 1:
+            beside, perhaps = ("cols",), ()
         needed = {f"int{bits}", "scale", *beside}
         if needed <= parts.keys() <= needed.union(perhaps):
             matrix = _decode_matrix(parts, bits, source, export, most)

@@ -18,7 +18,7 @@ from pargolf.export.artifact import Artifact
 from pargolf.huggingface.tokenizer import tokenizer_files
 from pargolf.model.gpt import GPT
 from pargolf.run.target import Target, load_model
-from pargolf.study.records import read_json
+from pargolf.study.records import is_stale, read_json
 from pargolf.system.errors import UserError
 from pargolf.system.files import new_folder, write_atomic, write_json
 from pargolf.system.templates import render
@@ -93,7 +93,7 @@ def _card(name: str, target: Target, artifact: Artifact, model: GPT) -> str:
     run, result = target.run, None
     if run and target.artifact == run.artifact and run.result.exists():
         result = read_json(run.result)
-        if result.get("bytes_model") != run.artifact.stat().st_size:
+        if result.get("bytes_model") != run.artifact.stat().st_size or is_stale(run, result):
             result = None
     settings = to_dict(target.config) if target.config else {}
     settings |= {"model": to_dict(artifact.model), "export": to_dict(artifact.export)}

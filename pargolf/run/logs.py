@@ -30,6 +30,7 @@ BLOCK_SETTING = re.compile(r"\s+([A-Za-z]\w*): (.*)")
 SEED = re.compile(r"(?<!\S)seed[:=]\s?(\d{1,12})(?!\S)|, seed (\d{1,12})$")
 PARAMETERS = re.compile(rf": ({NUMBER}) parameters,")  # of our own log
 STOP = re.compile(rf"stopping_early: .*train_time:\s?({NUMBER})(ms|s|m)? step:\s?(\d{{1,12}})/")
+LAST_READ = re.compile(r"training text last read at (\d{1,9}\.\d) s of training")  # our own; includes it
 CALIBRATION = re.compile(r"GPTQ:collected \d{1,6} [Hh]essians in (\d{1,9}(?:\.\d{1,9})?)s")
 COUNTS = {
     "val_tokens": re.compile(r"(?:val_tokens:\s?|val_loader:.*\stokens:)(\d{1,12})\b"),
@@ -202,6 +203,8 @@ class _Reader:
             self.stopped_at = int(stop[3])
         elif hessians := CALIBRATION.match(line):
             self.calibration_seconds = (self.calibration_seconds or Decimal(0)) + Decimal(hessians[1])
+        elif (read := LAST_READ.match(line)) and self.train_seconds is not None:
+            self.calibration_seconds = max(Decimal(read[1]) - self.train_seconds, Decimal(0))
         else:
             self._setting(line)
 

@@ -297,7 +297,7 @@ def _paired(groups: Sequence[Group], reference: Group | float) -> list[TTest | N
     ]
     apart = _trained_apart([g for g, pairs in zip((reference, *groups), whole, strict=True) if pairs])
     families = [rows] if apart else [[row] for row in rows]
-    tests = iter([test for family in families for test in paired_tests([first, *family]) or [None]])
+    tests = iter([test for family in families for test in paired_tests([first, *family]) or (None,)])
     return [next(tests, None) if pairs else None for pairs in whole[1:]]
 
 

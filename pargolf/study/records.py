@@ -87,7 +87,11 @@ def read_record(folder: Path) -> RunRecord:
         step_ms=_median_step_ms(timing),
         train_seconds=result.get("train_seconds", timing[-1]["seconds"] if timing else None),
         steps=result.get("steps", metrics[-1]["step"] if metrics else None),
-        stale=_stale(run, result),
+        stale=(
+            f"{run.artifact} is newer than its score; score it with `pargolf eval {run.folder}`"
+            if is_stale(run, result)
+            else ""
+        ),
         preset=preset,
     )
 
@@ -101,12 +105,10 @@ def _as_done(result: dict[str, Any], settings: Settings) -> Settings:
     return {name: value for name, value in told.items() if settings.get(name, "auto") != "auto"}
 
 
-def _stale(run: Run, result: dict[str, Any]) -> str:
-    """A sentence if the artifact is another than the one that was scored, as far as the run tells."""
+def is_stale(run: Run, result: dict[str, Any]) -> bool:
+    """Whether the artifact is another than the one that was scored, as far as the run tells."""
     scored = result.get("artifact_sha256")
-    if not scored or not run.artifact.exists() or sha256_file(run.artifact) == scored:
-        return ""
-    return f"{run.artifact} is newer than its score; score it with `pargolf eval {run.folder}`"
+    return bool(scored) and run.artifact.exists() and sha256_file(run.artifact) != scored
 
 
 def runs_in(folder: Path) -> list[Path]:

@@ -17,11 +17,13 @@ from typing import Any, get_args
 
 from pargolf.bundle.single_file import Form, bundle, in_form
 from pargolf.challenge import RECORD_NATS, UNLIMITED_TRACK
+from pargolf.config.bounds import require_plain
 from pargolf.config.schema import ExportConfig, RunConfig
 from pargolf.config.settings import to_toml
 from pargolf.export.artifact import read_header
 from pargolf.run.folder import Run, first_difference, open_run
 from pargolf.run.log_lines import size_lines
+from pargolf.run.logs import LAST_READ
 from pargolf.run.target import find_target
 from pargolf.study.statistics import p_better_by, why_no_test
 from pargolf.submission.differences import differences
@@ -46,7 +48,7 @@ class About:
 
 @dataclass(frozen=True)
 class SeedRun:
-    """The figures of one finished run: those of its artifact, by the sliding window."""
+    """The figures of one finished run: those of its artifact, by the last of its scores."""
 
     run: Run
     seed: int
@@ -58,6 +60,8 @@ class SeedRun:
     pre_quant_val_bpb: float
     steps: int
     train_seconds: float
+    read_seconds: float
+    """When training text was last read, to calibrate, which the challenge counts as training; 0: not read."""
     bytes_model: int
     parameters: int
     machine: str
@@ -99,6 +103,8 @@ def submit(
     the budget, are valid, and their logs hold their scores; or if `out` already holds something.
     """
     require(bool(folders), "name at least one finished run")
+    for option in ("author", "github_id", "name", "blurb"):
+        require_plain(f"--{option.replace('_', '-')}", getattr(about, option))
     config = _common_config(folders)
     require(
         not config.train.start_from,
@@ -196,6 +202,7 @@ def _read_run(folder: Path) -> SeedRun:
             "val_loss": score["val_loss"], "val_bpb": score["val_bpb"],
             "pre_quant_val_loss": before["val_loss"], "pre_quant_val_bpb": before["val_bpb"],
             "steps": result["steps"], "train_seconds": result["train_seconds"],
+            "read_seconds": float(next(reversed(LAST_READ.findall(log)), 0)),
         }  # fmt: skip
         fits = (result["bytes_model"], result["stride"]) == (len(data), config.eval.stride)
         fits &= result.get("eval", (now := dataclasses.asdict(config.eval))) == now
@@ -204,7 +211,7 @@ def _read_run(folder: Path) -> SeedRun:
         extended = result.get("extended_at")
     except FileNotFoundError as error:
         raise UserError(f"{folder} is not finished: it has no {Path(error.filename).name}; {again}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{run.result} lacks a figure; {again}") from None
     require(not extended, f"{folder} was extended after its end, as no submission's script does")
     header = read_header(data, str(run.artifact))
@@ -255,7 +262,7 @@ def _summary(
         "p_value": _p_value(losses, record_loss),
         "pre_quant_val_loss": mean("pre_quant_val_loss"),
         "pre_quant_val_bpb": mean("pre_quant_val_bpb"),
-        "wallclock_seconds": max(run.train_seconds for run in seeds),
+        "wallclock_seconds": max(max(run.train_seconds, run.read_seconds) for run in seeds),
         "bytes_total": model_bytes + code_bytes,
         "bytes_model": model_bytes,
         "bytes_code": code_bytes,

@@ -156,6 +156,10 @@ def test_a_file_is_not_written_over_itself(text: Path, target: Target) -> None:
     for command in (compress_file, decompress_file):
         with pytest.raises(UserError, match="file to be read"):
             command(text, text, target)
+        with pytest.raises(UserError, match="is a folder"):
+            command(text, text.parent, target)
+        with pytest.raises(UserError, match="cannot write into"):
+            command(text, text.parent / "nowhere/out", target)
     assert text.read_bytes() == before
 
 

@@ -31,6 +31,8 @@ def test_an_adapted_run_is_submitted_and_checked(
     folder = tmp_path / "submission"
     about = ["--author", "A", "--github-id", "G", "--name", "Adapted", "--form", "readable"]
     assert dispatch(["submit", str(run), *about, "--out", str(folder), "--positions", "8"]) == 0
+    readme = (folder / "README.md").read_text()
+    assert "as it learns from what it has scored (`eval.adapt`" in readme and "without learning" in readme
     told = json.loads((folder / "submission.json").read_text())
     assert told["val_bpb"] == pytest.approx(scores["adapted"]["val_bpb"], abs=1e-8)
     assert dispatch(["check", str(folder)]) == 0, capsys.readouterr().out

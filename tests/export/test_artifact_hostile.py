@@ -417,3 +417,28 @@ def test_hostile_blobs_are_refused(raw: bytes) -> None:
     header, payloads = parts(small_artifact())
     for k in (1, 5):
         assert refuses(*with_section(header, payloads, k, raw))
+
+
+@pytest.mark.parametrize("layout", ["bytes", "planes", "range"])
+def test_signs_are_no_part_of_a_file_of_more_bits(layout: Any) -> None:
+    signs = {
+        "int1/a": torch.zeros(4, 1, dtype=torch.uint8), "scale/a": torch.ones(4).half(),
+        "cols/a": torch.tensor([3], dtype=torch.int32),
+    }  # fmt: skip
+    assert refuses(*forged(layout, signs))
+
+
+@pytest.mark.parametrize(
+    "loops",
+    [
+        {"loop_times": 10**9}, {"loop_times": 0, "loop_to": 10**9},
+        {"loop_times": 10**30, "parallel": "lanes"}, {"bigram_rows": 10**30},
+        {"bigram_rows": 10**18, "bigram_dim": 10**6}, {"bos_id": 10**30},
+        {"value_embed_layers": 1, "value_embed_dim": 10**30}, {"rotation_rank": 10**30},
+        {"ntk_length": 10**400},
+    ],
+)  # fmt: skip
+def test_models_of_endless_size_are_refused_before_they_are_built(loops: dict[str, Any]) -> None:
+    header, payloads = parts(small_artifact())
+    header["model"] |= loops
+    assert refuses(header, payloads)

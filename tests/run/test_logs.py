@@ -229,3 +229,11 @@ def test_a_time_of_any_speed_is_read(speed: str) -> None:
 def test_what_is_no_log_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="no line of it reads"):
         parse_log(text)
+
+
+def test_our_calibration_is_counted_as_published_ones_are() -> None:
+    log = parse_log(
+        "step:9/9 val_loss:2.0000 val_bpb:1.1000 train_time:595000ms\n"
+        "training text last read at 603.5 s of training\n"
+    )
+    assert (log.train_seconds, log.calibration_seconds) == (595, 8.5)
