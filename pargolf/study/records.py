@@ -102,6 +102,8 @@ def _as_done(result: dict[str, Any], settings: Settings) -> Settings:
     "auto" stays: what it chooses in each run does not tell runs apart.
     """
     told = flatten({section: result.get(section) for section in ("export", "eval")})
+    if settings.get("export.codec") == "auto":
+        told.pop("export.level", None)  # goes with the codec
     return {name: value for name, value in told.items() if settings.get(name, "auto") != "auto"}
 
 

@@ -51,11 +51,12 @@ def test_what_was_done_counts_and_not_what_was_set(tmp_path: Path) -> None:
     config["export"]["codec"] = "auto"
     done = {
         "artifact": {"sliding": SCORE, "adapted": {**SCORE, "val_bpb": 1.1}},
-        "eval": {"adapt": "lora", "younger": 1}, "export": {"codec": "zstd", "attn_bits": 3},
+        "eval": {"adapt": "lora", "younger": 1}, "export": {"codec": "lzma", "level": 9, "attn_bits": 3},
     }  # fmt: skip
     record = read_record(folder(tmp_path, config=config, result=RESULT | done))
     assert (record.val_bpb, record.settings["eval.adapt"]) == (1.1, "lora")
-    assert (record.settings["export.codec"], record.settings["export.attn_bits"]) == ("auto", 3)
+    packed = [record.settings[f"export.{name}"] for name in ("codec", "level", "attn_bits")]
+    assert packed == ["auto", config["export"]["level"], 3]
     assert "eval.younger" not in record.settings
     plain = read_record(folder(tmp_path, "plain", config=config, result=RESULT))
     assert len(group_records([record, plain])) == 2
