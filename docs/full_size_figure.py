@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from pargolf.analysis.figures import on_paper, svg, theme
 from pargolf.run.folder import open_run
 
+COLORS = 6  # of the theme; further runs are dashed
+
 
 def looks(folder: Path) -> list[tuple[float, float]]:
     """Millions of tokens and val_bpb at each look at the validation text."""
@@ -23,8 +25,9 @@ def figure(folders: list[Path]) -> Figure:
     with theme():
         drawn = Figure((6.6, 3.4), layout="constrained")
         axes = drawn.subplots()
-        for folder in folders:
-            axes.plot(*zip(*looks(folder), strict=True), ".-", label=folder.name)
+        for number, folder in enumerate(folders):
+            line = ".-" if number < COLORS else ".--"
+            axes.plot(*zip(*looks(folder), strict=True), line, label=folder.name)
         axes.set(xlabel="millions of tokens", title="bits per byte of 14 unseen articles")
         axes.legend()
     return drawn
