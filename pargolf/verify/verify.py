@@ -17,7 +17,7 @@ from torch import Tensor
 from pargolf.config.schema import EvalConfig
 from pargolf.data.text import Text
 from pargolf.run.target import Target
-from pargolf.score.windows import check_stride, windows
+from pargolf.score.windows import check_stride, document_windows, windows
 from pargolf.system import distributed
 from pargolf.system.console import Bar
 from pargolf.system.errors import UserError
@@ -99,8 +99,11 @@ def verify(
     positions: int = 64,
     seed: int = 0,
     progress: OnProgress = unseen,
+    apart: bool = False,
 ) -> Verdict:
     """Try each condition on a model that is scored on `text`, windows every `stride`.
+
+    With `apart` they are those of each document alone.
 
     `load` gives the model as freshly read from its artifact, and is called several times.
     `positions` windows are drawn by `seed`, and a future is changed in each. `progress` is called
@@ -147,7 +150,7 @@ def verify(
                 leak,
             ),
             compared("one pass", scored, f"{scored:,} tokens scored again, last windows first", kept),
-            _accounting(model, text, stride),
+            _accounting(model, text, stride, apart),
         )
     )
 
@@ -199,10 +202,11 @@ def _kept(fresh: Fresh, chunks: list[Trials]) -> float:
     )
 
 
-def _accounting(model: ModelUnderTest, text: Text, stride: int) -> Condition:
+def _accounting(model: ModelUnderTest, text: Text, stride: int, apart: bool) -> Condition:
     """Count the whole stream as `score` does: each token once, and the bytes of its text."""
     wanted = bytes_of_text(text)
-    plan = windows(len(text) - 1, model.seq_len, stride)
+    stream = windows(len(text) - 1, model.seq_len, stride)
+    plan = document_windows(text, model.seq_len, stride) if apart else stream
     seen, counted = np.zeros(len(text), np.int32), 0
     for window in plan:
         seen[window.targets] += 1
@@ -244,7 +248,7 @@ def verify_target(
                 return verify(theirs, text, settings.stride, positions, seed, bar)
         if settings.adapt == "off" and not settings.tilt:
             own = partial(load_own, target, device, settings.stride)
-            return verify(own, text, settings.stride, positions, seed, bar)
+            return verify(own, text, settings.stride, positions, seed, bar, settings.documents == "apart")
         learning = partial(load_adapted, target, device, settings)
         return verify_adaptive(learning, sample_of(text, settings), trials_of(positions), seed, bar)
 

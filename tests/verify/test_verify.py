@@ -275,6 +275,15 @@ def test_a_tail_scored_twice_is_caught(text: Text, monkeypatch: pytest.MonkeyPat
     assert "1 to 2 times" in verdict.rows[-1].measured
 
 
+def test_the_plan_that_is_proved_is_the_one_that_scores(text: Text) -> None:
+    for apart, plan in (
+        (False, module.windows(len(text) - 1, 32, 8)),
+        (True, module.document_windows(text, 32, 8)),
+    ):
+        accounting = verify(Honest, text, 8, positions=4, apart=apart).rows[-1]
+        assert accounting.holds and f"once each by {len(plan):,} windows" in accounting.measured
+
+
 def test_a_part_of_the_vocabulary_is_refused(text: Text) -> None:
     class OnlyTheTarget(Honest):
         def logprobs(self, rows: Tensor) -> Tensor:
