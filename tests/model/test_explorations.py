@@ -251,7 +251,7 @@ def test_a_start_from_another_shape_is_refused() -> None:
     [
         ({"k_rank": 13}, "model.k_rank must be in 0..12"),
         ({"fc_rank": 25}, "model.fc_rank must be in 0..24"),
-        ({"rotation_rank": -1}, "model.rotation_rank must be at least 0, is -1"),
+        ({"rotation_rank": -1}, "model.rotation_rank must be in 0..65536, is -1"),
         ({"mix_order": 99}, "model.mix_order must be in 0..16"),
         ({"depth_attention": "signed", "mix_init": "sigmoid"}, "model.depth_attention replaces it"),
     ],
